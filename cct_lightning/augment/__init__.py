@@ -1,0 +1,35 @@
+"""Augmentation: what happens to a sample (``sample``, on numpy images) and to a batch (``batch``, on tensors, on the device)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of the training images, in the order in which it is applied.
+
+    Args:
+        crop_scale: Area of the random crop, as (least, most) share of the image's; it is resized to image_size. null: no crop.
+        shift: Random shift by up to this many pixels in each direction; what comes in is black.
+        flip: Probability of a horizontal flip.
+        policy: randaugment, trivialaugment or none.
+        ops: Operations that RandAugment applies to an image, each with probability 0.5.
+        magnitude: Strength of RandAugment's operations, 0 to 10.
+        magnitude_std: Standard deviation of the strength, drawn for each operation.
+        erase: Probability of replacing a random rectangle (2 to 33 % of the area) by noise.
+        mixup: Both parameters of the beta distribution of MixUp's weight; 0: no MixUp.
+        cutmix: The same for CutMix; 0: no CutMix. Where both are on, each batch draws one of them with equal chances.
+        mix_off_epoch: Epoch from which MixUp and CutMix are off; 0: never.
+    """
+
+    crop_scale: tuple[float, float] | None = None
+    shift: int = 0
+    flip: float = 0.0
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    ops: int = 2
+    magnitude: float = 9.0
+    magnitude_std: float = 0.5
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_off_epoch: int = 0

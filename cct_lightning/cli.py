@@ -1,0 +1,317 @@
+"""``cct fit``, ``test`` and ``validate``: LightningCLI with flat groups, short errors, a run folder and a summary."""
+
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from cct_lightning.callbacks import Throughput
+from cct_lightning.checkpoints import KEY, read_checkpoint
+from cct_lightning.data import ImageDataModule
+from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.keys import FROM_DATA, known_keys
+from cct_lightning.models import count_flops
+from cct_lightning.module import LitClassifier
+from cct_lightning.tracking import CheckpointConfig, WandbConfig, make_run_dir, wandb_logger
+
+# Harmless messages, by their words. Nothing else is hidden.
+HARMLESS_WARNINGS = (
+    r".*does not have many workers.*",  # images in memory are faster without
+    r".*LeafSpec.*is deprecated.*",  # Lightning 2.6 with torch 2.15
+    r".*Experiment logs directory .* exists and is not empty.*",  # the run folder is this run's own
+    r".*The number of training batches \(\d+\) is smaller than the logging interval.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*Starting from v1\.9\.0, `tensorboardX`.*",
+)
+HARMLESS_MESSAGES = ("💡 Tip", "GPU available", "TPU available", "HPU available", "Seed set to", "to estimate number of stepping batches", "`Trainer.fit` stopped")
+
+
+class _WithoutTips(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not any(text in record.getMessage() for text in HARMLESS_MESSAGES)
+
+
+def quieten() -> None:
+    """Filters the known harmless messages of Lightning, by name."""
+    for pattern in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_WithoutTips())
+
+
+def shorten(message: str) -> str:
+    """Cuts the parser's message down to what is wrong: the key and the value, without what each member of a union objects to."""
+    message = re.sub(r"\s+", " ", message.replace("\n", " ")).strip()
+    if found := re.search(r'Parser key "([\w.]+)": (.*)', message):
+        key, rest = found.groups()
+        key = re.sub(r"^(fit|test|validate)\.", "", key)
+        rest = re.sub(r"^Problem with given class_path", "no such class, or it does not fit: class_path", rest)
+        known = known_keys().get(key)
+        kind = f" It takes {known.type.replace('Literal', 'one of ').replace(' | None', ' or null')}." if known and known.type else ""
+        value = re.search(r"Given value type: .*?; (?:Got|given) value: ([^.]*)|Got value: (\S+)", rest)
+        shown = f" {value[1] or value[2]}" if value else ""
+        first = rest.split(" Given value")[0].split(" - ")[0].split(" Subtypes")[0][:200]
+        return f"{key}:{shown} {first}.{kind}".replace("..", ".")
+    return message[:400]
+
+
+class Parser(LightningArgumentParser):
+    """Ends with one short error instead of 55 lines of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if os.environ.get("CCT_DEBUG") == "1":
+            raise InputError(message) from ex
+        if found := re.search(r"Key '?([\w.]+)'? is not expected|[Uu]nrecognized arguments: (?:--)?([\w.]+)|does not accept option '?(?:--)?([\w.]+)", message):
+            key = re.sub(r"^(fit|test|validate)\.", "", next(filter(None, found.groups())))
+            if key.removeprefix("model.") in FROM_DATA:
+                raise InputError(f"{key} flows from the data to the model: set it there (data.image_size), or leave it out.")
+            raise InputError(f"there is no key {key!r} here.{did_you_mean(key, known_keys(), listed=0)}")
+        raise InputError(shorten(message))
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the whole configuration into the run folder, the checkpoints and W&B."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if self.already_saved or stage != "fit":
+            return
+        self.already_saved = True
+        text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        recipe = yaml.safe_load(text)
+        pl_module.recipe = recipe
+        if trainer.is_global_zero:
+            Path(trainer.default_root_dir, self.config_filename).write_text(text, encoding="utf-8")
+            for logger in trainer.loggers:
+                if not isinstance(logger, CSVLogger):
+                    logger.log_hyperparams(recipe)
+
+
+class CLI(LightningCLI):
+    """The command line on our module and data module; no class_path is needed for either."""
+
+    trainer: Trainer
+    model: LitClassifier
+    datamodule: ImageDataModule
+    run_dir: Path
+    _parsing: str  # the command whose parser is being built
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skip = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": skip | {"train_dataloaders", "val_dataloaders", "ckpt_path"},
+            "validate": skip | {"dataloaders", "verbose"},
+            "test": skip | {"dataloaders", "verbose"},
+        }
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        self._parsing = subcommand
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.add_class_arguments(LitClassifier, "model", fail_untyped=False, sub_configs=True, skip={"model"})
+        parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False, sub_configs=True)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(WandbConfig, "wandb")
+        parser.add_class_arguments(CheckpointConfig, "checkpoint")
+        if self._parsing == "fit":
+            for name in FROM_DATA:
+                parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning 2.6 lets hyper-parameters in the checkpoint beat the command line here; nothing of that."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            paths = config.get("config") or []
+            self.run_dir = make_run_dir(Path(str(paths[0])).stem if paths else "run")
+            config.trainer.default_root_dir = str(self.run_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(**kwargs)
+        config = self.config_init[self.subcommand]
+        given = config.trainer.logger
+        loggers: list[Logger] = [] if given in (None, True, False) else list(given) if isinstance(given, (list, tuple)) else [given]
+        loggers.append(CSVLogger(self.run_dir, name="", version=""))
+        if (logger := wandb_logger(config.wandb, self.run_dir, f"{self.run_dir.parent.name}-{self.run_dir.name}")) is not None:
+            loggers.append(logger)
+        self.trainer_defaults["callbacks"] = self._callbacks(config)
+        return super().instantiate_trainer(logger=loggers, **kwargs)
+
+    def _callbacks(self, config: Any) -> list[Callback]:
+        """The callbacks of every run: images per second, and the best and the last checkpoint, each on its own so that last is the last."""
+        self.throughput = Throughput()
+        self.best: ModelCheckpoint | None = None
+        callbacks: list[Callback] = [self.throughput]
+        if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
+            folder = self.run_dir / "checkpoints"
+            if self.datamodule.has_validation and config.trainer.limit_val_batches != 0:
+                keep = config.checkpoint
+                self.best = ModelCheckpoint(folder, "best", monitor=keep.monitor, mode=keep.mode, enable_version_counter=False)
+                callbacks.append(self.best)
+            callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
+        return callbacks
+
+    def before_fit(self) -> None:
+        self._flops = count_flops(self.model.model)
+        self._began = time.perf_counter()
+
+    def after_fit(self) -> None:
+        """Measures the test images, once, with the best weights; writes and prints the summary."""
+        seconds = time.perf_counter() - self._began
+        trainer = self.trainer
+        last = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        epochs, steps = trainer.current_epoch, trainer.global_step
+        best_path = self.best.best_model_path if self.best else ""
+        tested: Mapping[str, float] = {}
+        if self.datamodule.has_test and trainer.limit_test_batches != 0 and not trainer.interrupted:
+            tested = trainer.test(self.model, self.datamodule, ckpt_path=best_path or None, verbose=False, weights_only=True)[0]
+        best = float(self.best.best_model_score) if self.best and self.best.best_model_score is not None else None
+        monitor = self.config.fit.checkpoint.monitor
+        summary = {
+            "recipe": self.run_dir.parent.name,
+            "run_dir": str(self.run_dir),
+            "val_accuracy": best if monitor == "val/accuracy" else last.get("val/accuracy"),
+            "val_accuracy_last": last.get("val/accuracy"),
+            "test_accuracy": tested.get("test/accuracy"),
+            "test": {name.removeprefix("test/"): value for name, value in tested.items()},
+            "num_parameters": sum(p.numel() for p in self.model.model.parameters()),
+            "flops_per_image": self._flops,
+            "images_per_second": self.throughput.images_per_second,
+            "seconds": seconds,
+            "epochs": epochs,
+            "steps": steps,
+            "best_checkpoint": best_path or None,
+            "device": _device_name(trainer),
+            "devices": trainer.world_size,
+            "seed": self.config.fit.seed_everything,
+            "finished": not trainer.interrupted,
+        }
+        if trainer.is_global_zero:
+            path = self.run_dir / "summary.json"
+            path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            print(describe(summary, self.model))
+
+    def after_test(self) -> None:
+        self._print_measures("test")
+
+    def after_validate(self) -> None:
+        self._print_measures("val")
+
+    @rank_zero_only
+    def _print_measures(self, stage: str) -> None:
+        measures = {name.split("/")[1]: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
+        print("  ".join(f"{name} {value:.4f}" for name, value in measures.items()))
+        checkpoint = Path(self.config[self.subcommand].ckpt_path or "")
+        if checkpoint.is_file():
+            path = checkpoint.with_name(f"{checkpoint.stem}-{stage}.json")
+            path.write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
+            print(f"written to {path}")
+
+
+def _device_name(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def describe(summary: Mapping[str, Any], model: LitClassifier) -> str:
+    """Returns the summary as it is printed at the end of a run: results, where the files are, what to type next."""
+    run_dir, speed = summary["run_dir"], summary["images_per_second"]
+    best = summary["best_checkpoint"]
+    test = _percent(summary["test_accuracy"]) + (f" with the {'best' if best else 'last'} weights" if summary["test_accuracy"] is not None else "")
+    config = model.model_config
+    flops = summary["flops_per_image"]
+    lines = [
+        "",
+        f"{summary['recipe']}: {config['arch']}, {summary['epochs']} epochs ({summary['steps']} steps) in {summary['seconds']:.1f} s on {summary['device']}"
+        + ("" if summary["finished"] else " (interrupted)"),
+        f"  validation accuracy  best {_percent(summary['val_accuracy'])}, last {_percent(summary['val_accuracy_last'])}",
+        f"  test accuracy        {test}",
+        f"  network              {summary['num_parameters']:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
+        if flops
+        else f"  network              {summary['num_parameters']:,} parameters",
+        f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)",
+        f"  files                {run_dir}: config.yaml, metrics.csv, summary.json" + (", checkpoints/best.ckpt, last.ckpt" if best else ""),
+    ]
+    if best:
+        lines += ["next", f"  cct test {best}", f"  cct fit -c {run_dir}/config.yaml --seed_everything 1"]
+    return "\n".join(lines)
+
+
+def from_checkpoint(arguments: list[str], folder: Path) -> list[str]:
+    """Turns ``test CHECKPOINT [flags]`` into LightningCLI's arguments: the checkpoint's own recipe first, so that flags win.
+
+    Raises:
+        InputError: The file is no checkpoint of ours, or was not written by a recipe.
+    """
+    command, *rest = arguments
+    position = next((i for i, word in enumerate(rest) if word.endswith(".ckpt") and not (i and rest[i - 1].startswith("--"))), None)
+    if position is None:
+        return arguments
+    checkpoint = rest.pop(position)
+    about = read_checkpoint(checkpoint).get(KEY)
+    if not isinstance(about, Mapping) or not about.get("recipe") or not about.get("model"):
+        raise InputError(f"{checkpoint} does not hold the recipe it was trained with: name one, cct {command} -c RECIPE --ckpt_path {checkpoint}")
+    recipe = about["recipe"]
+    known = {
+        "seed_everything": recipe["seed_everything"],
+        "model": {**about["model"], "pretrained": None},
+        "data": recipe["data"],
+        "trainer": {"precision": recipe["trainer"]["precision"], "accelerator": recipe["trainer"]["accelerator"], "devices": 1, "logger": False},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(known), encoding="utf-8")
+    return [command, "--config", str(path), *rest, "--ckpt_path", checkpoint]
+
+
+def run(arguments: list[str]) -> None:
+    """Runs a command whose arguments the front has checked.
+
+    Raises:
+        InputError: Anything the user can mend.
+    """
+    quieten()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if arguments[0] != "fit":
+                arguments = from_checkpoint(arguments, Path(folder))
+            sys.argv[1:] = arguments  # what is parsed, and what a launch of more processes repeats
+            CLI(
+                LitClassifier,
+                ImageDataModule,
+                save_config_callback=SaveConfig,
+                seed_everything_default=0,
+                parser_class=Parser,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+    except MisconfigurationException as error:
+        raise InputError(str(error)) from error
+    except InputError as error:
+        if "Original Traceback" in str(error):  # a DataLoader worker wraps the message in its traceback
+            raise InputError(str(error).rsplit("InputError: ", 1)[-1]) from error
+        raise

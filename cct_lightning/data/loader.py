@@ -1,0 +1,117 @@
+"""Batches by index: a sampler that says which images make up a batch, and a data set that cuts them out."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from cct_lightning.augment.sample import SampleAugment, fit
+from cct_lightning.data.sets import Split, decode
+from cct_lightning.randomness import generator
+
+
+class BatchKey(NamedTuple):
+    """Which images make up a batch on one device: the number counts the global batches of an epoch, indices are the data set's own."""
+
+    epoch: int
+    number: int
+    indices: list[int]
+
+
+class Batch(NamedTuple):
+    """One batch on one device: images (B, C, H, W), uint8 until they are on it; targets (B,); index (B,) in the data set."""
+
+    images: Tensor
+    targets: Tensor
+    index: Tensor
+    epoch: int
+    number: int
+
+
+class KeyedSampler(DistributedSampler[BatchKey]):
+    """Yields the batches of one device: its consecutive share of every global batch. The order follows from (seed, epoch) alone.
+
+    Training takes full batches, so fewer than batch_size images are left out of an epoch, others in each. Evaluation takes every image
+    once, in order, in batches of nearly equal size, so that all devices make the same number of steps. It is a ``DistributedSampler``
+    only so that Lightning, which would put its own in its place, leaves it alone.
+
+    Args:
+        indices: The images, by their index in the data set.
+        batch_size: Images in a global batch.
+        seed: The run's.
+        train: Shuffle, and drop the last partial batch.
+        rank: Number of this device.
+        world_size: Number of devices.
+    """
+
+    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, train: bool, rank: int = 0, world_size: int = 1) -> None:
+        self.indices, self.batch_size, self.train = indices, batch_size, train
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.indices) // self.batch_size if self.train else -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[BatchKey]:  # type: ignore[override]
+        order = self.indices
+        if self.train:
+            order = order[torch.randperm(len(order), generator=generator(self.seed, "order", self.epoch)).numpy()]
+            batches = np.split(order[: len(self) * self.batch_size], len(self))
+        else:
+            batches = np.array_split(order, len(self))
+        for number, batch in enumerate(batches):
+            share = np.array_split(batch, self.world_size)[self.rank]
+            yield BatchKey(self.epoch, number, share.tolist())
+
+
+class BatchDataset(Dataset[Batch]):
+    """Cuts batches out of a split.
+
+    Args:
+        split: Arrays or files.
+        image_size: (H, W) of the batches, pixels.
+        in_chans: C.
+        augment: For training; None resizes and takes the centre.
+        crop_pct: Share of the image that the centre shows, for evaluation.
+    """
+
+    def __init__(
+        self, split: Split, image_size: tuple[int, int], in_chans: int, augment: SampleAugment | None = None, crop_pct: float = 1.0
+    ) -> None:
+        self.split, self.image_size, self.in_chans, self.augment, self.crop_pct = split, image_size, in_chans, augment, crop_pct
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, batch: BatchKey) -> Batch:
+        images = np.empty((len(batch.indices), *self.image_size, self.in_chans), np.uint8)
+        for row, index in enumerate(batch.indices):
+            image = decode(self.split.images[index], self.in_chans)
+            images[row] = self.augment(image, batch.epoch, index) if self.augment else fit(image, self.image_size, self.crop_pct)
+        # (B, H, W, C) in memory is channels_last for torch, the layout convolutions like best
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        index = torch.tensor(batch.indices, dtype=torch.int64)
+        return Batch(pixels, torch.from_numpy(self.split.targets[batch.indices].astype(np.int64)), index, batch.epoch, batch.number)
+
+
+def make_loader(dataset: BatchDataset, sampler: KeyedSampler, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
+    """Builds the DataLoader: the sampler names whole batches, so nothing is collated."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        collate_fn=_as_it_is,
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

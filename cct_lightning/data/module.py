@@ -1,0 +1,228 @@
+"""The LightningDataModule: which images are for what, and how they reach the device."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import numpy as np
+import PIL.Image
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader
+
+from cct_lightning.augment import AugmentConfig
+from cct_lightning.augment.batch import draw_mix, mix_batch, normalize
+from cct_lightning.augment.sample import SampleAugment, fit
+from cct_lightning.data.loader import Batch, BatchDataset, KeyedSampler, make_loader
+from cct_lightning.data.sets import DATASETS, Split, decode, folder_class_names, named_folder, read_split, split_folder
+from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.randomness import generator
+
+HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Labelled images for training, validation and test.
+
+    Batches are ``Batch``: images float, normalised, on the device; targets class indices (B,), while MixUp or CutMix is on
+    probabilities (B, K). The validation images are never the test's; where a data set brings no validation split, a stratified part of
+    the training images is set aside.
+
+    Args:
+        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, flowers102 or image_folder.
+        root: Folder where the data set lies or is downloaded to; for image_folder the folder of class folders.
+        batch_size: Images in a training batch, over all devices.
+        image_size: Side of the images given to the network, or height and width, pixels; null: the data set's own.
+        cache: host keeps decoded images in memory, none reads them each time; auto: in memory up to 4 GiB.
+        val_fraction: Share of each class of the training images that is set aside for validation, where the set brings none.
+        test_fraction: Share set aside for the test before that, where the data set is one heap (digits, a folder without splits).
+        split_seed: Seed of these splits; apart from the run's, so that all runs are tested on the same images.
+        fraction: Share of each class of the training images that is used.
+        per_class: Number of training images of each class that is used; null: all that fraction leaves.
+        crop_pct: Share of the image that evaluation sees, along each side; the rest is cut off.
+        augment: Augmentation of the training images.
+        num_workers: Processes that read images; null: none for images in memory of up to 64 pixels, else one for each core but one.
+        seed: Of order and augmentation; null: the run's.
+
+    Raises:
+        InputError: An unknown data set, a missing folder, a share out of range, images that can't be read.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        root: str = "~/.cache/cct-lightning",
+        batch_size: int = 128,
+        image_size: int | tuple[int, int] | None = None,
+        cache: Literal["auto", "host", "none"] = "auto",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        fraction: float = 1.0,
+        per_class: int | None = None,
+        crop_pct: float = 1.0,
+        augment: AugmentConfig = AugmentConfig(),
+        num_workers: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if dataset not in DATASETS:
+            raise InputError(f"data.dataset={dataset!r} is unknown.{did_you_mean(dataset, DATASETS)}")
+        for name, value, low in (("val_fraction", val_fraction, 0.0), ("test_fraction", test_fraction, 0.0), ("fraction", fraction, 1e-9)):
+            if not low <= value <= 1.0:
+                raise InputError(f"data.{name}={value} is out of range: a share between 0 and 1{' (not 0)' if low else ''}.")
+        if batch_size < 1 or (per_class is not None and per_class < 1):
+            raise InputError(f"data.batch_size={batch_size} and data.per_class={per_class} must be 1 or more.")
+        about = DATASETS[dataset]
+        self.dataset, self.root, self.about = dataset, Path(root).expanduser(), about
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size or about.image_size
+        if size is None:
+            raise InputError(f"data.image_size is not given, and the images of {dataset} differ in size: give the side in pixels, such as 224.")
+        self.image_size: tuple[int, int] = (size[0], size[1])
+        self.in_chans, self.mean, self.std = len(about.mean), list(about.mean), list(about.std)
+        self.folder = folder = self.root if dataset == "image_folder" else named_folder(dataset, self.root)
+        names = about.class_names or (folder_class_names(folder) if folder else [str(i) for i in range(about.num_classes or 0)])
+        self.class_names = list(names)
+        self.num_classes = len(self.class_names)
+        self.batch_size, self.cache, self.crop_pct, self.num_workers = batch_size, cache, crop_pct, num_workers
+        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+        self.fraction, self.per_class, self.augment = fraction, per_class, augment
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.splits: dict[str, tuple[Split, np.ndarray]] = {}  # images, and which of them are meant
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation images: the set's own, or set aside."""
+        return self.val_fraction > 0 or self._has_own("val")
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are test images: the set's own, or set aside."""
+        return self._has_own("test") or (self.test_fraction > 0 and not self._has_own("val"))
+
+    def _has_own(self, split: str) -> bool:
+        if self.folder is not None:
+            return split_folder(self.folder, split) is not None
+        return split in self.about.own_splits
+
+    def prepare_data(self) -> None:
+        """Downloads the data set where it is missing; on one process of each machine."""
+        for split in ("train", "test"):
+            read_split(self.dataset, self.root, split, download=True)
+
+    def setup(self, stage: str) -> None:
+        """Reads the images and divides them."""
+        if self.splits:
+            return
+        read = {split: read_split(self.dataset, self.root, split) for split in ("train", "val", "test")}
+        assert (train := read["train"]) is not None
+        kept = np.arange(len(train))
+        one_heap = read["val"] is None and read["test"] is None
+        if one_heap and self.test_fraction:
+            test, kept = self._set_aside(train, kept, self.test_fraction, "test")
+            read["test"] = Split(train.images, train.targets)
+            self.splits["test"] = (read["test"], test)
+        elif read["test"] is not None:
+            self.splits["test"] = (read["test"], np.arange(len(read["test"])))
+        if read["val"] is not None:
+            self.splits["val"] = (read["val"], np.arange(len(read["val"])))
+        elif self.val_fraction:
+            val, kept = self._set_aside(train, kept, self.val_fraction, "val")
+            self.splits["val"] = (train, val)
+        self.splits["train"] = (train, self._subset(train, kept))
+        self._cache_splits()
+
+    def _order(self, label: int, members: np.ndarray, purpose: str) -> np.ndarray:
+        """Shuffles the images of a class, the same way for every size of a subset, so that small ones lie in larger ones."""
+        return members[torch.randperm(len(members), generator=generator(self.split_seed, purpose, label)).numpy()]
+
+    def _set_aside(self, split: Split, kept: np.ndarray, share: float, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+        """Takes the share of each class out of ``kept``; returns (taken, left), sorted. At least one image of each class stays left."""
+        taken = []
+        for label in np.unique(split.targets[kept]):
+            members = self._order(int(label), kept[split.targets[kept] == label], purpose)
+            taken.append(members[: min(max(round(share * len(members)), 1), len(members) - 1)])
+        out = np.sort(np.concatenate(taken))
+        if not len(out):
+            raise InputError(f"data.root={self.root}: no class has two images, so none can be set aside for {purpose}; give a {purpose} folder.")
+        return out, np.setdiff1d(kept, out)
+
+    def _subset(self, split: Split, kept: np.ndarray) -> np.ndarray:
+        if self.fraction == 1.0 and self.per_class is None:
+            return kept
+        chosen = []
+        for label in np.unique(split.targets[kept]):
+            members = self._order(int(label), kept[split.targets[kept] == label], "subset")
+            chosen.append(members[: min(max(round(self.fraction * len(members)), 1), self.per_class or len(members))])
+        return np.sort(np.concatenate(chosen))
+
+    def _cache_splits(self) -> None:
+        """Decodes what fits into memory; arrays are brought to the network's size once."""
+        for name, (split, chosen) in self.splits.items():
+            images = split.images
+            if isinstance(images, np.ndarray):
+                if images.shape[1:3] != self.image_size:
+                    images = np.stack([fit(image, self.image_size) for image in images])
+            elif self.cache != "none" and (self.cache == "host" or self._decoded_bytes(images) <= HOST_CACHE_BYTES):
+                images = [decode(image, self.in_chans) for image in images]
+            self.splits[name] = (Split(images, split.targets), chosen)
+
+    def _decoded_bytes(self, files: object) -> int:
+        """Sums the size of the decoded images, read off the files' headers; finds the files that are no images on the way."""
+        total = 0
+        for file in files:  # type: ignore[attr-defined]
+            try:
+                with PIL.Image.open(file) as image:
+                    total += image.width * image.height * self.in_chans
+            except (OSError, SyntaxError, ValueError) as error:
+                raise InputError(f"{file} can't be read as an image ({str(error).splitlines()[0][:60]}): mend it or move it out of the data set.") from None
+            if total > HOST_CACHE_BYTES:
+                break
+        return total
+
+    def _loader(self, stage: str, train: bool = False) -> DataLoader[Batch]:
+        split, chosen = self.splits[stage]
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        batch_size = self.batch_size
+        mixes = train and (self.augment.mixup or self.augment.cutmix)
+        if train:
+            if batch_size % (2 * world if mixes else world):
+                rule = "an even number for each device, because neighbours are mixed" if mixes else "a multiple of it"
+                raise InputError(f"data.batch_size={batch_size} is over all devices, and there are {world}: it must be {rule}.")
+            if len(chosen) < batch_size:
+                batch_size = max(len(chosen) // (2 * world) * 2 * world, world)
+                rank_zero_info(f"data.batch_size={self.batch_size} is more than the {len(chosen)} training images: using {batch_size}.")
+        if len(chosen) < world:
+            raise InputError(f"The {stage} split has {len(chosen)} image(s), fewer than the {world} devices.")
+        augment = SampleAugment(self.augment, self.image_size, tuple(self.mean), tuple(self.std), self.seed) if train else None
+        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct)
+        sampler = KeyedSampler(chosen, batch_size, self.seed, train, rank, world)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return make_loader(dataset, sampler, self._workers(split), pin_memory=on_gpu)
+
+    def _workers(self, split: Split) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        in_memory = isinstance(split.images[0], np.ndarray)
+        return 0 if in_memory and max(self.image_size) <= 64 else min(max(len(os.sched_getaffinity(0)) - 1, 1), 8)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("train", train=True)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        return self._loader("val") if "val" in self.splits else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        if "test" not in self.splits:
+            raise InputError(f"data.root={self.root} has no test folder: add one, or use `cct validate`.")
+        return self._loader("test")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalises on the device, and mixes neighbours while training."""
+        images, targets = normalize(batch.images, self.mean, self.std), batch.targets
+        if self.trainer is not None and self.trainer.training:
+            drawn = draw_mix(self.augment, self.seed, batch.epoch, batch.number)
+            if drawn is not None:
+                images, targets = mix_batch(images, targets, self.num_classes, drawn)
+        return batch._replace(images=images, targets=targets)

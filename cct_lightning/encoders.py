@@ -1,0 +1,325 @@
+"""Encoders turn images into tokens.
+
+The letters of every shape in this project: B images in a batch; C channels, H x W pixels of an image; N patch tokens, laid out as a
+grid of h x w; P prefix tokens (class token, registers) before them; D width of a token; K classes. Images are float and normalised
+unless a docstring says uint8 (0..255).
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, DropPath, Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cct_lightning.errors import InputError
+from cct_lightning.randomness import initialise
+from cct_lightning.randomness import key as randomness_key
+from cct_lightning.tokenizers import Tokenizer
+
+ClassToken = Literal["none", "full", "read_only"]
+Position = Literal["learned", "sine", "none"]
+
+
+class Tokens(NamedTuple):
+    """What an encoder makes of images: prefix tokens (B, P, D), where P may be 0, and patch tokens (B, N, D)."""
+
+    prefix: Tensor
+    patches: Tensor
+
+
+class Encoder(nn.Module, ABC):
+    """Turns images (B, C, H, W) into ``Tokens`` of one width.
+
+    Attributes:
+        image_size: (H, W), pixels; images of another size are refused.
+        in_chans: C.
+        grid_size: (h, w) of the patch tokens.
+        embed_dim: D.
+        num_heads: Heads of the attention, which poolings take over.
+        num_prefix_tokens: P.
+        class_token: ``none``; ``full``, the first prefix token takes part in every layer; ``read_only``, it reads but is not read.
+    """
+
+    image_size: tuple[int, int]
+    in_chans: int
+    grid_size: tuple[int, int]
+    embed_dim: int
+    num_heads: int
+    num_prefix_tokens: int
+    class_token: ClassToken
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tokens: ...
+
+
+# How attention is computed: the first row whose device, dtype and length fit. Stated, never timed at start-up: a resumed run must
+# choose the same road. benchmarks/attention.py measures the rows.
+ROADS: tuple[tuple[str, torch.dtype | None, int | None, Literal["sdpa", "matmul"]], ...] = (
+    # device, dtype (None: any), longest sequence (None: any), road
+    ("cpu", torch.bfloat16, 1024, "matmul"),  # the fused CPU kernel is slower than two matrix products in bf16
+    ("any", None, None, "sdpa"),
+)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+    """Computes softmax(query keyᵀ / sqrt(d)) value by the road that ``ROADS`` names.
+
+    Args:
+        query: (B, heads, queries, d).
+        key: (B, heads, tokens, d).
+        value: (B, heads, tokens, d).
+        dropout: Probability with which a weight becomes 0 and the others are scaled up.
+
+    Returns:
+        (B, heads, queries, d).
+    """
+    length = key.shape[-2]
+    road = next(
+        road
+        for device, dtype, longest, road in ROADS
+        if device in ("any", query.device.type) and dtype in (None, query.dtype) and (longest is None or length <= longest)
+    )
+    if road == "matmul":
+        weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(dim=-1)
+        return (F.dropout(weights, dropout) if dropout else weights) @ value
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+
+
+class SelfAttention(Attention):
+    """timm's ``Attention`` (same tensors) with all attention through ``attend`` and prefix tokens that patches need not see."""
+
+    def forward(self, x: Tensor, read_only_prefix: int = 0) -> Tensor:  # type: ignore[override]
+        """Lets every token read all tokens, but the first ``read_only_prefix``, which only the prefix reads.
+
+        Two fused attentions instead of one with a mask: the prefix reads everything, the patches read the patches.
+        """
+        B, N, _ = x.shape
+        query, key, value = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.attn_drop.p if self.training else 0.0
+        if read_only_prefix:
+            n = read_only_prefix
+            prefix = attend(query[:, :, :n], key, value, dropout)
+            patches = attend(query[:, :, n:], key[:, :, n:], value[:, :, n:], dropout)
+            read = torch.cat((prefix, patches), dim=2)
+        else:
+            read = attend(query, key, value, dropout)
+        out: Tensor = self.proj_drop(self.proj(read.transpose(1, 2).reshape(B, N, self.attn_dim)))
+        return out
+
+
+class Block(nn.Module):
+    """One transformer layer on tokens (B, N, D): attention, then an MLP with exact GELU, each with drop path.
+
+    With ``residual_norm`` the second norm's output replaces the residual stream, ``y = x + attn(norm1(x)); z = norm2(y);
+    out = z + mlp(z)``: the block of SHI-Labs/Compact-Transformers, which all published weights need. Without it the block is the
+    standard pre-norm one, as ``Block`` in timm.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        residual_norm: bool = True,
+        drop_path: float = 0.0,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.residual_norm = residual_norm
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.attn = SelfAttention(embed_dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop)
+        self.norm2 = nn.LayerNorm(embed_dim)
+        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), drop=proj_drop)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, read_only_prefix: int = 0) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), read_only_prefix))
+        z = self.norm2(x)
+        out: Tensor = (z if self.residual_norm else x) + self.drop_path(self.mlp(z))
+        return out
+
+
+def sine_table(num_tokens: int, embed_dim: int) -> Tensor:
+    """Makes the fixed position table (1, N, D) over the flattened index: angle p / 10000^(2 (i // 2) / D), sine for even i, cosine for odd.
+
+    "Attention Is All You Need" (arXiv 1706.03762, section 3.5), interleaved as in SHI-Labs' code.
+    """
+    column = torch.arange(embed_dim, dtype=torch.float64)
+    angles = torch.arange(num_tokens, dtype=torch.float64)[:, None] / 10000 ** (2 * (column // 2) / embed_dim)
+    return torch.where(column % 2 == 0, angles.sin(), angles.cos()).float()[None]
+
+
+class ViTEncoder(Encoder):
+    """Tokenizer, positions, transformer layers, final norm: ViT, and with the tokenizer and block of CCT the published networks.
+
+    Args:
+        tokenizer: Makes the grid of embeddings; a square grid is not needed.
+        image_size: (H, W), pixels.
+        depth: Number of layers.
+        num_heads: Heads of the attention; divides the tokenizer's embed_dim.
+        mlp_ratio: Width of the MLP's hidden layer over D.
+        class_token: Whether a learned token goes before the patches, and whether they see it.
+        class_token_position: Whether the class token has a position. Only the sum of the two is ever seen, so without one nothing
+            is lost: a position can be folded into the token. It is how reference weights are laid out.
+        position: ``learned`` adds a trained table, ``sine`` a fixed one, ``none`` nothing.
+        residual_norm: The block of the published weights (True) or standard pre-norm (False).
+        drop_path: Probability of dropping the last layer's branches; rises linearly from 0 at the first.
+        attn_drop: Dropout of attention weights.
+        proj_drop: Dropout behind positions, projections and in the MLP.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        image_size: tuple[int, int],
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        class_token: ClassToken = "none",
+        class_token_position: bool = True,
+        position: Position = "learned",
+        residual_norm: bool = True,
+        drop_path: float = 0.0,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.in_chans = image_size, tokenizer.in_chans
+        self.grid_size = tokenizer.grid_size(image_size)
+        self.embed_dim, self.num_heads = tokenizer.embed_dim, num_heads
+        if self.embed_dim % num_heads:
+            raise InputError(f"num_heads={num_heads} does not divide embed_dim={self.embed_dim}: every head needs the same width.")
+        self.class_token, self.num_prefix_tokens = class_token, int(class_token != "none")
+        self.class_token_position = class_token_position and class_token != "none" and position != "none"
+        self.tokenizer = tokenizer
+        if class_token != "none":
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        self.position: Position = position
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        if position == "learned":
+            # Two tensors, not one table with a first row: networks that differ in the class token alone share pos_embed.
+            self.pos_embed = nn.Parameter(torch.zeros(1, num_patches, self.embed_dim))
+            if self.class_token_position:
+                self.cls_pos_embed = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        elif position == "sine":
+            # The class token is position 0 where it has one. Not saved: the table follows from the shape.
+            table = sine_table(self.class_token_position + num_patches, self.embed_dim)
+            self.register_buffer("pos_embed", table[:, int(self.class_token_position) :], persistent=False)
+            if self.class_token_position:
+                self.register_buffer("cls_pos_embed", table[:, :1], persistent=False)
+        self.pos_drop = nn.Dropout(proj_drop)
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(self.embed_dim, num_heads, mlp_ratio, residual_norm, rate, attn_drop, proj_drop) for rate in rates
+        )
+        self.norm = nn.LayerNorm(self.embed_dim)
+        self.grad_checkpointing = False
+        initialise(self, "encoder")
+
+    def learn_positions(self, pos_embed: Tensor, cls_pos_embed: Tensor | None) -> None:
+        """Replaces the position table by trained values, (1, N, D) and (1, 1, D), which then are parameters."""
+        self.position = "learned"
+        for name, table in (("pos_embed", pos_embed), ("cls_pos_embed", cls_pos_embed)):
+            self._buffers.pop(name, None)
+            if table is not None:
+                self.register_parameter(name, nn.Parameter(table.clone()))
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Encodes images (B, C, H, W) of the built size.
+
+        Raises:
+            InputError: The images have another size or another number of channels.
+        """
+        if tuple(images.shape[1:]) != (self.in_chans, *self.image_size):
+            raise InputError(
+                f"images of shape {tuple(images.shape)} given to a network built for (B, {self.in_chans}, {self.image_size[0]}, "
+                f"{self.image_size[1]}): resize the images, or build it with image_size={tuple(images.shape[2:])}, in_chans={images.shape[1]}."
+            )
+        x = self.tokenizer(images).flatten(2).transpose(1, 2)  # (B, N, D)
+        if self.position != "none":
+            x = x + self.pos_embed
+        if self.class_token != "none":
+            token = self.cls_token + self.cls_pos_embed if self.class_token_position else self.cls_token
+            x = torch.cat((token.expand(x.shape[0], -1, -1).to(x.dtype), x), dim=1)
+        x = self.pos_drop(x)
+        read_only_prefix = self.num_prefix_tokens if self.class_token == "read_only" else 0
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, read_only_prefix, use_reentrant=False)
+            else:
+                x = block(x, read_only_prefix)
+        x = self.norm(x)
+        return Tokens(x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :])
+
+
+class TimmEncoder(Encoder):
+    """Any timm network that returns a sequence of tokens: ViT, DeiT, DINOv2, EVA and their kin.
+
+    Its class token, where it has one, takes part in every layer, and registers are prefix tokens behind it.
+
+    Args:
+        model: Made with ``timm.create_model(name, num_classes=0, global_pool="")``.
+        class_token: ``full`` refuses a network that has none. A read-only class token can't be had from timm.
+
+    Raises:
+        InputError: The network returns no token sequence, or not the class token that was asked.
+    """
+
+    def __init__(self, model: nn.Module, class_token: ClassToken = "none") -> None:
+        super().__init__()
+        name = type(model).__name__
+        self.in_chans, *image_size = model.pretrained_cfg["input_size"]  # type: ignore[index,misc]
+        patch_embed = getattr(model, "patch_embed", None)
+        self.image_size = tuple(getattr(patch_embed, "img_size", None) or image_size)
+        self.in_chans = getattr(getattr(patch_embed, "proj", None), "in_channels", self.in_chans)
+        self.num_prefix_tokens = getattr(model, "num_prefix_tokens", 0)
+        with torch.no_grad():
+            was_training = model.training
+            features = model.eval().forward_features(torch.zeros(1, self.in_chans, *self.image_size))  # type: ignore[operator]
+            model.train(was_training)
+        if not isinstance(features, Tensor) or features.ndim != 3:
+            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise InputError(f"timm's {name} returns features of shape {shape}, not a token sequence (B, N, D): take a ViT of timm's.")
+        has_class_token = bool(getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None))
+        if class_token == "read_only" or (class_token == "full" and not has_class_token):
+            raise InputError(
+                f"class_token={class_token} asked of timm's {name}, which has {'one that all tokens see' if has_class_token else 'none'}: "
+                "use a pooling that needs no class token, such as seqpool."
+            )
+        self.class_token = "full" if has_class_token else "none"
+        self.grid_size = tuple(getattr(patch_embed, "grid_size", None) or (1, features.shape[1] - self.num_prefix_tokens))
+        self.embed_dim = features.shape[2]
+        self.num_heads = next((m.num_heads for m in model.modules() if isinstance(getattr(m, "num_heads", None), int)), 1)  # type: ignore[misc]
+        # Networks trained with average pooling keep their final norm behind the pool; our poolings take normed tokens.
+        self.norm = getattr(model, "fc_norm", nn.Identity())
+        model.fc_norm = nn.Identity()
+        model.head = nn.Identity()
+        self.model = model
+
+    @classmethod
+    def create(cls, name: str, class_token: ClassToken = "none", **options: object) -> "TimmEncoder":
+        """Builds timm's network of this name without its head; options go to ``timm.create_model``.
+
+        Raises:
+            InputError: timm has no network of this name, or refuses an option.
+        """
+        if not timm.is_model(name):
+            close = timm.list_models(f"*{name.split('_')[0]}*")
+            raise InputError(f"arch=timm/{name}: timm {timm.__version__} has no network {name!r}. Some that it has: {', '.join(close[:6])}.")
+        seed = torch.initial_seed()
+        try:
+            with torch.random.fork_rng(devices=[]):  # timm draws from the global generator: give it one that depends on the name alone
+                torch.manual_seed(randomness_key(seed, "initial", name))
+                model = timm.create_model(name, num_classes=0, global_pool="", **options)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise InputError(f"arch=timm/{name} can't take one of the options {sorted(options)}: {error}.") from None
+        return cls(model, class_token)
+
+    def forward(self, images: Tensor) -> Tokens:
+        x = self.norm(self.model.forward_features(images))  # type: ignore[operator]
+        return Tokens(x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :])

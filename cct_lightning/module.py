@@ -1,0 +1,247 @@
+"""The LightningModule: steps, metrics, optimizer and schedule, and what a checkpoint says about itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import timm
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
+
+import cct_lightning
+from cct_lightning.augment.batch import normalize
+from cct_lightning.checkpoints import KEY, read_checkpoint
+from cct_lightning.encoders import Position
+from cct_lightning.errors import InputError
+from cct_lightning.models import ImageClassifier, create_model
+from cct_lightning.optim import OptimConfig, ScheduleConfig, create_optimizer, create_scheduler, fit_schedule
+from cct_lightning.randomness import reseed
+
+
+def metrics(num_classes: int, prefix: str) -> MetricCollection:
+    """Makes the measures of an evaluation: accuracy, F1 (mean over classes), calibration error (15 bins), and top-5 beyond five classes."""
+    measures = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+        "f1": MulticlassF1Score(num_classes, average="macro"),
+        "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15),
+    }
+    if num_classes > 5:
+        measures["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    # No compute groups: torchmetrics would merge states of metrics that only look alike after the first batch.
+    return MetricCollection(measures, prefix=prefix, compute_groups=False)
+
+
+class LitClassifier(L.LightningModule):
+    """Trains an image classifier.
+
+    Batches are sequences that begin with images, uint8 or float normalised (B, C, H, W), and targets, class indices (B,) or
+    probabilities (B, K).
+
+    Args:
+        arch: Network: a preset such as cct_7_3x1_32, or timm/NAME for a network of timm that returns tokens.
+        pooling: How tokens become one feature: class_token, masked_class_token, class_attention, map, seqpool or mean; null: the arch's.
+        num_classes: Number of classes; comes from the data.
+        image_size: Height and width of the images, pixels; comes from the data.
+        in_chans: Channels of the images; comes from the data.
+        class_names: Names of the classes, in the order of the logits; come from the data.
+        mean: Mean of each channel, 0..1, for uint8 images; comes from the data.
+        std: Standard deviation of each channel, 0..1; comes from the data.
+        position: Position embedding: learned, sine or none; null: the arch's.
+        class_token_position: Whether the class token has a position; null: yes.
+        residual_norm: The published block (true) or standard pre-norm (false); null: the published one.
+        drop_path: Drop path of the last layer; rises linearly from 0 at the first.
+        attn_drop: Dropout of attention weights.
+        proj_drop: Dropout behind positions, projections and in the MLP.
+        head_hidden_dim: Width of a hidden tanh layer of the head; null: the head is one linear layer.
+        label_smoothing: Share of each target that is spread over all classes.
+        pretrained: File of weights to start from: a checkpoint of a run, or weights of SHI-Labs/Compact-Transformers or vit-pytorch.
+        freeze: backbone trains the pooling and the head alone.
+        optim: The optimizer.
+        schedule: The learning rate over the run.
+        engine: How a step runs: eager, compile (torch.compile), or auto, which chooses.
+        model: A network of your own instead of arch and all that describes it (Python only).
+
+    Raises:
+        InputError: An argument that the network can't honour.
+    """
+
+    def __init__(
+        self,
+        arch: str = "cct_7_3x1_32",
+        pooling: str | None = None,
+        num_classes: int = 10,
+        image_size: tuple[int, int] | None = None,
+        in_chans: int = 3,
+        class_names: list[str] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        position: Position | None = None,
+        class_token_position: bool | None = None,
+        residual_norm: bool | None = None,
+        drop_path: float = 0.1,
+        attn_drop: float = 0.1,
+        proj_drop: float = 0.0,
+        head_hidden_dim: int | None = None,
+        label_smoothing: float = 0.1,
+        pretrained: str | None = None,
+        freeze: Literal["none", "backbone"] = "none",
+        optim: OptimConfig = OptimConfig(),
+        schedule: ScheduleConfig = ScheduleConfig(),
+        engine: Literal["auto", "eager", "compile"] = "auto",
+        model: ImageClassifier | None = None,
+    ) -> None:
+        super().__init__()
+        network: dict[str, Any] = {
+            "pooling": pooling, "num_classes": num_classes, "image_size": tuple(image_size) if image_size else None, "in_chans": in_chans,
+            "position": position, "class_token_position": class_token_position, "residual_norm": residual_norm, "drop_path": drop_path,
+            "attn_drop": attn_drop, "proj_drop": proj_drop, "head_hidden_dim": head_hidden_dim,
+        }  # fmt: skip
+        self.own_model = model is not None
+        self.model = model or create_model(arch, pretrained=pretrained, **network)
+        self.model_config: dict[str, Any] = {
+            "arch": arch, **network, "image_size": list(self.model.encoder.image_size), "num_classes": self.model.num_classes,
+            "class_names": list(class_names) if class_names else None, "mean": list(mean) if mean else None, "std": list(std) if std else None,
+            "label_smoothing": label_smoothing, "freeze": freeze, "optim": asdict(optim), "schedule": asdict(schedule), "engine": engine,
+        }  # fmt: skip
+        self.class_names, self.mean, self.std = class_names, mean, std
+        self.label_smoothing, self.freeze_part, self.optim, self.schedule = label_smoothing, freeze, optim, schedule
+        self.recipe: dict[str, Any] | None = None  # the whole configuration as run, where a command line set one
+        self.seed = torch.initial_seed()  # before anything reseeds
+        if freeze == "backbone":
+            self.model.encoder.requires_grad_(False)
+        if engine == "compile":
+            self.model.compile()  # in place: torch.compile(model) would rename the state dict's keys
+        self.val_metrics = metrics(self.model.num_classes, "val/")
+        self.test_metrics = metrics(self.model.num_classes, "test/")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classifies images (B, C, H, W), uint8 or float normalised: logits (B, K)."""
+        if images.dtype == torch.uint8:
+            if self.mean is None or self.std is None:
+                raise InputError("uint8 images given to a LitClassifier without mean and std: pass both, or normalise the images yourself.")
+            images = normalize(images, self.mean, self.std)
+        logits: Tensor = self.model(images)
+        return logits
+
+    def train(self, mode: bool = True) -> "LitClassifier":
+        super().train(mode)
+        if self.freeze_part == "backbone":
+            self.model.encoder.eval()  # no dropout or drop path in a frozen encoder
+        return self
+
+    def configure_model(self) -> None:
+        """Shards parameters, gradients and optimizer state over all devices where the strategy is FSDP2's (``ModelParallelStrategy``)."""
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        if self._device_mesh is None or isinstance(self.model, FSDPModule):
+            return
+        for block in getattr(self.model.encoder, "blocks", ()):
+            fully_shard(block)
+        fully_shard(self.model)
+
+    def on_train_batch_start(self, batch: Sequence[Any], batch_idx: int) -> None:
+        reseed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        images, targets = batch[0], batch[1]
+        loss = F.cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # each self.log costs as much as a small step's launch
+            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return loss
+
+    def _evaluate(self, batch: Sequence[Any], measures: MetricCollection, stage: str) -> None:
+        images, targets = batch[0], batch[1]
+        logits = self(images).float()
+        measures.update(logits, targets)
+        loss = F.cross_entropy(logits, targets)
+        self.log(f"{stage}/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(targets))
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        self._evaluate(batch, self.val_metrics, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics(self.val_metrics, "val/accuracy")
+
+    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        self._evaluate(batch, self.test_metrics, "test")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics(self.test_metrics, "test/accuracy")
+
+    def _log_metrics(self, measures: MetricCollection, shown: str) -> None:
+        for name, value in measures.compute().items():  # over all ranks
+            self.log(name, value, prog_bar=name == shown)
+        measures.reset()
+
+    def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """Returns probabilities (B, K)."""
+        probabilities: Tensor = self(batch[0]).float().softmax(dim=1)
+        return probabilities
+
+    def configure_optimizers(self) -> Any:
+        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        if steps == float("inf"):
+            raise InputError("The length of the run is unknown, and the schedule needs it: give trainer.max_epochs or trainer.max_steps.")
+        steps_per_epoch = max(self.trainer.num_training_batches // self.trainer.accumulate_grad_batches, 1)
+        length = steps / steps_per_epoch if epochs in (None, -1) or self.trainer.max_steps != -1 else float(epochs)
+        schedule, told = fit_schedule(self.schedule, length)
+        if told:
+            rank_zero_info(told)
+        optimizer = create_optimizer(self.model, self.optim)
+        scheduler = create_scheduler(optimizer, schedule, self.optim.lr, length, steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": schedule.per}}
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        self.clip_gradients(optimizer, self.optim.clip_norm or gradient_clip_val, gradient_clip_algorithm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds one plain dictionary: all that is needed to build the network again and to read its output."""
+        checkpoint[KEY] = {
+            "format": 1,
+            "model": None if self.own_model else self.model_config,
+            "class_names": self.class_names,
+            "mean": self.mean,
+            "std": self.std,
+            "grid_size": list(self.model.encoder.grid_size),
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "versions": {"cct_lightning": cct_lightning.__version__, "torch": str(torch.__version__), "lightning": L.__version__, "timm": timm.__version__},
+        }
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: str | torch.device = "cpu", **changes: Any
+    ) -> "LitClassifier":
+        """Builds the network that a checkpoint holds, with its weights, in eval mode.
+
+        Args:
+            checkpoint_path: A file that a run wrote.
+            map_location: Device of the result.
+            changes: Arguments of the constructor that shall differ from the run's; ``model`` where the run had a network of its own.
+
+        Raises:
+            InputError: The file can't be read, is no checkpoint of ours, or holds a network that only Python can build.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        about = checkpoint.get(KEY)
+        if not isinstance(about, Mapping):
+            raise InputError(f"{checkpoint_path} is no checkpoint of cct-lightning; weights alone are read with pretrained={checkpoint_path}.")
+        if about["model"] is None and "model" not in changes:
+            raise InputError(f"{checkpoint_path} was trained with a network of its own: build it and pass it as model=.")
+        config = {**(about["model"] or {}), **changes}
+        for name, kind in (("optim", OptimConfig), ("schedule", ScheduleConfig)):
+            if isinstance(config.get(name), Mapping):
+                config[name] = kind(**config[name])
+        module = cls(**config)
+        module.load_state_dict(checkpoint["state_dict"])
+        module.recipe, module.seed = about["recipe"], about["seed"]
+        return module.to(map_location).eval()

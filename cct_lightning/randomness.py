@@ -1,0 +1,91 @@
+"""The one rule for randomness: a draw is a function of what it is for, never of how often a generator was called before.
+
+The order of an epoch follows from (seed, epoch), what happens to a sample from (seed, epoch, index), what happens to a batch from
+(seed, epoch, number of the batch), the initial value of a tensor from (seed, its name), and dropout from (seed, epoch, batch, rank).
+So a run that is stopped and resumed, or loaded by another number of workers, makes the same draws.
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def key(*what: object) -> int:
+    """Maps what a draw is for to a 63-bit number, the same on every machine and in every process.
+
+    Args:
+        what: Plain values: numbers and strings. Their ``repr`` is hashed (BLAKE2b).
+    """
+    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator(*what: object) -> torch.Generator:
+    """Makes a CPU generator that stands at the beginning of the stream named by ``what``."""
+    return torch.Generator().manual_seed(key(*what))
+
+
+def reseed(*what: object) -> None:
+    """Puts the global generators of torch (all devices), numpy and python at the beginning of the stream named by ``what``."""
+    number = key(*what)
+    # torch.manual_seed takes 100 us, most of it for backends that are not there; this takes 1 us.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
+
+
+def _fan_in_uniform(bias: Tensor, source: torch.Generator, fan_in: int) -> None:
+    nn.init.uniform_(bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=source)
+
+
+# Parameters that are no layer's weight or bias, by the last part of their name.
+INITIAL: dict[str, Callable[[Tensor, torch.Generator], object]] = {
+    "pos_embed": lambda p, source: nn.init.trunc_normal_(p, std=0.2, generator=source),  # 0.2, not 0.02, in SHI-Labs' code
+    "cls_pos_embed": lambda p, source: nn.init.trunc_normal_(p, std=0.2, generator=source),
+    "cls_token": lambda p, source: nn.init.zeros_(p),
+    "latent": lambda p, source: nn.init.trunc_normal_(p, std=p.shape[-1] ** -0.5, generator=source),
+    "gamma_1": lambda p, source: None,  # timm's LayerScale: a constant, set by its constructor
+    "gamma_2": lambda p, source: None,
+}
+
+
+def initialise(module: nn.Module, name: str, seed: int | None = None) -> None:
+    """Draws the initial value of every parameter from (seed, its full name), in place.
+
+    Two networks that share tensors start equal there, whatever else they hold and in whatever order they were built. Linear layers
+    get a normal of std 0.02 and no bias, convolutions Kaiming's normal (fan in), as in SHI-Labs/Compact-Transformers.
+
+    Args:
+        module: Its parameters belong to linear, convolution or norm layers, or are named in ``INITIAL``.
+        name: Where the module stands in the whole network, for example ``encoder``.
+        seed: ``torch.initial_seed()``, which ``torch.manual_seed`` and ``seed_everything`` set, where it is None.
+
+    Raises:
+        TypeError: A parameter has no rule. Every tensor of ours has one, so that none is drawn from the global generator.
+    """
+    seed = torch.initial_seed() if seed is None else seed
+    for path, layer in module.named_modules(prefix=name):
+        for leaf, parameter in layer.named_parameters(recurse=False):
+            source = generator(seed, "initial", f"{path}.{leaf}")
+            with torch.no_grad():
+                match layer:
+                    case nn.Linear() if leaf == "weight":
+                        nn.init.trunc_normal_(parameter, std=0.02, generator=source)
+                    case nn.Linear():
+                        nn.init.zeros_(parameter)
+                    case nn.Conv2d() if leaf == "weight":
+                        nn.init.kaiming_normal_(parameter, generator=source)
+                    case nn.Conv2d():
+                        _fan_in_uniform(parameter, source, layer.weight[0].numel())
+                    case nn.LayerNorm():
+                        nn.init.ones_(parameter) if leaf == "weight" else nn.init.zeros_(parameter)
+                    case _ if leaf in INITIAL:
+                        INITIAL[leaf](parameter, source)
+                    case _:
+                        raise TypeError(f"{path}.{leaf} ({type(layer).__name__}) has no initial value: add {leaf!r} to randomness.INITIAL.")

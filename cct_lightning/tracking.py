@@ -1,0 +1,107 @@
+"""Where a run writes: its folder, metrics.csv, checkpoints, W&B."""
+
+import netrc
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlparse
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases.
+
+    Args:
+        mode: online, offline, disabled, or auto: online where a key is configured and the server answers within 3 s, else offline.
+        project: Name of the project.
+        entity: User or team that owns the project; null: the key's.
+        tags: Tags of the run.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "cct-lightning"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Which epoch is the best, kept as best.ckpt; the last is always kept as last.ckpt.
+
+    Args:
+        monitor: Measure that is compared after each validation.
+        mode: max keeps the highest, min the lowest.
+    """
+
+    monitor: str = "val/accuracy"
+    mode: Literal["max", "min"] = "max"
+
+
+PROBE_SECONDS = 3.0
+
+
+def _key_is_configured(host: str) -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def wandb_mode(mode: str) -> str:
+    """Decides what ``auto`` means here and now; never asks, and waits at most 3 s. WANDB_MODE in the environment decides for auto."""
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        return os.environ["WANDB_MODE"]
+    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    if not _key_is_configured(host):
+        return "offline"
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_SECONDS):
+            return "online"
+    except OSError:
+        return "offline"
+
+
+def wandb_logger(config: WandbConfig, run_dir: Path, name: str) -> "WandbLogger | None":
+    """Builds the logger that writes into the run folder, or None where W&B is disabled."""
+    mode = wandb_mode(config.mode)
+    if mode == "disabled":
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")  # the summary at the end tells what there is to tell
+    from lightning.pytorch.loggers import WandbLogger
+
+    return WandbLogger(
+        name=name, project=config.project, entity=config.entity, tags=config.tags or None, save_dir=run_dir, offline=mode == "offline"
+    )
+
+
+def make_run_dir(recipe: str, base: Path = Path("runs")) -> Path:
+    """Makes base/<recipe>/<time>/, for this run alone: two runs that begin in the same second get two folders.
+
+    The processes that a launch starts on this machine find the folder of the first one in the environment. Ranks on other machines write
+    nothing, and Lightning tells them where the checkpoints lie.
+    """
+    if told := os.environ.get("CCT_RUN_DIR"):
+        return Path(told)
+    stem = base / recipe / time.strftime("%Y%m%d-%H%M%S")
+    folder, number = stem, 1
+    is_first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+    while is_first:
+        try:
+            folder.mkdir(parents=True, exist_ok=False)
+            break
+        except FileExistsError:
+            number += 1
+            folder = stem.with_name(f"{stem.name}-{number}")
+    os.environ["CCT_RUN_DIR"] = str(folder)
+    return folder
