@@ -3,6 +3,6 @@
 if __name__ == "callbacks":
     raise ImportError("import cct_lightning.callbacks: the folder callbacks/ is no package of its own.")
 
-from cct_lightning.callbacks.throughput import Throughput
+from .throughput import Throughput
 
 __all__ = ["Throughput"]

@@ -43,7 +43,9 @@ def find_recipe(name: str) -> Path:
     if name in recipe_paths() and not Path(name).is_file():
         return recipe_paths()[name]
     if not Path(name).is_file():
-        raise InputError(f"-c {name}: neither a file nor a recipe.{did_you_mean(Path(name).stem, recipe_paths(), listed=20)} `cct recipes` lists them.")
+        raise InputError(
+            f"-c {name}: neither a file nor a recipe.{did_you_mean(Path(name).stem, recipe_paths(), listed=20)} `cct recipes` lists them."
+        )
     return Path(name)
 
 
@@ -100,7 +102,7 @@ def _check_keys(given: dict[str, str]) -> None:
 def _read_recipe(path: Path) -> dict[str, str]:
     import yaml
 
-    from cct_lightning.keys import flatten
+    from cct_lightning.keys import flatten, groups_without_keys
 
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -109,6 +111,8 @@ def _read_recipe(path: Path) -> dict[str, str]:
         raise InputError(f"{path}{f', line {mark.line + 1}' if mark else ''} is no YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(recipe, dict):
         raise InputError(f"{path} is no recipe: it should hold keys such as model and data, and holds a {type(recipe).__name__}.")
+    for group in groups_without_keys(recipe):
+        raise InputError(f"{path}: {group} is a group of keys, such as {group}: {{...}}; it can't be set to a value.")
     return dict.fromkeys(flatten(recipe), str(path))
 
 
@@ -118,10 +122,13 @@ def prepare(arguments: list[str]) -> list[str]:
     Raises:
         InputError: An unknown command, recipe or key; a way of calling that is refused.
     """
+    from cct_lightning.keys import FROM_DATA, groups, known_keys
+
     command, *rest = arguments
     if command not in COMMANDS:
         raise InputError(f"There is no command {command!r}.{did_you_mean(command, COMMANDS)}")
-    out, given, recipes = [command], {}, 0
+    out, recipes = [command], 0
+    given: dict[str, str] = {}
     words = iter(rest)
     for word in words:
         name, equals, value = word.partition("=")
@@ -133,8 +140,12 @@ def prepare(arguments: list[str]) -> list[str]:
             out += ["--config", str(path)]
             continue
         key = name.removeprefix("--").removesuffix("+")
+        if name.startswith("--") and key.removeprefix("model.") in FROM_DATA and key.startswith("model."):
+            raise InputError(f"{key} flows from the data to the model: set it there, as in --data.image_size, or leave it out.")
         if command == "fit" and key == "ckpt_path":
             raise InputError("fit does not take --ckpt_path: --model.pretrained FILE starts a new run from the weights of a file.")
+        if name.startswith("--") and key in groups():
+            raise InputError(f"{name} is a group of keys: give one of them, as in {next(k for k in known_keys() if k.startswith(key))}.")
         if name.startswith("--") and key not in ("ckpt_path", "print_config", "verbose"):
             given[key] = "command line"
         out.append(word)

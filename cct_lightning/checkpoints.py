@@ -159,10 +159,10 @@ def _fit_positions(encoder: ViTEncoder, state: dict[str, Tensor], old_grid: tupl
 
 def _fit_class_token(encoder: ViTEncoder, state: dict[str, Tensor], report: LoadReport) -> None:
     """Folds the class token's position into the token where the network keeps none."""
-    if "encoder.cls_pos_embed" in state and "encoder.cls_token" in state and encoder.class_token != "none":
-        if not encoder.class_token_position:
-            state["encoder.cls_token"] = state["encoder.cls_token"] + state.pop("encoder.cls_pos_embed")
-            report.notes.append("the class token's position was added to the token, which has none of its own here")
+    both = {"encoder.cls_pos_embed", "encoder.cls_token"} <= state.keys()
+    if both and encoder.class_token != "none" and not encoder.class_token_position:
+        state["encoder.cls_token"] = state["encoder.cls_token"] + state.pop("encoder.cls_pos_embed")
+        report.notes.append("the class token's position was added to the token, which has none of its own here")
 
 
 GROUPS = {
@@ -177,7 +177,7 @@ def load_weights(model: nn.Module, source: str | Path, allow: Collection[str] = 
     Positions of another grid are resized (bilinear). Half-precision values are widened.
 
     Args:
-        model: Changed in place, and only after everything was checked.
+        model: Changed in place.
         source: Our checkpoint or weights, or those of SHI-Labs/Compact-Transformers or vit-pytorch; .safetensors or ``torch.save``.
         allow: Parts that may differ between file and network and then start anew: ``head`` (another number of classes) and
             ``pooling`` (another pooling, with the class token).
@@ -191,7 +191,7 @@ def load_weights(model: nn.Module, source: str | Path, allow: Collection[str] = 
     assert isinstance(encoder, Encoder)
     reference = any(name.startswith(("classifier.", "tokenizer.conv_layers.")) for name in state)
     report = LoadReport(str(source), "reference" if reference else "cct-lightning")
-    for name in EXAMPLES & state.keys():
+    for name in sorted(EXAMPLES & state.keys()):
         del state[name]
         report.dropped[name] = "an example that the file carries, not a weight"
     if isinstance(encoder, ViTEncoder):
@@ -206,7 +206,7 @@ def load_weights(model: nn.Module, source: str | Path, allow: Collection[str] = 
         ours = {name: tensor.shape for name, tensor in target.items() if name.startswith(prefixes)}
         theirs = {name: tensor.shape for name, tensor in state.items() if name.startswith(prefixes)}
         if part in allow and ours != theirs:
-            for name in theirs.keys() - {n for n in ours if theirs.get(n) == ours[n] and n.startswith("encoder.")}:
+            for name in sorted(theirs.keys() - {n for n in ours if theirs.get(n) == ours[n] and n.startswith("encoder.")}):
                 del state[name]
                 report.dropped[name] = f"the {part} is another one here"
             report.new += sorted(ours.keys() - state.keys())

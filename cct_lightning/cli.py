@@ -39,7 +39,15 @@ HARMLESS_WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*Starting from v1\.9\.0, `tensorboardX`.*",
 )
-HARMLESS_MESSAGES = ("💡 Tip", "GPU available", "TPU available", "HPU available", "Seed set to", "to estimate number of stepping batches", "`Trainer.fit` stopped")
+HARMLESS_MESSAGES = (
+    "💡 Tip",
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "Seed set to",
+    "to estimate number of stepping batches",
+    "`Trainer.fit` stopped",
+)
 
 
 class _WithoutTips(logging.Filter):
@@ -55,20 +63,29 @@ def quieten() -> None:
         logging.getLogger(name).addFilter(_WithoutTips())
 
 
+def _plain_type(annotation: str) -> str:
+    """Writes a type as a sentence does: Optional[Union[int, float]] as "int, float or null"."""
+    plain = re.sub(r"(?:Optional|Union|Literal)\[(.*)\]", r"\1", annotation.replace("Optional[Union[", "Optional[").replace("]]", "]"))
+    plain = plain.replace("'", "").replace(" | None", "").replace(" | ", ", ").replace("Position", "learned, sine, none")
+    return plain + (" or null" if "None" in annotation or "Optional" in annotation else "")
+
+
 def shorten(message: str) -> str:
-    """Cuts the parser's message down to what is wrong: the key and the value, without what each member of a union objects to."""
-    message = re.sub(r"\s+", " ", message.replace("\n", " ")).strip()
-    if found := re.search(r'Parser key "([\w.]+)": (.*)', message):
-        key, rest = found.groups()
-        key = re.sub(r"^(fit|test|validate)\.", "", key)
-        rest = re.sub(r"^Problem with given class_path", "no such class, or it does not fit: class_path", rest)
-        known = known_keys().get(key)
-        kind = f" It takes {known.type.replace('Literal', 'one of ').replace(' | None', ' or null')}." if known and known.type else ""
-        value = re.search(r"Given value type: .*?; (?:Got|given) value: ([^.]*)|Got value: (\S+)", rest)
-        shown = f" {value[1] or value[2]}" if value else ""
-        first = rest.split(" Given value")[0].split(" - ")[0].split(" Subtypes")[0][:200]
-        return f"{key}:{shown} {first}.{kind}".replace("..", ".")
-    return message[:400]
+    """Cuts the parser's message down to the key, the value and the rule, without what each member of a union objects to."""
+    found = re.search(r'Parser key "([\w.]+)":(.*)', message, re.S)
+    if not found:
+        return " ".join(message.split())[:300]
+    key, rest = re.sub(r"^(fit|test|validate)\.", "", found[1]), found[2]
+    value = re.search(r"(?:Given|Got) value: (.*)", rest)
+    shown = "" if value is None or value[1].startswith("NestedArg") else f"={value[1][:80]}"
+    objections = [line.strip().lstrip("- ") for line in rest.splitlines() if line.strip()]
+    # The objections to a class say most; "Expected a ..." is said by the type, which is told anyway.
+    special = [o for o in objections if not re.match(r"Expected|Does not validate|Subtypes|Errors|Given value", o)]
+    lines = [f"{key}{shown}: " + (special[0][:160] if special else "the value does not fit") + "."]
+    if (known := known_keys().get(key)) and known.type:
+        name = "a Callback's class" if "Callback" in known.type else "a Logger's class" if "Logger" in known.type else _plain_type(known.type)
+        lines.append(f"  It takes {name}.")
+    return "\n".join(lines)
 
 
 class Parser(LightningArgumentParser):
@@ -77,11 +94,14 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if os.environ.get("CCT_DEBUG") == "1":
             raise InputError(message) from ex
-        if found := re.search(r"Key '?([\w.]+)'? is not expected|[Uu]nrecognized arguments: (?:--)?([\w.]+)|does not accept option '?(?:--)?([\w.]+)", message):
+        if found := re.search(
+            r"Key '?([\w.]+)'? is not expected|[Uu]nrecognized arguments: (?:--)?([\w.]+)|does not accept option '?(?:--)?([\w.]+)", message
+        ):
             key = re.sub(r"^(fit|test|validate)\.", "", next(filter(None, found.groups())))
-            if key.removeprefix("model.") in FROM_DATA:
-                raise InputError(f"{key} flows from the data to the model: set it there (data.image_size), or leave it out.")
             raise InputError(f"there is no key {key!r} here.{did_you_mean(key, known_keys(), listed=0)}")
+        if found := re.search(r'argument data\.(\w+) --> model|Linked "model\.(\w+)" must be given', message):
+            name = next(filter(None, found.groups()))
+            raise InputError(f"model.{name} flows from the data to the model: set it there (data.image_size), or leave it out.")
         raise InputError(shorten(message))
 
 
@@ -100,6 +120,14 @@ class SaveConfig(SaveConfigCallback):
             for logger in trainer.loggers:
                 if not isinstance(logger, CSVLogger):
                     logger.log_hyperparams(recipe)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best epoch, of equal ones the last: with few validation images the first 100 % comes long before the network is done."""
+
+    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        tie = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
+        return tie or super().check_monitor_top_k(trainer, current)
 
 
 class CLI(LightningCLI):
@@ -167,7 +195,7 @@ class CLI(LightningCLI):
             folder = self.run_dir / "checkpoints"
             if self.datamodule.has_validation and config.trainer.limit_val_batches != 0:
                 keep = config.checkpoint
-                self.best = ModelCheckpoint(folder, "best", monitor=keep.monitor, mode=keep.mode, enable_version_counter=False)
+                self.best = BestCheckpoint(folder, "best", monitor=keep.monitor, mode=keep.mode, enable_version_counter=False)
                 callbacks.append(self.best)
             callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
         return callbacks
@@ -182,7 +210,7 @@ class CLI(LightningCLI):
         trainer = self.trainer
         last = {name: float(value) for name, value in trainer.callback_metrics.items()}
         epochs, steps = trainer.current_epoch, trainer.global_step
-        best_path = self.best.best_model_path if self.best else ""
+        best_path = os.path.relpath(self.best.best_model_path) if self.best and self.best.best_model_path else ""
         tested: Mapping[str, float] = {}
         if self.datamodule.has_test and trainer.limit_test_batches != 0 and not trainer.interrupted:
             tested = trainer.test(self.model, self.datamodule, ckpt_path=best_path or None, verbose=False, weights_only=True)[0]
@@ -247,8 +275,8 @@ def describe(summary: Mapping[str, Any], model: LitClassifier) -> str:
     flops = summary["flops_per_image"]
     lines = [
         "",
-        f"{summary['recipe']}: {config['arch']}, {summary['epochs']} epochs ({summary['steps']} steps) in {summary['seconds']:.1f} s on {summary['device']}"
-        + ("" if summary["finished"] else " (interrupted)"),
+        f"{summary['recipe']}: {config['arch']}, {summary['epochs']} epochs ({summary['steps']} steps) in {summary['seconds']:.1f} s "
+        f"on {summary['device']}" + ("" if summary["finished"] else " (interrupted)"),
         f"  validation accuracy  best {_percent(summary['val_accuracy'])}, last {_percent(summary['val_accuracy_last'])}",
         f"  test accuracy        {test}",
         f"  network              {summary['num_parameters']:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
@@ -295,6 +323,7 @@ def run(arguments: list[str]) -> None:
         InputError: Anything the user can mend.
     """
     quieten()
+    is_first = "CCT_RUN_DIR" not in os.environ
     try:
         with tempfile.TemporaryDirectory() as folder:
             if arguments[0] != "fit":
@@ -309,9 +338,12 @@ def run(arguments: list[str]) -> None:
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ModuleNotFoundError) as error:  # the latter for accelerators and loggers that are not installed
         raise InputError(str(error)) from error
     except InputError as error:
         if "Original Traceback" in str(error):  # a DataLoader worker wraps the message in its traceback
             raise InputError(str(error).rsplit("InputError: ", 1)[-1]) from error
         raise
+    finally:
+        if is_first:
+            os.environ.pop("CCT_RUN_DIR", None)  # told to the processes of this run; the next run in this one gets a folder of its own

@@ -214,9 +214,7 @@ class ViTEncoder(Encoder):
                 self.register_buffer("cls_pos_embed", table[:, :1], persistent=False)
         self.pos_drop = nn.Dropout(proj_drop)
         rates = torch.linspace(0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList(
-            Block(self.embed_dim, num_heads, mlp_ratio, residual_norm, rate, attn_drop, proj_drop) for rate in rates
-        )
+        self.blocks = nn.ModuleList(Block(self.embed_dim, num_heads, mlp_ratio, residual_norm, rate, attn_drop, proj_drop) for rate in rates)
         self.norm = nn.LayerNorm(self.embed_dim)
         self.grad_checkpointing = False
         initialise(self, "encoder")
@@ -273,10 +271,10 @@ class TimmEncoder(Encoder):
     def __init__(self, model: nn.Module, class_token: ClassToken = "none") -> None:
         super().__init__()
         name = type(model).__name__
-        self.in_chans, *image_size = model.pretrained_cfg["input_size"]  # type: ignore[index,misc]
+        in_chans, *image_size = model.pretrained_cfg["input_size"]  # type: ignore[index,misc]
         patch_embed = getattr(model, "patch_embed", None)
         self.image_size = tuple(getattr(patch_embed, "img_size", None) or image_size)
-        self.in_chans = getattr(getattr(patch_embed, "proj", None), "in_channels", self.in_chans)
+        self.in_chans = getattr(getattr(patch_embed, "proj", None), "in_channels", int(in_chans))
         self.num_prefix_tokens = getattr(model, "num_prefix_tokens", 0)
         with torch.no_grad():
             was_training = model.training
@@ -294,7 +292,8 @@ class TimmEncoder(Encoder):
         self.class_token = "full" if has_class_token else "none"
         self.grid_size = tuple(getattr(patch_embed, "grid_size", None) or (1, features.shape[1] - self.num_prefix_tokens))
         self.embed_dim = features.shape[2]
-        self.num_heads = next((m.num_heads for m in model.modules() if isinstance(getattr(m, "num_heads", None), int)), 1)  # type: ignore[misc]
+        heads = [number for layer in model.modules() if isinstance(number := getattr(layer, "num_heads", None), int)]
+        self.num_heads = heads[0] if heads else 1
         # Networks trained with average pooling keep their final norm behind the pool; our poolings take normed tokens.
         self.norm = getattr(model, "fc_norm", nn.Identity())
         model.fc_norm = nn.Identity()

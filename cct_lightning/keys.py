@@ -58,9 +58,7 @@ def _parameters(node: ast.ClassDef) -> list[tuple[str, str, str]]:
         return [(ast.unparse(f.target), ast.unparse(f.annotation), ast.unparse(f.value) if f.value else "") for f in fields]
     arguments = init.args.args[1:] + init.args.kwonlyargs
     defaults: list[Any] = [*([None] * (len(init.args.args) - 1 - len(init.args.defaults))), *init.args.defaults, *init.args.kw_defaults]
-    return [
-        (a.arg, ast.unparse(a.annotation) if a.annotation else "", ast.unparse(d) if d else "") for a, d in zip(arguments, defaults, strict=True)
-    ]
+    return [(a.arg, ast.unparse(a.annotation) if a.annotation else "", ast.unparse(d) if d else "") for a, d in zip(arguments, defaults, strict=True)]
 
 
 def _expand(prefix: str, path: Path, name: str) -> list[Key]:
@@ -88,10 +86,23 @@ def known_keys() -> dict[str, Key]:
     return {key.name: key for key in keys}
 
 
+def groups() -> set[str]:
+    """Returns the names that only group keys: model, model.optim, ..."""
+    return {name.rsplit(".", depth)[0] for name in known_keys() for depth in range(1, name.count(".") + 1)}
+
+
+def groups_without_keys(recipe: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns the groups of a recipe that hold a value instead of keys."""
+    wrong = []
+    for name, value in recipe.items():
+        if f"{prefix}{name}" in groups():
+            wrong += groups_without_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+    return wrong
+
+
 def unknown_keys(given: list[str]) -> list[str]:
     """Returns the keys that no class takes. What lies below a known key is left to the full parser."""
-    known = known_keys()
-    parents = {name.rsplit(".", depth)[0] for name in known for depth in range(1, name.count(".") + 1)}
+    known, parents = known_keys(), groups()
 
     def is_known(name: str) -> bool:
         return name in parents or any(name == key or name.startswith(f"{key}.") for key in known)

@@ -5,7 +5,7 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +82,9 @@ class ImageClassifier(nn.Module):
             InputError: ``global_pool`` is given. The pooling is a module here, chosen when the network is built.
         """
         if global_pool is not None:
-            raise InputError(f"global_pool={global_pool!r} can't be changed in place: build the network with pooling={did_you_mean('', POOLINGS)[8:-1]}.")
+            raise InputError(
+                f"global_pool={global_pool!r} can't be changed in place: build the network with pooling={did_you_mean('', POOLINGS)[8:-1]}."
+            )
         self.num_classes = num_classes
         width = self.encoder.embed_dim
         if num_classes == 0:
@@ -100,7 +102,7 @@ class ImageClassifier(nn.Module):
         """Names parameters that never decay. Like SHI-Labs' code and unlike timm's ViT, ours decays positions and class token;
         a timm encoder keeps timm's choice. Norms and biases are left out by the optimizer."""
         if isinstance(self.encoder, TimmEncoder):
-            names = getattr(self.encoder.model, "no_weight_decay", set)()
+            names: set[str] = getattr(self.encoder.model, "no_weight_decay", set)()
             return {f"encoder.model.{name}" for name in names}
         return set()
 
@@ -269,7 +271,13 @@ def count_flops(model: ImageClassifier) -> int:
 
 
 # timm's names for our arguments.
-TIMM_NAMES = {"img_size": "image_size", "drop_path_rate": "drop_path", "attn_drop_rate": "attn_drop", "proj_drop_rate": "proj_drop", "global_pool": "pooling"}
+TIMM_NAMES = {
+    "img_size": "image_size",
+    "drop_path_rate": "drop_path",
+    "attn_drop_rate": "attn_drop",
+    "proj_drop_rate": "proj_drop",
+    "global_pool": "pooling",
+}
 OPTIONS = [name for name in inspect.signature(create_model).parameters if name not in ("arch", "pretrained")]
 
 
@@ -278,7 +286,9 @@ def _entrypoint(name: str) -> Callable[..., ImageClassifier]:
         pretrained: bool = False, pretrained_cfg: Any = None, pretrained_cfg_overlay: Any = None, cache_dir: Any = None, **options: Any
     ) -> ImageClassifier:
         if pretrained:
-            raise InputError(f"pretrained=True: no weights are published for {name}. Give a file: cct_lightning.create_model({name!r}, pretrained=FILE).")
+            raise InputError(
+                f"pretrained=True: no weights are published for {name}. Give a file: cct_lightning.create_model({name!r}, pretrained=FILE)."
+            )
         if options.pop("features_only", False):
             raise InputError(f"features_only=True is not offered for {name}, which has one grid of tokens; use forward_features(images).")
         ours = {TIMM_NAMES.get(option, option): value for option, value in options.items()}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 import cct_lightning
@@ -26,7 +26,7 @@ from cct_lightning.randomness import reseed
 
 def metrics(num_classes: int, prefix: str) -> MetricCollection:
     """Makes the measures of an evaluation: accuracy, F1 (mean over classes), calibration error (15 bins), and top-5 beyond five classes."""
-    measures = {
+    measures: dict[str, Metric | MetricCollection] = {
         "accuracy": MulticlassAccuracy(num_classes, average="micro"),
         "f1": MulticlassF1Score(num_classes, average="macro"),
         "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15),
@@ -151,7 +151,7 @@ class LitClassifier(L.LightningModule):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         images, targets = batch[0], batch[1]
         loss = F.cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # each self.log costs as much as a small step's launch
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # each self.log costs as much as a small step's launch
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
@@ -214,7 +214,12 @@ class LitClassifier(L.LightningModule):
             "grid_size": list(self.model.encoder.grid_size),
             "recipe": self.recipe,
             "seed": self.seed,
-            "versions": {"cct_lightning": cct_lightning.__version__, "torch": str(torch.__version__), "lightning": L.__version__, "timm": timm.__version__},
+            "versions": {
+                "cct_lightning": cct_lightning.__version__,
+                "torch": str(torch.__version__),
+                "lightning": L.__version__,
+                "timm": timm.__version__,
+            },
         }
 
     @classmethod

@@ -96,14 +96,12 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
     Raises:
         InputError: timm has no optimizer of this name, or nothing is trainable.
     """
-    names = timm.optim.list_optimizers()
+    names = [str(name) for name in timm.optim.list_optimizers()]
     if config.name.lower() not in names:
         raise InputError(f"optim.name={config.name!r} is no optimizer of timm {timm.__version__}.{did_you_mean(config.name, names)}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("No parameter is trainable: freeze=backbone leaves the pooling and the head, and this network has neither.")
-    optimizer = timm.optim.create_optimizer_v2(
-        model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
-    )
+    optimizer = timm.optim.create_optimizer_v2(model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
     for group in optimizer.param_groups:
         group["lr"] *= group.pop("lr_scale", 1.0)  # timm's own schedulers read lr_scale, torch's don't
     return optimizer

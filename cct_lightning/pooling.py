@@ -53,7 +53,7 @@ class ClassTokenPooling(Pooling):
     "An Image is Worth 16x16 Words" (arXiv 2010.11929, section 3.1); ``token`` in timm.
     """
 
-    class_token = "full"
+    class_token: ClassVar[ClassToken] = "full"
 
     def forward(self, tokens: Tokens) -> Tensor:
         return tokens.prefix[:, 0]
@@ -67,7 +67,7 @@ class ClassTokenPooling(Pooling):
 class MaskedClassTokenPooling(ClassTokenPooling):
     """Takes a class token that read in every layer, but that no patch has ever seen: it collects and cannot serve as a scratch pad."""
 
-    class_token = "read_only"
+    class_token: ClassVar[ClassToken] = "read_only"
 
 
 class ClassAttentionPooling(Pooling):
@@ -79,9 +79,7 @@ class ClassAttentionPooling(Pooling):
     def __init__(self, embed_dim: int, num_heads: int, depth: int = 2) -> None:
         super().__init__(embed_dim, num_heads)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.blocks = nn.ModuleList(
-            LayerScaleBlockClassAttn(embed_dim, num_heads, attn_block=_ClassAttention, init_values=0.1) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(LayerScaleBlockClassAttn(embed_dim, num_heads, attn_block=_ClassAttention, init_values=0.1) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim)
         initialise(self, "pooling")
 
@@ -98,7 +96,7 @@ class ClassAttentionPooling(Pooling):
         *before, last = self.blocks
         for block in before:
             token = block(tokens.patches, token)
-        query, key, _ = last.attn.split(last.norm1(torch.cat((token, tokens.patches), dim=1)))
+        query, key, _ = last.attn.split(last.norm1(torch.cat((token, tokens.patches), dim=1)))  # type: ignore[operator,union-attr]
         row = _attention(query, key).mean(dim=1)[:, 0, 1:]  # (B, N)
         return _on_patches(row / row.sum(dim=1, keepdim=True), tokens)
 
@@ -148,7 +146,8 @@ class MapPooling(Pooling):
 
 def _attention(query: Tensor, key: Tensor) -> Tensor:
     """Returns attention weights (B, heads, queries, tokens), which ``attend`` does not keep."""
-    return (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(dim=-1)
+    scores: Tensor = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
+    return scores.softmax(dim=-1)
 
 
 class SeqPool(Pooling):
@@ -164,7 +163,7 @@ class SeqPool(Pooling):
         initialise(self, "pooling")
 
     def forward(self, tokens: Tokens) -> Tensor:
-        weights = self.score(tokens.patches).softmax(dim=1)  # (B, N, 1)
+        weights: Tensor = self.score(tokens.patches).softmax(dim=1)  # (B, N, 1)
         return (weights * tokens.patches).sum(dim=1)
 
     def weights(self, tokens: Tokens) -> Tensor:

@@ -34,8 +34,7 @@ def reseed(*what: object) -> None:
     number = key(*what)
     # torch.manual_seed takes 100 us, most of it for backends that are not there; this takes 1 us.
     torch.default_generator.manual_seed(number)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.manual_seed(number)
+    torch.cuda.manual_seed(number)  # does nothing but remember the number while no GPU is in use
     np.random.seed(number % 2**32)
     random.seed(number)
 

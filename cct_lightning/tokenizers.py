@@ -1,6 +1,7 @@
 """Tokenizers turn images into a grid of embeddings. B, C, H, W: images; D: width of a token; h, w: the grid."""
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -62,10 +63,7 @@ class ConvTokenizer(Tokenizer):
         self.stride = max(1, kernel_size // 2 - 1) if stride is None else stride
         self.padding = max(1, kernel_size // 2) if padding is None else padding
         channels = [in_chans, *[hidden_channels] * (num_conv_layers - 1), embed_dim]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(c_in, c_out, kernel_size, self.stride, self.padding, bias=False)
-            for c_in, c_out in zip(channels[:-1], channels[1:], strict=True)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(c_in, c_out, kernel_size, self.stride, self.padding, bias=False) for c_in, c_out in pairwise(channels))
         self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -113,8 +111,7 @@ class PatchTokenizer(Tokenizer):
             if pixels % self.patch_size or pixels < self.patch_size:
                 low = max(pixels // self.patch_size, 1) * self.patch_size
                 raise InputError(
-                    f"image_size={pixels} is not a multiple of patch_size={self.patch_size}; "
-                    f"the nearest that are: {low} and {low + self.patch_size}."
+                    f"image_size={pixels} is not a multiple of patch_size={self.patch_size}; the nearest that are: {low} and {low + self.patch_size}."
                 )
         return image_size[0] // self.patch_size, image_size[1] // self.patch_size
 

@@ -80,9 +80,7 @@ def wandb_logger(config: WandbConfig, run_dir: Path, name: str) -> "WandbLogger 
     os.environ.setdefault("WANDB_SILENT", "true")  # the summary at the end tells what there is to tell
     from lightning.pytorch.loggers import WandbLogger
 
-    return WandbLogger(
-        name=name, project=config.project, entity=config.entity, tags=config.tags or None, save_dir=run_dir, offline=mode == "offline"
-    )
+    return WandbLogger(name=name, project=config.project, entity=config.entity, tags=config.tags or None, save_dir=run_dir, offline=mode == "offline")
 
 
 def make_run_dir(recipe: str, base: Path = Path("runs")) -> Path:

@@ -15,10 +15,9 @@ from cct_lightning.randomness import key
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Turns uint8 images (B, C, H, W), 0..255, into float32 of the given mean and standard deviation per channel, on the scale 0..1."""
-    options = {"dtype": torch.float32, "device": images.device}
-    scale = 1 / (255 * torch.tensor(std, **options)).view(-1, 1, 1)  # type: ignore[call-overload]
-    offset = (torch.tensor(mean, **options) / torch.tensor(std, **options)).view(-1, 1, 1)  # type: ignore[call-overload]
-    return images * scale - offset
+    deviation = torch.tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+    offset = torch.tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1) / deviation
+    return images * (1 / (255 * deviation)) - offset
 
 
 class Mix(NamedTuple):

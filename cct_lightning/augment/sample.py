@@ -9,7 +9,7 @@ import math
 import os
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else the import asks a server for news
 
@@ -25,7 +25,7 @@ from cct_lightning.randomness import key
 
 cv2.setNumThreads(0)  # images are small and DataLoader workers many: threads inside an operation only cost
 
-Image = np.ndarray
+Image = np.ndarray[Any, Any]
 RATIO = (3 / 4, 4 / 3)  # width over height of a random crop, as in Inception, timm and torchvision
 
 
@@ -51,7 +51,8 @@ def fit(image: Image, image_size: tuple[int, int], crop_pct: float = 1.0) -> Ima
     high, wide = max(round(image.shape[0] * factor), height), max(round(image.shape[1] * factor), width)
     image = resize(image, high, wide)
     top, left = (high - height) // 2, (wide - width) // 2
-    return crop_at(image, left, top, left + width, top + height)
+    cropped: Image = crop_at(image, left, top, left + width, top + height)
+    return cropped
 
 
 def _table(image: Image, table: np.ndarray) -> Image:
@@ -67,13 +68,13 @@ def _histogram_tables(image: Image, table_of: Callable[[np.ndarray], np.ndarray]
 def autocontrast(image: Image) -> Image:
     """Stretches each channel to 0..255; ``ImageOps.autocontrast`` in Pillow."""
 
-    def table_of(histogram: np.ndarray) -> np.ndarray:
+    def table_of(histogram: Image) -> Image:
         used = np.flatnonzero(histogram)
         low, high = used[0], used[-1]
         if high <= low:
             return np.arange(256)
         scale = 255.0 / (high - low)
-        return np.clip((np.arange(256) * scale - low * scale).astype(int), 0, 255)
+        return (np.arange(256) * scale - low * scale).astype(int).clip(0, 255)
 
     return _histogram_tables(image, table_of)
 
@@ -81,12 +82,12 @@ def autocontrast(image: Image) -> Image:
 def equalize(image: Image) -> Image:
     """Equalises each channel's histogram; ``ImageOps.equalize`` in Pillow."""
 
-    def table_of(histogram: np.ndarray) -> np.ndarray:
+    def table_of(histogram: Image) -> Image:
         used = histogram[histogram > 0]
         step = (used.sum() - used[-1]) // 255
         if len(used) <= 1 or not step:
             return np.arange(256)
-        return np.minimum((step // 2 + np.cumsum(histogram) - histogram) // step, 255)
+        return ((step // 2 + histogram.cumsum() - histogram) // step).clip(max=255)
 
     return _histogram_tables(image, table_of)
 
@@ -268,9 +269,7 @@ class SampleAugment:
         seed: The run's.
     """
 
-    def __init__(
-        self, config: AugmentConfig, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], seed: int
-    ) -> None:
+    def __init__(self, config: AugmentConfig, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], seed: int) -> None:
         self.config, self.image_size, self.mean, self.std, self.seed = config, image_size, mean, std, seed
         self.fill = tuple(round(255 * m) for m in mean)
 
@@ -278,7 +277,7 @@ class SampleAugment:
         """Turns a uint8 image (any H, any W, C) into one of image_size, (H, W, C)."""
         config, source = self.config, random.Random(key(self.seed, "sample", epoch, index))
         if config.crop_scale is not None:
-            top, left, high, wide = draw_crop(source, *image.shape[:2], config.crop_scale)
+            top, left, high, wide = draw_crop(source, image.shape[0], image.shape[1], config.crop_scale)
             image = resize(crop_at(image, left, top, left + wide, top + high), *self.image_size, cubic=source.random() < 0.5)
         else:
             image = fit(image, self.image_size)

@@ -1,7 +1,7 @@
 """Batches by index: a sampler that says which images make up a batch, and a data set that cuts them out."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cct_lightning.augment.sample import SampleAugment, fit
-from cct_lightning.data.sets import Split, decode
+from cct_lightning.data.sets import Array, Split, decode
 from cct_lightning.randomness import generator
 
 
@@ -22,11 +22,11 @@ class BatchKey(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One batch on one device: images (B, C, H, W), uint8 until they are on it; targets (B,); index (B,) in the data set."""
+    """One batch on one device: images (B, C, H, W), uint8 until they are on it; targets (B,); indices (B,) in the data set."""
 
     images: Tensor
     targets: Tensor
-    index: Tensor
+    indices: Tensor
     epoch: int
     number: int
 
@@ -47,7 +47,7 @@ class KeyedSampler(DistributedSampler[BatchKey]):
         world_size: Number of devices.
     """
 
-    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, train: bool, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, indices: Array, batch_size: int, seed: int, train: bool, rank: int = 0, world_size: int = 1) -> None:
         self.indices, self.batch_size, self.train = indices, batch_size, train
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
@@ -81,9 +81,7 @@ class BatchDataset(Dataset[Batch]):
         crop_pct: Share of the image that the centre shows, for evaluation.
     """
 
-    def __init__(
-        self, split: Split, image_size: tuple[int, int], in_chans: int, augment: SampleAugment | None = None, crop_pct: float = 1.0
-    ) -> None:
+    def __init__(self, split: Split, image_size: tuple[int, int], in_chans: int, augment: SampleAugment | None = None, crop_pct: float = 1.0) -> None:
         self.split, self.image_size, self.in_chans, self.augment, self.crop_pct = split, image_size, in_chans, augment, crop_pct
 
     def __len__(self) -> int:
@@ -96,8 +94,8 @@ class BatchDataset(Dataset[Batch]):
             images[row] = self.augment(image, batch.epoch, index) if self.augment else fit(image, self.image_size, self.crop_pct)
         # (B, H, W, C) in memory is channels_last for torch, the layout convolutions like best
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        index = torch.tensor(batch.indices, dtype=torch.int64)
-        return Batch(pixels, torch.from_numpy(self.split.targets[batch.indices].astype(np.int64)), index, batch.epoch, batch.number)
+        targets = torch.from_numpy(self.split.targets[batch.indices].astype(np.int64))
+        return Batch(pixels, targets, torch.tensor(batch.indices, dtype=torch.int64), batch.epoch, batch.number)
 
 
 def make_loader(dataset: BatchDataset, sampler: KeyedSampler, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
@@ -113,5 +111,5 @@ def make_loader(dataset: BatchDataset, sampler: KeyedSampler, num_workers: int, 
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch

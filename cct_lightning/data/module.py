@@ -15,7 +15,7 @@ from cct_lightning.augment import AugmentConfig
 from cct_lightning.augment.batch import draw_mix, mix_batch, normalize
 from cct_lightning.augment.sample import SampleAugment, fit
 from cct_lightning.data.loader import Batch, BatchDataset, KeyedSampler, make_loader
-from cct_lightning.data.sets import DATASETS, Split, decode, folder_class_names, named_folder, read_split, split_folder
+from cct_lightning.data.sets import DATASETS, Array, Split, decode, folder_class_names, named_folder, read_split, split_folder
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.randomness import generator
 
@@ -89,7 +89,7 @@ class ImageDataModule(L.LightningDataModule):
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
         self.fraction, self.per_class, self.augment = fraction, per_class, augment
         self.seed = torch.initial_seed() if seed is None else seed
-        self.splits: dict[str, tuple[Split, np.ndarray]] = {}  # images, and which of them are meant
+        self.splits: dict[str, tuple[Split, Array]] = {}  # images, and which of them are meant
 
     @property
     def has_validation(self) -> bool:
@@ -116,28 +116,28 @@ class ImageDataModule(L.LightningDataModule):
         if self.splits:
             return
         read = {split: read_split(self.dataset, self.root, split) for split in ("train", "val", "test")}
-        assert (train := read["train"]) is not None
+        train = read["train"]
+        assert train is not None
         kept = np.arange(len(train))
         one_heap = read["val"] is None and read["test"] is None
         if one_heap and self.test_fraction:
             test, kept = self._set_aside(train, kept, self.test_fraction, "test")
-            read["test"] = Split(train.images, train.targets)
-            self.splits["test"] = (read["test"], test)
-        elif read["test"] is not None:
-            self.splits["test"] = (read["test"], np.arange(len(read["test"])))
-        if read["val"] is not None:
-            self.splits["val"] = (read["val"], np.arange(len(read["val"])))
-        elif self.val_fraction:
+            self.splits["test"] = (train, test)
+        for name in ("val", "test"):
+            if (own := read[name]) is not None:
+                self.splits[name] = (own, np.arange(len(own)))
+        if self.val_fraction and "val" not in self.splits:
             val, kept = self._set_aside(train, kept, self.val_fraction, "val")
             self.splits["val"] = (train, val)
         self.splits["train"] = (train, self._subset(train, kept))
         self._cache_splits()
 
-    def _order(self, label: int, members: np.ndarray, purpose: str) -> np.ndarray:
+    def _order(self, label: int, members: Array, purpose: str) -> Array:
         """Shuffles the images of a class, the same way for every size of a subset, so that small ones lie in larger ones."""
-        return members[torch.randperm(len(members), generator=generator(self.split_seed, purpose, label)).numpy()]
+        order: Array = torch.randperm(len(members), generator=generator(self.split_seed, purpose, label)).numpy()
+        return members[order]  # type: ignore[no-any-return]
 
-    def _set_aside(self, split: Split, kept: np.ndarray, share: float, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+    def _set_aside(self, split: Split, kept: Array, share: float, purpose: str) -> tuple[Array, Array]:
         """Takes the share of each class out of ``kept``; returns (taken, left), sorted. At least one image of each class stays left."""
         taken = []
         for label in np.unique(split.targets[kept]):
@@ -148,7 +148,7 @@ class ImageDataModule(L.LightningDataModule):
             raise InputError(f"data.root={self.root}: no class has two images, so none can be set aside for {purpose}; give a {purpose} folder.")
         return out, np.setdiff1d(kept, out)
 
-    def _subset(self, split: Split, kept: np.ndarray) -> np.ndarray:
+    def _subset(self, split: Split, kept: np.ndarray) -> Array:
         if self.fraction == 1.0 and self.per_class is None:
             return kept
         chosen = []
@@ -176,7 +176,9 @@ class ImageDataModule(L.LightningDataModule):
                 with PIL.Image.open(file) as image:
                     total += image.width * image.height * self.in_chans
             except (OSError, SyntaxError, ValueError) as error:
-                raise InputError(f"{file} can't be read as an image ({str(error).splitlines()[0][:60]}): mend it or move it out of the data set.") from None
+                raise InputError(
+                    f"{file} can't be read as an image ({str(error).splitlines()[0][:60]}): mend it or move it out of the data set."
+                ) from None
             if total > HOST_CACHE_BYTES:
                 break
         return total

@@ -11,6 +11,7 @@ import PIL.ImageOps
 
 from cct_lightning.errors import InputError
 
+Array = np.ndarray[Any, Any]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -20,8 +21,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Split:
     """Labelled images: uint8 arrays (H, W, C), or files that ``decode`` reads; targets are class indices (n,)."""
 
-    images: Sequence[np.ndarray] | Sequence[Path] | np.ndarray
-    targets: np.ndarray
+    images: Sequence[Array] | Sequence[Path] | Array
+    targets: Array
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -51,7 +52,7 @@ class DataSet:
     note: str = "torchvision downloads it where there is a network"
 
 
-def decode(image: np.ndarray | Path, in_chans: int) -> np.ndarray:
+def decode(image: Array | Path, in_chans: int) -> Array:
     """Reads a file as uint8 (H, W, C), turned upright as its EXIF tag says; an array is returned as it is.
 
     Raises:
@@ -90,7 +91,9 @@ def folder_class_names(root: Path) -> list[str]:
         raise InputError(f"{stray} is there but {root}/train is not: give a train folder, or class folders alone, to be split for you.")
     names = [f.name for f in class_folders(folder)]
     if len(names) < 2:
-        raise InputError(f"{folder} holds {len(names)} class folder(s){': ' + names[0] if names else ''}; at least two are needed, one for each class.")
+        raise InputError(
+            f"{folder} holds {len(names)} class folder(s){': ' + names[0] if names else ''}; at least two are needed, one for each class."
+        )
     return names
 
 
@@ -193,7 +196,9 @@ def read_split(name: str, root: Path, split: str, download: bool = False) -> Spl
     if name != "image_folder" and (folder := named_folder(name, root)):
         found = len(folder_class_names(folder))
         if found != data_set.num_classes:
-            raise InputError(f"{folder}/train holds {found} classes, {name} has {data_set.num_classes}: is it another data set? Use image_folder for it.")
+            raise InputError(
+                f"{folder}/train holds {found} classes, {name} has {data_set.num_classes}: is it another data set? Use image_folder for it."
+            )
         return read_folder(folder, split)
     try:
         return data_set.read(root, split, False)

@@ -1,0 +1,1 @@
+from callbacks import Throughput as Throughput
