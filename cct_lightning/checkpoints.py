@@ -91,7 +91,8 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             f"  torch says: {reason}\n  If you trust it, load it yourself and save its state_dict() alone."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
-        raise InputError(f"{path} can't be read as weights: {str(error).splitlines()[0][:200]} Is it complete?") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{path} can't be read as weights: {reason}. Is it complete?") from None
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
     return content

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from cct_lightning.callbacks import Throughput
 from cct_lightning.checkpoints import KEY, read_checkpoint
@@ -201,6 +201,9 @@ class CLI(LightningCLI):
         return callbacks
 
     def before_fit(self) -> None:
+        """Says what became of the weights that were loaded, and starts the clock."""
+        if self.model.model.load_report is not None:
+            rank_zero_info(str(self.model.model.load_report))
         self._flops = count_flops(self.model.model)
         self._began = time.perf_counter()
 

@@ -274,7 +274,8 @@ class TimmEncoder(Encoder):
         in_chans, *image_size = model.pretrained_cfg["input_size"]  # type: ignore[index,misc]
         patch_embed = getattr(model, "patch_embed", None)
         self.image_size = tuple(getattr(patch_embed, "img_size", None) or image_size)
-        self.in_chans = getattr(getattr(patch_embed, "proj", None), "in_channels", int(in_chans))
+        first = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+        self.in_chans = first.in_channels if first is not None else int(in_chans)
         self.num_prefix_tokens = getattr(model, "num_prefix_tokens", 0)
         with torch.no_grad():
             was_training = model.training

@@ -74,7 +74,8 @@ def autocontrast(image: Image) -> Image:
         if high <= low:
             return np.arange(256)
         scale = 255.0 / (high - low)
-        return (np.arange(256) * scale - low * scale).astype(int).clip(0, 255)
+        stretched: Image = (np.arange(256) * scale - low * scale).astype(int).clip(0, 255)
+        return stretched
 
     return _histogram_tables(image, table_of)
 
@@ -87,7 +88,8 @@ def equalize(image: Image) -> Image:
         step = (used.sum() - used[-1]) // 255
         if len(used) <= 1 or not step:
             return np.arange(256)
-        return ((step // 2 + histogram.cumsum() - histogram) // step).clip(max=255)
+        levelled: Image = ((step // 2 + histogram.cumsum() - histogram) // step).clip(max=255)
+        return levelled
 
     return _histogram_tables(image, table_of)
 

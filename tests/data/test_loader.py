@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+from cct_lightning import AugmentConfig
+from cct_lightning.augment.sample import SampleAugment
+from cct_lightning.data.loader import BatchDataset, BatchKey, KeyedSampler, make_loader
+from cct_lightning.data.sets import Split
+
+INDICES = np.arange(100, 203)
+IMAGES = np.random.default_rng(0).integers(0, 256, (203, 8, 8, 3), dtype=np.uint8)
+SPLIT = Split(IMAGES, np.arange(203) % 7)
+
+
+def train(rank=0, world_size=1, epoch=0, seed=0):
+    sampler = KeyedSampler(INDICES, 20, seed, True, rank, world_size)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def test_an_epoch_is_a_permutation_that_follows_from_seed_and_epoch():
+    batches = list(train())
+    assert len(batches) == len(train()) == 5
+    flat = [index for batch in batches for index in batch.indices]
+    assert len(set(flat)) == 100
+    assert set(flat) <= set(INDICES.tolist())
+    assert list(train()) == batches
+    assert list(train(epoch=1)) != batches
+    assert list(train(seed=1)) != batches
+    assert [(batch.epoch, batch.number) for batch in train(epoch=3)] == [(3, number) for number in range(5)]
+
+
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_devices_share_the_batches_of_one_device(world_size):
+    whole = list(train())
+    shares = [list(train(rank, world_size)) for rank in range(world_size)]
+    for number, batch in enumerate(whole):
+        assert [index for share in shares for index in share[number].indices] == batch.indices
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 20, 102, 500])
+def test_evaluation_sees_every_image_once_in_as_many_steps_on_each_device(world_size, batch_size):
+    samplers = [KeyedSampler(INDICES, max(batch_size, world_size), 0, False, rank, world_size) for rank in range(world_size)]
+    seen = [[index for batch in sampler for index in batch.indices] for sampler in samplers]
+    assert sorted(sum(seen, [])) == INDICES.tolist()
+    assert len({len(list(sampler)) for sampler in samplers}) == 1
+    if batch_size > world_size:
+        assert all(batch.indices for sampler in samplers for batch in sampler)
+
+
+def test_images_come_as_uint8_channels_last_with_targets_and_indices():
+    batch = BatchDataset(SPLIT, (8, 8), 3)[BatchKey(2, 5, [3, 150])]
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch.images[1], torch.from_numpy(IMAGES[150]).permute(2, 0, 1))
+    assert batch.targets.tolist() == [3, 150 % 7]
+    assert (batch.indices.tolist(), batch.epoch, batch.number) == ([3, 150], 2, 5)
+
+
+def noisy(num_workers):
+    """Images that erasing and RandAugment have changed, of two epochs."""
+    augment = SampleAugment(AugmentConfig(policy="randaugment", erase=1.0, shift=3), (8, 8), (0.5,) * 3, (0.2,) * 3, seed=0)
+    same = Split(np.repeat(IMAGES[:1], 96, axis=0), np.zeros(96, np.int64))
+    sampler = KeyedSampler(np.arange(96), 16, 0, True)
+    loader = make_loader(BatchDataset(same, (8, 8), 3, augment), sampler, num_workers, pin_memory=False)
+    images = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        images += [batch.images for batch in loader]
+    return torch.cat(images)
+
+
+def test_draws_do_not_depend_on_the_workers_and_never_repeat():
+    alone, two = noisy(0), noisy(2)
+    assert torch.equal(alone, two)
+    assert len({image.numpy().tobytes() for image in two}) == 192
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # fewer cores will do
+def test_draws_are_the_same_with_four_workers():
+    assert torch.equal(noisy(0), noisy(4))

@@ -1,0 +1,171 @@
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from pictures import write_images
+
+from cct_lightning import AugmentConfig, ImageDataModule, InputError
+from cct_lightning.augment.sample import fit
+from cct_lightning.data.sets import decode, read_folder
+
+
+def digits(**options):
+    data = ImageDataModule("digits", seed=0, **options)
+    data.setup("fit")
+    return data
+
+
+def chosen(data, split):
+    return data.splits[split][1]
+
+
+def labels(data, split):
+    read, indices = data.splits[split]
+    return np.bincount(read.targets[indices], minlength=10)
+
+
+def test_splits_are_disjoint_whole_and_stratified():
+    data = digits()
+    parts = [chosen(data, split) for split in ("train", "val", "test")]
+    assert sorted(np.concatenate(parts)) == list(range(1797))
+    total = np.bincount(data.splits["train"][0].targets)
+    assert np.abs(labels(data, "test") - 0.2 * total).max() <= 0.5
+    assert np.abs(labels(data, "val") - 0.1 * (total - labels(data, "test"))).max() <= 0.5
+
+
+def test_splits_follow_split_seed_alone():
+    first = chosen(digits(), "test")
+    other = ImageDataModule("digits", seed=99)
+    other.setup("fit")
+    assert np.array_equal(first, chosen(other, "test"))
+    assert not np.array_equal(first, chosen(digits(split_seed=1), "test"))
+
+
+@pytest.mark.parametrize("options", [{"fraction": 0.1}, {"per_class": 5}, {"fraction": 0.5, "per_class": 3}])
+def test_subsets_are_stratified_and_leave_the_other_splits_alone(options):
+    whole, part = digits(), digits(**options)
+    assert np.array_equal(chosen(whole, "test"), chosen(part, "test"))
+    assert np.array_equal(chosen(whole, "val"), chosen(part, "val"))
+    expected = [min(max(round(options.get("fraction", 1) * n), 1), options.get("per_class", n)) for n in labels(whole, "train")]
+    assert labels(part, "train").tolist() == expected
+    assert set(chosen(part, "train")) <= set(chosen(whole, "train"))
+
+
+def test_small_subsets_lie_in_larger_ones():
+    assert set(chosen(digits(per_class=3), "train")) < set(chosen(digits(per_class=8), "train")) < set(chosen(digits(fraction=0.5), "train"))
+
+
+def test_what_the_model_needs_is_known_before_anything_is_read():
+    data = ImageDataModule("mnist", root="nowhere")
+    assert (data.num_classes, data.in_chans, data.image_size, data.mean, data.std) == (10, 1, (28, 28), [0.1307], [0.3081])
+    assert data.class_names[3] == "3"
+
+
+def test_folders_tell_classes_and_own_splits_are_kept(tmp_path):
+    for split, each in (("train", 6), ("val", 2), ("test", 3)):
+        write_images(tmp_path / split, 3, each, size=20)
+    data = ImageDataModule("image_folder", root=str(tmp_path), image_size=16, seed=0)
+    data.setup("fit")
+    assert data.class_names == ["class0000", "class0001", "class0002"]
+    assert [len(chosen(data, split)) for split in ("train", "val", "test")] == [18, 6, 9]
+    assert data.has_test
+    batch = next(iter(data.val_dataloader()))
+    assert batch.images.shape == (6, 3, 16, 16)
+
+
+def test_a_heap_is_split_for_the_user(tmp_path):
+    write_images(tmp_path, 2, 10)
+    data = ImageDataModule("image_folder", root=str(tmp_path), image_size=32, seed=0)
+    data.setup("fit")
+    assert [len(chosen(data, split)) for split in ("train", "val", "test")] == [14, 2, 4]
+
+
+def test_no_test_folder_means_no_test(tmp_path):
+    for split in ("train", "val"):
+        write_images(tmp_path / split, 2, 2)
+    data = ImageDataModule("image_folder", root=str(tmp_path), image_size=32)
+    data.setup("fit")
+    assert not data.has_test
+    with pytest.raises(InputError, match="has no test folder"):
+        data.test_dataloader()
+
+
+@pytest.mark.parametrize("cache", ["host", "none", "auto"])
+def test_the_cache_changes_no_image(tmp_path, cache):
+    write_images(tmp_path, 2, 10)
+    data = ImageDataModule("image_folder", root=str(tmp_path), image_size=24, cache=cache, seed=0, num_workers=0, batch_size=4)
+    data.setup("fit")
+    assert isinstance(data.splits["train"][0].images[0], np.ndarray) == (cache != "none")
+    read = read_folder(tmp_path, "train").images
+    batch = next(iter(data.train_dataloader()))
+    for image, index in zip(batch.images, batch.indices, strict=True):
+        assert np.array_equal(image.permute(1, 2, 0), fit(decode(read[index], 3), (24, 24)))
+
+
+def test_every_file_is_looked_at_before_training(tmp_path):
+    write_images(tmp_path, 2, 3)
+    (tmp_path / "class0001" / "9.png").write_text("no image")
+    with pytest.raises(InputError, match=r"9\.png can't be read as an image"):
+        ImageDataModule("image_folder", root=str(tmp_path), image_size=24).setup("fit")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"dataset": "cifar11"}, r"data\.dataset='cifar11' is unknown\. Did you mean cifar10"),
+    ({"val_fraction": 1.5}, r"data\.val_fraction=1\.5 is out of range"),
+    ({"fraction": 0.0}, r"data\.fraction=0\.0 is out of range"),
+    ({"batch_size": 0}, r"data\.batch_size=0"),
+    ({"dataset": "flowers102"}, r"data\.image_size is not given, and the images of flowers102 differ"),
+    ({"dataset": "image_folder", "root": "/nowhere", "image_size": 32}, r"data\.root=/nowhere is no folder"),
+])  # fmt: skip
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        ImageDataModule(**options)
+
+
+def test_a_batch_larger_than_the_set_is_cut_down(caplog):
+    data = digits(per_class=2, batch_size=64)
+    assert len(next(iter(data.train_dataloader())).images) == 20
+
+
+def test_a_batch_that_devices_can_not_share_is_refused():
+    data = digits(batch_size=15, augment=AugmentConfig(mixup=0.2))
+    data.trainer = type("Trainer", (), {"world_size": 5, "global_rank": 0})()
+    with pytest.raises(InputError, match=r"data\.batch_size=15 is over all devices, and there are 5: it must be an even number for each"):
+        data.train_dataloader()
+
+
+class Collect(L.LightningModule):
+    """Keeps the batches that reach the steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.batches = {"train": [], "val": []}
+
+    def training_step(self, batch, index):
+        self.batches["train"].append(batch)
+        return self.weight.sum()
+
+    def validation_step(self, batch, index):
+        self.batches["val"].append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_an_ordinary_trainer_gets_normalised_and_mixed_batches():
+    data = ImageDataModule("digits", batch_size=64, seed=0, augment=AugmentConfig(mixup=0.5, mix_off_epoch=1))
+    module = Collect()
+    L.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    ).fit(module, data)
+    mixed, plain = module.batches["train"][:20], module.batches["train"][20:]
+    assert all(batch.targets.shape == (64, 10) for batch in mixed)
+    assert all(batch.targets.shape == (64,) for batch in plain)
+    assert all(batch.targets.ndim == 1 for batch in module.batches["val"])
+    assert abs(torch.cat([batch.images for batch in plain]).mean()) < 0.05
+    assert torch.cat([batch.images for batch in plain]).std().item() == pytest.approx(1, abs=0.05)
+    seen = torch.cat([batch.indices for batch in plain])
+    assert len(seen.unique()) == len(seen) == 1280
+    assert [batch.epoch for batch in mixed] == [0] * 20
+    assert [batch.epoch for batch in plain] == [1] * 20

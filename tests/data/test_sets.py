@@ -1,0 +1,147 @@
+import gzip
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from pictures import write_images
+
+from cct_lightning import InputError
+from cct_lightning.data.sets import DATASETS, decode, read_folder, read_split
+
+
+def test_digits_are_the_whole_set_and_uint8():
+    split = read_split("digits", Path("nowhere"), "train")
+    assert split.images.shape == (1797, 8, 8, 1)
+    assert (split.images.min(), split.images.max()) == (0, 255)
+    assert read_split("digits", Path("nowhere"), "test") is None
+
+
+@pytest.mark.parametrize("name", ["digits"])
+def test_mean_and_deviation_are_those_of_the_images(name):
+    pixels = read_split(name, Path("nowhere"), "train").images / 255
+    assert pixels.mean() == pytest.approx(DATASETS[name].mean[0], abs=1e-3)
+    assert pixels.std() == pytest.approx(DATASETS[name].std[0], abs=1e-3)
+
+
+def test_torchvisions_mnist_files_are_read(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
+    for stem in ("train", "t10k"):
+        (raw / f"{stem}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, 3, 28, 28) + pixels.tobytes())
+        (raw / f"{stem}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 3) + bytes([4, 0, 9]))
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{stem}-{kind}-ubyte.gz").write_bytes(gzip.compress((raw / f"{stem}-{kind}-ubyte").read_bytes()))
+    for split in ("train", "test"):
+        read = read_split("mnist", tmp_path, split)
+        assert np.array_equal(read.images[..., 0], pixels)
+        assert read.targets.tolist() == [4, 0, 9]
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """torchvision's CIFAR-10 files with three images each; their checksums are not those of the real ones."""
+    import torchvision.datasets
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (3, 3072), dtype=np.uint8)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        (folder / name).write_bytes(pickle.dumps({"data": images, "labels": [1, 2, 3]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    return tmp_path, images
+
+
+def test_torchvisions_cifar_files_are_read(cifar):
+    root, images = cifar
+    read = read_split("cifar10", root, "train")
+    assert read.images.shape == (15, 32, 32, 3)
+    assert np.array_equal(read.images[0].transpose(2, 0, 1).ravel(), images[0])
+
+
+@pytest.mark.parametrize("below", [".", "cifar10"])
+def test_a_named_set_is_read_from_class_folders(tmp_path, below):
+    for split, each in (("train", 3), ("test", 2)):
+        write_images(tmp_path / below / split, 10, each)
+    assert len(read_split("cifar10", tmp_path, "train")) == 30
+    assert len(read_split("cifar10", tmp_path, "test")) == 20
+    assert read_split("cifar10", tmp_path, "val") is None
+
+
+def test_class_folders_of_another_set_are_refused(tmp_path):
+    write_images(tmp_path / "train", 4, 1)
+    with pytest.raises(InputError, match="train holds 4 classes, cifar10 has 10"):
+        read_split("cifar10", tmp_path, "train")
+
+
+def test_what_is_missing_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(InputError, match=r"(?s)data\.dataset=fashion_mnist is not in data\.root=.*torchvision downloads it"):
+        read_split("fashion_mnist", tmp_path, "train")
+
+
+def test_flowers_keep_the_official_split(tmp_path, monkeypatch):
+    import torchvision.datasets
+    from scipy.io import savemat
+
+    monkeypatch.setattr(torchvision.datasets.Flowers102, "_check_integrity", lambda self: True)
+    (tmp_path / "flowers-102" / "jpg").mkdir(parents=True)
+    savemat(tmp_path / "flowers-102" / "imagelabels.mat", {"labels": np.array([[5, 1, 102, 7]], np.uint8)})
+    savemat(tmp_path / "flowers-102" / "setid.mat", {"trnid": [[2]], "valid": [[1, 4]], "tstid": [[3, 2]]})
+    val = read_split("flowers102", tmp_path, "val")
+    assert [path.name for path in val.images] == ["image_00001.jpg", "image_00004.jpg"]
+    assert val.targets.tolist() == [4, 6]
+    assert read_split("flowers102", tmp_path, "test").targets.tolist() == [101, 0]
+
+
+def test_folders_are_classes_in_alphabetical_order(tmp_path):
+    write_images(tmp_path / "train", 3, 2)
+    write_images(tmp_path / "val", 3, 1)
+    (tmp_path / "train" / "class0001" / ".hidden.png").touch()
+    (tmp_path / "train" / "class0001" / "notes.txt").touch()
+    assert read_folder(tmp_path, "train").targets.tolist() == [0, 0, 1, 1, 2, 2]
+    assert read_folder(tmp_path, "val").targets.tolist() == [0, 1, 2]
+    assert read_folder(tmp_path, "test") is None
+
+
+def test_one_heap_of_class_folders_is_the_training_split(tmp_path):
+    write_images(tmp_path, 2, 3)
+    assert len(read_folder(tmp_path, "train")) == 6
+    assert read_folder(tmp_path, "val") is None
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda root: None, "is no folder on this machine"),
+    (lambda root: root.mkdir(), r"holds 0 class folder\(s\)"),
+    (lambda root: write_images(root, 1, 1), r"holds 1 class folder\(s\): class0000; at least two"),
+    (lambda root: (write_images(root, 2, 1), (root / "empty").mkdir()), r"empty holds no image"),
+    (lambda root: (write_images(root / "train", 2, 1), write_images(root / "val", 3, 1)), "different classes: class0002"),
+    (lambda root: write_images(root / "test", 2, 1), "test is there but .*train is not"),
+])  # fmt: skip
+def test_folders_that_do_not_fit_are_refused(tmp_path, make, message):
+    make(tmp_path / "root")
+    with pytest.raises(InputError, match=message):
+        for split in ("train", "val", "test"):
+            read_folder(tmp_path / "root", split)
+
+
+def test_images_are_decoded_upright_and_in_the_asked_channels(tmp_path):
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0] = 255
+    turned = PIL.Image.fromarray(pixels)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert decode(tmp_path / "turned.png", 3).shape == (6, 4, 3)
+    assert decode(tmp_path / "turned.png", 1).shape == (6, 4, 1)
+    assert (decode(tmp_path / "turned.png", 3)[:, -1] == 255).all()
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    (tmp_path / "fake.jpg").write_text("no image")
+    with pytest.raises(InputError, match=r"fake\.jpg can't be read as an image"):
+        decode(tmp_path / "fake.jpg", 3)

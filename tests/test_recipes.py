@@ -1,0 +1,61 @@
+"""Every shipped recipe through the real command line, a few steps on small stand-ins for its data."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pictures import write_images
+
+from cct_lightning.__main__ import header, recipe_paths
+from cct_lightning.keys import flatten, groups_without_keys, unknown_keys
+
+OVERLAYS = {"smoke", "ddp", "fsdp"}
+RECIPES = sorted(set(recipe_paths()) - OVERLAYS)
+# recipe: classes, side and channels of the stand-in; None needs none
+STAND_INS = {
+    "digits": None, "mnist": (10, 28, True), "fashion_mnist": (10, 28, True), "cifar10": (10, 32, False), "cifar10_small": (10, 32, False),
+    "cifar100": (100, 32, False), "vit_lite": (10, 32, False), "cvt": (10, 32, False), "flowers102": (102, 64, False),
+    "imagenet": (3, 64, False), "image_folder": (3, 64, False),
+}  # fmt: skip
+
+
+def test_all_recipes_are_tried():
+    assert set(STAND_INS) == set(RECIPES)
+    assert set(recipe_paths()) == {path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_runs(name, cct, tmp_path):
+    words = ["fit", "-c", name, "-c", "smoke", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    if STAND_INS[name]:
+        classes, size, grey = STAND_INS[name]
+        splits = ("train", "val") if name == "imagenet" else ("train", "val", "test") if name == "flowers102" else ("train", "test")
+        for split in splits:
+            write_images(tmp_path / "images" / split, classes, -(-12 // classes) if split == "train" else 1, size, grey)
+        words += ["--data.root", "images"]
+    outcome = cct(*words)
+    assert outcome.code == 0, outcome.err
+    (path,) = tmp_path.glob(f"runs/{name}/*/summary.json")
+    summary = json.loads(path.read_text())
+    assert 0 <= summary["val_accuracy"] <= 1
+    assert (summary["test_accuracy"] is None) == (name == "imagenet")
+    assert summary["steps"] >= 1
+    assert summary["flops_per_image"] > 0
+
+
+@pytest.mark.parametrize("name", sorted(recipe_paths()))
+def test_the_recipe_is_one_short_file_that_says_what_it_is(name):
+    path = recipe_paths()[name]
+    lines, recipe = header(path), yaml.safe_load(path.read_text())
+    assert len(path.read_text().splitlines()) < 80
+    assert not unknown_keys(flatten(recipe))
+    assert not groups_without_keys(recipe)
+    if name in OVERLAYS:
+        assert lines[0].startswith("Overlay: ")
+    else:
+        assert lines[1].split("  ")[0].startswith(f"cct fit -c {name}")
+        assert recipe["seed_everything"] == 0
+        assert any(line.startswith(("Measured", "Published", "A starting point")) for line in lines)
+    for line in lines:
+        assert not line.startswith("Published") or any("README" in other for other in lines), "a published figure needs its source"

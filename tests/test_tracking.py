@@ -1,0 +1,68 @@
+import socket
+import time
+
+import pytest
+
+from cct_lightning.tracking import WandbConfig, make_run_dir, wandb_logger, wandb_mode
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "CCT_RUN_DIR", "RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_a_given_mode_is_kept(mode):
+    assert wandb_mode(mode) == mode
+
+
+def test_auto_is_offline_without_a_key():
+    assert wandb_mode("auto") == "offline"
+
+
+def test_auto_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode("auto") == "disabled"
+    assert wandb_logger(WandbConfig(), None, "x") is None
+
+
+@pytest.mark.parametrize("key", ["environment", "netrc"])
+def test_auto_is_online_where_a_key_is_and_the_server_answers(monkeypatch, tmp_path, key):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        if key == "environment":
+            monkeypatch.setenv("WANDB_API_KEY", "k")
+        else:
+            (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password k\n")
+            (tmp_path / "netrc").chmod(0o600)
+        assert wandb_mode("auto") == "online"
+    assert wandb_mode("auto") == "offline"  # nobody answers any more
+
+
+def test_auto_waits_no_longer_than_its_probe(monkeypatch):
+    monkeypatch.setattr("cct_lightning.tracking.PROBE_SECONDS", 0.2)
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # bound, but not listening
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.perf_counter()
+        assert wandb_mode("auto") == "offline"
+        assert time.perf_counter() - began < 2
+
+
+def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
+    first = make_run_dir("digits", tmp_path)
+    assert make_run_dir("digits", tmp_path) == first  # a process that this run starts
+    monkeypatch.delenv("CCT_RUN_DIR")
+    second = make_run_dir("digits", tmp_path)
+    assert [first.name, second.name] == ["20260101-000000", "20260101-000000-2"]
+    assert first.is_dir()
+    assert second.is_dir()
+
+
+def test_other_ranks_make_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert not make_run_dir("digits", tmp_path).exists()
