@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,9 +18,9 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from cct_lightning.callbacks import Throughput
 from cct_lightning.checkpoints import KEY, read_checkpoint
@@ -36,6 +37,7 @@ HARMLESS_WARNINGS = (
     r".*LeafSpec.*is deprecated.*",  # Lightning 2.6 with torch 2.15
     r".*Experiment logs directory .* exists and is not empty.*",  # the run folder is this run's own
     r".*The number of training batches \(\d+\) is smaller than the logging interval.*",
+    r".*callbacks used to create the checkpoint need to be provided.*",  # a test needs none of the training's
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*Starting from v1\.9\.0, `tensorboardX`.*",
 )
@@ -56,7 +58,9 @@ class _WithoutTips(logging.Filter):
 
 
 def quieten() -> None:
-    """Filters the known harmless messages of Lightning, by name."""
+    """Filters the known harmless messages of Lightning and jsonargparse, by name."""
+    # Lightning 2.6 calls what jsonargparse 5 will drop: https://github.com/Lightning-AI/pytorch-lightning/issues/21900
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed"):
@@ -154,6 +158,7 @@ class CLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({"trainer.enable_model_summary": False})  # the summary at the end says more in fewer lines
         parser.add_class_arguments(LitClassifier, "model", fail_untyped=False, sub_configs=True, skip={"model"})
         parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False, sub_configs=True)
 
@@ -173,11 +178,16 @@ class CLI(LightningCLI):
             paths = config.get("config") or []
             self.run_dir = make_run_dir(Path(str(paths[0])).stem if paths else "run")
             config.trainer.default_root_dir = str(self.run_dir)
+        else:
+            config.trainer.enable_checkpointing = False
+            config.trainer.logger = config.trainer.logger or False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand != "fit":
             return super().instantiate_trainer(**kwargs)
         config = self.config_init[self.subcommand]
+        if not self.datamodule.has_validation:
+            config.trainer.limit_val_batches = 0
         given = config.trainer.logger
         loggers: list[Logger] = [] if given in (None, True, False) else list(given) if isinstance(given, (list, tuple)) else [given]
         loggers.append(CSVLogger(self.run_dir, name="", version=""))
@@ -202,8 +212,8 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Says what became of the weights that were loaded, and starts the clock."""
-        if self.model.model.load_report is not None:
-            rank_zero_info(str(self.model.model.load_report))
+        if self.model.model.load_report is not None and self.trainer.is_global_zero:
+            print(self.model.model.load_report)
         self._flops = count_flops(self.model.model)
         self._began = time.perf_counter()
 
@@ -233,6 +243,7 @@ class CLI(LightningCLI):
             "epochs": epochs,
             "steps": steps,
             "best_checkpoint": best_path or None,
+            "load_report": asdict(report) if (report := self.model.model.load_report) else None,
             "device": _device_name(trainer),
             "devices": trainer.world_size,
             "seed": self.config.fit.seed_everything,
@@ -241,6 +252,9 @@ class CLI(LightningCLI):
         if trainer.is_global_zero:
             path = self.run_dir / "summary.json"
             path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.experiment.finish()  # what is not written now would be lost with the process
             print(describe(summary, self.model))
 
     def after_test(self) -> None:
@@ -312,7 +326,7 @@ def from_checkpoint(arguments: list[str], folder: Path) -> list[str]:
         "seed_everything": recipe["seed_everything"],
         "model": {**about["model"], "pretrained": None},
         "data": recipe["data"],
-        "trainer": {"precision": recipe["trainer"]["precision"], "accelerator": recipe["trainer"]["accelerator"], "devices": 1, "logger": False},
+        "trainer": {"precision": recipe["trainer"]["precision"], "accelerator": recipe["trainer"]["accelerator"], "devices": 1},
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(known), encoding="utf-8")

@@ -152,7 +152,9 @@ def test_gradient_checkpointing_changes_no_gradient():
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "deit_tiny_patch16_224", "vit_base_patch32_clip_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "deit_tiny_patch16_224", "vit_base_patch32_clip_224", "eva02_tiny_patch14_224"]
+)
 def test_timm_encoder_returns_the_tokens_of_timm(name):
     net = TimmEncoder.create(name, "none", img_size=56 if "eva" in name else 64).eval()
     images = torch.randn(1, 3, *net.image_size)

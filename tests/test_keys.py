@@ -14,7 +14,8 @@ def test_keys_are_those_of_the_classes():
     expected |= {f"data.{name}" for name in inspect.signature(ImageDataModule).parameters} - {"data.augment"}
     expected |= {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
     for prefix, config in (
-        ("model.optim", OptimConfig), ("model.schedule", ScheduleConfig), ("data.augment", AugmentConfig), ("wandb", WandbConfig), ("checkpoint", CheckpointConfig),
+        ("model.optim", OptimConfig), ("model.schedule", ScheduleConfig), ("data.augment", AugmentConfig), ("wandb", WandbConfig),
+        ("checkpoint", CheckpointConfig),
     ):  # fmt: skip
         expected |= {f"{prefix}.{field.name}" for field in fields(config)}
     assert set(known_keys()) == expected | {"seed_everything"}

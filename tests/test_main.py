@@ -32,7 +32,8 @@ def test_help_of_fit_names_every_key(cct):
 
 
 def test_the_front_imports_neither_torch_nor_lightning():
-    code = "import sys; sys.argv = ['cct', 'fit', '--help']; from cct_lightning.__main__ import main; main(); print(sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import sys; sys.argv = ['cct', 'fit', '--help']; from cct_lightning.__main__ import main; main()"
+    code += "; print(sorted({m.split('.')[0] for m in sys.modules}))"
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.perf_counter() - began < 5  # 0.1 s on a quiet machine; torch alone takes longer than this on a busy one

@@ -8,7 +8,6 @@ import timm.optim
 import torch
 from torch import nn
 
-import cct_lightning.models
 from cct_lightning import POOLINGS, ImageClassifier, InputError, PatchTokenizer, Pooling, Tokens, ViTEncoder, create_model
 from cct_lightning.encoders import Encoder
 from cct_lightning.models import VARIANTS, count_flops
@@ -92,7 +91,9 @@ def test_timm_knows_all_names():
     assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 32, 32)
 
 
-@pytest.mark.parametrize(("option", "message"), [({"pretrained": True}, "no weights are published"), ({"features_only": True}, "features_only=True is not")])
+@pytest.mark.parametrize(
+    ("option", "message"), [({"pretrained": True}, "no weights are published"), ({"features_only": True}, "features_only=True is not")]
+)
 def test_what_timm_offers_and_we_do_not_is_refused(option, message):
     with pytest.raises(InputError, match=message):
         timm.create_model("cct_2_3x2_32", **option)
@@ -217,6 +218,6 @@ def test_names_are_resolved_lazily_and_listed():
     import cct_lightning
 
     assert {"create_model", "POOLINGS", "LitClassifier", "ImageDataModule"} <= set(dir(cct_lightning))
-    assert cct_lightning.create_model is cct_lightning.models.create_model
+    assert cct_lightning.create_model is create_model
     with pytest.raises(AttributeError, match="no attribute 'creat_model'"):
         cct_lightning.creat_model  # noqa: B018

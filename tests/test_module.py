@@ -3,7 +3,17 @@ import pytest
 import torch
 from torch import nn
 
-from cct_lightning import POOLINGS, AugmentConfig, ImageClassifier, ImageDataModule, InputError, LitClassifier, OptimConfig, ScheduleConfig, create_model
+from cct_lightning import (
+    POOLINGS,
+    AugmentConfig,
+    ImageClassifier,
+    ImageDataModule,
+    InputError,
+    LitClassifier,
+    OptimConfig,
+    ScheduleConfig,
+    create_model,
+)
 from cct_lightning.checkpoints import KEY
 from cct_lightning.module import metrics
 
@@ -27,7 +37,7 @@ def trained(folder, module=None, epochs=1, **options):
 
 
 def test_training_learns():
-    module, trainer = trained(None, digits_module(attn_drop=0.0, schedule=ScheduleConfig(warmup_epochs=1), optim=OptimConfig(lr=3e-3)), epochs=10)
+    _module, trainer = trained(None, digits_module(attn_drop=0.0, schedule=ScheduleConfig(warmup_epochs=1), optim=OptimConfig(lr=3e-3)), epochs=10)
     assert trainer.callback_metrics["val/accuracy"] > 0.6
     assert {"val/loss", "val/top5", "val/f1", "val/calibration_error"} <= set(trainer.callback_metrics)
 
@@ -75,7 +85,7 @@ def test_checkpoints_of_others_are_refused(tmp_path):
 def test_a_network_of_ones_own(tmp_path):
     model = create_model("vit_2_4_32", image_size=16, in_chans=1, num_classes=10)
     own = ImageClassifier(model.encoder, POOLINGS["class_token"](128, 2), 10)
-    module, trainer = trained(tmp_path, LitClassifier(model=own))
+    _module, trainer = trained(tmp_path, LitClassifier(model=own))
     trainer.save_checkpoint(tmp_path / "own.ckpt")
     with pytest.raises(InputError, match=r"own\.ckpt was trained with a network of its own: build it and pass it as model="):
         LitClassifier.load_from_checkpoint(tmp_path / "own.ckpt")
@@ -102,7 +112,7 @@ def test_a_frozen_backbone_stays_as_it_is(tmp_path):
 
 def test_the_schedule_is_stepped_as_it_says(tmp_path):
     for per, expected in (("step", 12), ("epoch", 4)):
-        module, trainer = trained(tmp_path, digits_module(schedule=ScheduleConfig(per=per, warmup_epochs=1)), epochs=4)
+        _module, trainer = trained(tmp_path, digits_module(schedule=ScheduleConfig(per=per, warmup_epochs=1)), epochs=4)
         assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == expected
         assert trainer.global_step == 12
 

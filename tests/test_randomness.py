@@ -67,5 +67,5 @@ def test_timm_networks_are_keyed_too():
 def test_a_parameter_without_a_rule_is_refused():
     layer = nn.Module()
     layer.scale = nn.Parameter(torch.ones(3))
-    with pytest.raises(TypeError, match="head.scale"):
+    with pytest.raises(TypeError, match=r"head\.scale"):
         initialise(layer, "head")

@@ -32,7 +32,7 @@ def test_the_recipe_runs(name, cct, tmp_path):
         classes, size, grey = STAND_INS[name]
         splits = ("train", "val") if name == "imagenet" else ("train", "val", "test") if name == "flowers102" else ("train", "test")
         for split in splits:
-            write_images(tmp_path / "images" / split, classes, -(-12 // classes) if split == "train" else 1, size, grey)
+            write_images(tmp_path / "images" / split, classes, max(2, 12 // classes) if split == "train" else 1, size, grey)
         words += ["--data.root", "images"]
     outcome = cct(*words)
     assert outcome.code == 0, outcome.err

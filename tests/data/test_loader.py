@@ -1,3 +1,6 @@
+import functools
+import operator
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +46,7 @@ def test_devices_share_the_batches_of_one_device(world_size):
 def test_evaluation_sees_every_image_once_in_as_many_steps_on_each_device(world_size, batch_size):
     samplers = [KeyedSampler(INDICES, max(batch_size, world_size), 0, False, rank, world_size) for rank in range(world_size)]
     seen = [[index for batch in sampler for index in batch.indices] for sampler in samplers]
-    assert sorted(sum(seen, [])) == INDICES.tolist()
+    assert sorted(functools.reduce(operator.iadd, seen, [])) == INDICES.tolist()
     assert len({len(list(sampler)) for sampler in samplers}) == 1
     if batch_size > world_size:
         assert all(batch.indices for sampler in samplers for batch in sampler)

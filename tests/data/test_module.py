@@ -156,9 +156,9 @@ class Collect(L.LightningModule):
 def test_an_ordinary_trainer_gets_normalised_and_mixed_batches():
     data = ImageDataModule("digits", batch_size=64, seed=0, augment=AugmentConfig(mixup=0.5, mix_off_epoch=1))
     module = Collect()
-    L.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    ).fit(module, data)
+    L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False).fit(
+        module, data
+    )
     mixed, plain = module.batches["train"][:20], module.batches["train"][20:]
     assert all(batch.targets.shape == (64, 10) for batch in mixed)
     assert all(batch.targets.shape == (64,) for batch in plain)

@@ -125,8 +125,7 @@ def test_one_heap_of_class_folders_is_the_training_split(tmp_path):
 def test_folders_that_do_not_fit_are_refused(tmp_path, make, message):
     make(tmp_path / "root")
     with pytest.raises(InputError, match=message):
-        for split in ("train", "val", "test"):
-            read_folder(tmp_path / "root", split)
+        [read_folder(tmp_path / "root", split) for split in ("train", "val", "test")]
 
 
 def test_images_are_decoded_upright_and_in_the_asked_channels(tmp_path):

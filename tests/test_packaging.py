@@ -1,0 +1,64 @@
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+
+
+def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path):
+    keep = {"cct_lightning", "callbacks", "recipes", "pyproject.toml", "README.md", "LICENSE"}
+    copy = tmp_path / "copy"
+    shutil.copytree(CHECKOUT, copy, ignore=lambda folder, names: [n for n in names if Path(folder) == CHECKOUT and n not in keep] + ["__pycache__"])
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, copy]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.split("/")[0] for name in names} == {"cct_lightning", f"cct_lightning-{PYPROJECT_VERSION}.dist-info"}
+    files = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "cct_lightning").rglob("*.py")}
+    files |= {f"cct_lightning/{path.parent.name}/{path.name}" for folder in ("callbacks", "recipes") for path in (CHECKOUT / folder).glob("*.py")}
+    files |= {f"cct_lightning/recipes/{path.name}" for path in (CHECKOUT / "recipes").glob("*.yaml")}
+    assert {name for name in names if "dist-info" not in name} == files | {"cct_lightning/py.typed"}
+
+
+PYPROJECT_VERSION = re.search(r'__version__ = "(.*)"', (CHECKOUT / "cct_lightning" / "__init__.py").read_text())[1]
+
+
+def test_an_uninstalled_checkout_finds_its_folders(tmp_path):
+    code = "import cct_lightning.callbacks as c, cct_lightning.recipes as r; print(c.__file__, r.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); {code}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert str(CHECKOUT / "callbacks" / "__init__.py") in done.stdout, done.stderr
+
+
+def test_every_package_is_named():
+    found = {f"cct_lightning.{path.parent.name}" for path in (CHECKOUT / "cct_lightning").glob("*/__init__.py")}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found | {"cct_lightning", "cct_lightning.callbacks", "cct_lightning.recipes"}
+
+
+def test_every_dependency_has_a_reason():
+    lines = (CHECKOUT / "pyproject.toml").read_text().splitlines()
+    start = lines.index("dependencies = [")
+    for number in range(start + 1, lines.index("]", start)):
+        if lines[number].strip().startswith('"'):
+            assert any(lines[n].strip().startswith("#") for n in range(number - 1, number - 5, -1)), lines[number]
+
+
+def test_the_versions_agree_and_the_readme_commands_are_those_of_ci():
+    readme, ci = (CHECKOUT / "README.md").read_text(), (CHECKOUT / ".ci" / "run").read_text()
+    assert f"version: {PYPROJECT_VERSION}" in (CHECKOUT / "CITATION.cff").read_text()
+    assert f"## {PYPROJECT_VERSION}" in (CHECKOUT / "CHANGELOG.md").read_text()
+    assert re.search(r"<!-- test -->\n```\npip install uv && uv run pytest\n```", readme)
+    assert "<!-- test -->" in ci
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md", "benchmarks/README.md"):
+        text = (CHECKOUT / name).read_text()
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert ((CHECKOUT / name).parent / target).exists(), f"{name}: {target}"
