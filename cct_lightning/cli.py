@@ -49,6 +49,8 @@ HARMLESS_MESSAGES = (
     "Seed set to",
     "to estimate number of stepping batches",
     "`Trainer.fit` stopped",
+    "Restoring states from the checkpoint path",
+    "Loaded model weights from the checkpoint",
 )
 
 
@@ -176,7 +178,7 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
             paths = config.get("config") or []
-            self.run_dir = make_run_dir(Path(str(paths[0])).stem if paths else "run")
+            self.run_dir = make_run_dir(_recipe_name(Path(str(paths[0]))) if paths else "run")
             config.trainer.default_root_dir = str(self.run_dir)
         else:
             config.trainer.enable_checkpointing = False
@@ -257,6 +259,14 @@ class CLI(LightningCLI):
                     logger.experiment.finish()  # what is not written now would be lost with the process
             print(describe(summary, self.model))
 
+    def test(self, **arguments: Any) -> None:
+        """Runs the trainer's test without its table, which ``after_test`` prints in a line."""
+        self.trainer.test(verbose=False, weights_only=True, **arguments)
+
+    def validate(self, **arguments: Any) -> None:
+        """Runs the trainer's validation without its table."""
+        self.trainer.validate(verbose=False, weights_only=True, **arguments)
+
     def after_test(self) -> None:
         self._print_measures("test")
 
@@ -274,9 +284,14 @@ class CLI(LightningCLI):
             print(f"written to {path}")
 
 
+def _recipe_name(path: Path) -> str:
+    """Names a run after its recipe; a run of runs/<recipe>/<time>/config.yaml is one of that recipe."""
+    return path.parent.parent.name if path.name == "config.yaml" and path.parent.parent.name else path.stem
+
+
 def _device_name(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
 
 
 def _percent(value: float | None) -> str:

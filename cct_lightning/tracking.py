@@ -80,7 +80,11 @@ def wandb_logger(config: WandbConfig, run_dir: Path, name: str) -> "WandbLogger 
     os.environ.setdefault("WANDB_SILENT", "true")  # the summary at the end tells what there is to tell
     from lightning.pytorch.loggers import WandbLogger
 
-    return WandbLogger(name=name, project=config.project, entity=config.entity, tags=config.tags or None, save_dir=run_dir, offline=mode == "offline")
+    logger = WandbLogger(
+        name=name, project=config.project, entity=config.entity, tags=config.tags or None, save_dir=run_dir, offline=mode == "offline"
+    )
+    logger._wandb_init.pop("anonymous", None)  # W&B warns of this argument, which Lightning 2.6 always passes
+    return logger
 
 
 def make_run_dir(recipe: str, base: Path = Path("runs")) -> Path:
