@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 import cct_lightning
@@ -117,8 +117,8 @@ class LitClassifier(L.LightningModule):
             self.model.encoder.requires_grad_(False)
         if engine == "compile":
             self.model.compile()  # in place: torch.compile(model) would rename the state dict's keys
-        self.val_metrics = metrics(self.model.num_classes, "val/")
-        self.test_metrics = metrics(self.model.num_classes, "test/")
+        self.val_metrics, self.val_loss = metrics(self.model.num_classes, "val/"), MeanMetric()
+        self.test_metrics, self.test_loss = metrics(self.model.num_classes, "test/"), MeanMetric()
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images (B, C, H, W), uint8 or float normalised: logits (B, K)."""
@@ -156,29 +156,30 @@ class LitClassifier(L.LightningModule):
             self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
-    def _evaluate(self, batch: Sequence[Any], measures: MetricCollection, stage: str) -> None:
+    def _evaluate(self, batch: Sequence[Any], measures: MetricCollection, loss: MeanMetric) -> None:
         images, targets = batch[0], batch[1]
         logits = self(images).float()
         measures.update(logits, targets)
-        loss = F.cross_entropy(logits, targets)
-        self.log(f"{stage}/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(targets))
+        loss.update(F.cross_entropy(logits, targets, reduction="none"))
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self._evaluate(batch, self.val_metrics, "val")
+        self._evaluate(batch, self.val_metrics, self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_metrics(self.val_metrics, "val/accuracy")
+        self._log_metrics("val", self.val_metrics, self.val_loss)
 
     def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self._evaluate(batch, self.test_metrics, "test")
+        self._evaluate(batch, self.test_metrics, self.test_loss)
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics(self.test_metrics, "test/accuracy")
+        self._log_metrics("test", self.test_metrics, self.test_loss)
 
-    def _log_metrics(self, measures: MetricCollection, shown: str) -> None:
-        for name, value in measures.compute().items():  # over all ranks
-            self.log(name, value, prog_bar=name == shown)
+    def _log_metrics(self, stage: str, measures: MetricCollection, loss: MeanMetric) -> None:
+        """Logs the measures over all images of all ranks. Lightning's own mean over ranks takes no account of how many each has."""
+        for name, value in (measures.compute() | {f"{stage}/loss": loss.compute()}).items():
+            self.log(name, value, prog_bar=name == f"{stage}/accuracy")
         measures.reset()
+        loss.reset()
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Returns probabilities (B, K)."""

@@ -188,13 +188,14 @@ def test_messages_of_the_parser_without_a_key_are_passed_on():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
-def test_two_processes_make_one_run(overlay, tmp_path):
+def test_two_processes_make_one_run(overlay, cct, tmp_path):
     (tmp_path / "spy.py").write_text(SPY)
-    command = [
-        sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", "-c", overlay, "--trainer.accelerator", "cpu", "--trainer.devices", "2",
-        "--trainer.max_epochs", "2", "--data.batch_size", "64", "--data.per_class", "64", "--trainer.callbacks+=spy.Spy", "--wandb.mode", "disabled",
-        "--trainer.enable_progress_bar", "false",
+    words = [
+        "--trainer.max_epochs", "2", "--data.batch_size", "64", "--data.per_class", "64", "--model.drop_path", "0", "--model.optim.lr", "3e-4",
+        "--wandb.mode", "disabled", "--trainer.enable_progress_bar", "false",
     ]  # fmt: skip
+    two = ["-c", overlay, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.callbacks+=spy.Spy"]
+    command = [sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", *two, *words]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -213,11 +214,15 @@ def test_two_processes_make_one_run(overlay, tmp_path):
     # Measures are over both ranks: one process finds the same on the same weights, from one plain checkpoint.
     summary = json.loads((run / "summary.json").read_text())
     assert summary["devices"] == 2
-    command = [sys.executable, CHECKOUT / "cli.py", "test", run / "checkpoints" / "best.ckpt"]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300).returncode == 0
+    assert cct("test", run / "checkpoints" / "best.ckpt").code == 0
     alone = json.loads((run / "checkpoints" / "best-test.json").read_text())
     assert alone["accuracy"] == pytest.approx(summary["test_accuracy"], abs=1e-6)
     assert alone["calibration_error"] == pytest.approx(summary["test"]["calibration_error"], abs=1e-5)
+
+    # Without dropout two processes do what one does, up to the order of sums.
+    assert cct("fit", "-c", "digits", *words).code == 0
+    single = next(path for path in tmp_path.glob("runs/digits/*") if path != run)
+    assert json.loads((single / "summary.json").read_text())["test"]["loss"] == pytest.approx(summary["test"]["loss"], rel=1e-3)
 
 
 SPY = '''

@@ -207,7 +207,10 @@ class ImageDataModule(L.LightningDataModule):
         if self.num_workers is not None:
             return self.num_workers
         in_memory = isinstance(split.images[0], np.ndarray)
-        return 0 if in_memory and max(self.image_size) <= 64 else min(max(len(os.sched_getaffinity(0)) - 1, 1), 8)
+        if in_memory and max(self.image_size) <= 64:
+            return 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
+        return min(max(cores - 1, 1), 8)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader("train", train=True)
