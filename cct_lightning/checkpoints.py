@@ -21,7 +21,7 @@ from cct_lightning.tokenizers import PatchTokenizer
 
 KEY = "cct_lightning"  # where our checkpoints keep their own plain dictionary
 WRAPPERS = ("module.", "model.")
-CONTAINERS = ("state_dict", "state_dict_ema", "model")
+CONTAINERS = ("state_dict_ema", "state_dict", "model")  # the average before the raw weights, as timm does
 # Golden files carry an example to check the network with.
 EXAMPLES = {"input", "logits"}
 
@@ -84,11 +84,10 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("Please file")[0].strip().splitlines()[-1][:200]
+    except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds more than tensors and plain values, or is damaged; it was not opened further, since reading it would run code.\n"
-            f"  torch says: {reason}\n  If you trust it, load it yourself and save its state_dict() alone."
+            f"{path} is damaged, or holds more than tensors and plain values; it was not opened further, since reading it would run its code.\n"
+            f"  If you trust it, load it yourself and save its state_dict() alone."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -103,6 +102,7 @@ def _unwrap(content: Mapping[str, Any], path: str) -> dict[str, Tensor]:
     for name in CONTAINERS:
         if isinstance(content.get(name), Mapping):
             content = content[name]
+            break
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
     for wrapper in WRAPPERS * 2:
         if state and all(name.startswith(wrapper) for name in state):
@@ -138,8 +138,11 @@ def _fit_positions(encoder: ViTEncoder, state: dict[str, Tensor], old_grid: tupl
     table = pos_embed if cls_pos_embed is None else torch.cat((cls_pos_embed, pos_embed), dim=1)
     is_sine = torch.allclose(table.float(), sine_table(table.shape[1], table.shape[2]), atol=1e-5)
     if encoder.position == "sine" and is_sine:
-        for name in {"encoder.pos_embed", "encoder.cls_pos_embed"} & state.keys():
-            del state[name]
+        own = encoder.state_dict()
+        for name in ("pos_embed", "cls_pos_embed"):
+            state.pop(f"encoder.{name}", None)
+            if name in own:
+                state[f"encoder.{name}"] = own[name]
         report.dropped["encoder.pos_embed"] = "equals the fixed sine table, which the network makes itself for its own grid"
         return
     num_patches = encoder.grid_size[0] * encoder.grid_size[1]
@@ -202,6 +205,9 @@ def load_weights(model: nn.Module, source: str | Path, allow: Collection[str] = 
         _fit_class_token(encoder, state, report)
         if not (encoder.position == "none" and "encoder.pos_embed" in state):
             _fit_positions(encoder, state, tuple(grid) if grid else None, report)
+    if reference and isinstance(encoder, ViTEncoder) and encoder.position == "sine" and "encoder.pos_embed" not in state:
+        raise InputError(f"{source} was trained without positions; the network has position='sine'. Build it with position='none'.")
+    _check_block_form(content, encoder, report.source)
     target = model.state_dict()
     for part, prefixes in GROUPS.items():
         ours = {name: tensor.shape for name, tensor in target.items() if name.startswith(prefixes)}
@@ -217,6 +223,15 @@ def load_weights(model: nn.Module, source: str | Path, allow: Collection[str] = 
     if any(tensor.is_floating_point() and tensor.dtype != target[name].dtype for name, tensor in state.items()):
         report.notes.append(f"stored in {', '.join(sorted({str(t.dtype) for t in state.values()}))}; widened")
     return report
+
+
+def _check_block_form(content: Mapping[str, Any], encoder: Encoder, source: str) -> None:
+    """Refuses a run's checkpoint whose blocks are of the other form: the tensors can't tell."""
+    about = content.get(KEY)
+    if isinstance(about, Mapping) and about.get("model") and isinstance(encoder, ViTEncoder) and len(encoder.blocks):
+        theirs, ours = about["model"]["residual_norm"] is not False, bool(encoder.blocks[0].residual_norm)
+        if theirs != ours:
+            raise InputError(f"{source} was trained with residual_norm={theirs}; the network has residual_norm={ours}. Build it with {theirs}.")
 
 
 def _check(state: dict[str, Tensor], target: dict[str, Tensor], source: str, encoder: Encoder) -> None:

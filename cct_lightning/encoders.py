@@ -6,6 +6,7 @@ unless a docstring says uint8 (0..255).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import timm
@@ -54,6 +55,10 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tokens: ...
+
+    def layers(self) -> Iterable[nn.Module]:
+        """Returns the transformer layers, each of which FSDP shards on its own; none where it is not known."""
+        return ()
 
 
 # How attention is computed: the first row whose device, dtype and length fit. Stated, never timed at start-up: a resumed run must
@@ -207,17 +212,21 @@ class ViTEncoder(Encoder):
             if self.class_token_position:
                 self.cls_pos_embed = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
         elif position == "sine":
-            # The class token is position 0 where it has one. Not saved: the table follows from the shape.
+            # The class token is position 0 where it has one, so with one the patches' rows begin at 1. Saved, though it follows from the
+            # shape, so that weights say which positions they were trained with.
             table = sine_table(self.class_token_position + num_patches, self.embed_dim)
-            self.register_buffer("pos_embed", table[:, int(self.class_token_position) :], persistent=False)
+            self.register_buffer("pos_embed", table[:, int(self.class_token_position) :])
             if self.class_token_position:
-                self.register_buffer("cls_pos_embed", table[:, :1], persistent=False)
+                self.register_buffer("cls_pos_embed", table[:, :1])
         self.pos_drop = nn.Dropout(proj_drop)
         rates = torch.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList(Block(self.embed_dim, num_heads, mlp_ratio, residual_norm, rate, attn_drop, proj_drop) for rate in rates)
         self.norm = nn.LayerNorm(self.embed_dim)
         self.grad_checkpointing = False
         initialise(self, "encoder")
+
+    def layers(self) -> Iterable[nn.Module]:
+        return self.blocks
 
     def learn_positions(self, pos_embed: Tensor, cls_pos_embed: Tensor | None) -> None:
         """Replaces the position table by trained values, (1, N, D) and (1, 1, D), which then are parameters."""
@@ -258,7 +267,7 @@ class ViTEncoder(Encoder):
 class TimmEncoder(Encoder):
     """Any timm network that returns a sequence of tokens: ViT, DeiT, DINOv2, EVA and their kin.
 
-    Its class token, where it has one, takes part in every layer, and registers are prefix tokens behind it.
+    Its class token, where it has one, is used as timm's network uses it, and registers are prefix tokens behind it.
 
     Args:
         model: Made with ``timm.create_model(name, num_classes=0, global_pool="")``.
@@ -276,6 +285,9 @@ class TimmEncoder(Encoder):
         self.image_size = tuple(getattr(patch_embed, "img_size", None) or image_size)
         first = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
         self.in_chans = first.in_channels if first is not None else int(in_chans)
+        patch = getattr(patch_embed, "patch_size", None) or (1, 1)
+        if any(pixels % side for pixels, side in zip(self.image_size, patch, strict=True)):
+            raise InputError(f"image_size={self.image_size[0]}x{self.image_size[1]} is not a multiple of patch_size={patch[0]} of timm's {name}.")
         self.num_prefix_tokens = getattr(model, "num_prefix_tokens", 0)
         with torch.no_grad():
             was_training = model.training
@@ -316,9 +328,13 @@ class TimmEncoder(Encoder):
             with torch.random.fork_rng(devices=[]):  # timm draws from the global generator: give it one that depends on the name alone
                 torch.manual_seed(randomness_key(seed, "initial", name))
                 model = timm.create_model(name, num_classes=0, global_pool="", **options)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise InputError(f"arch=timm/{name} can't take one of the options {sorted(options)}: {error}.") from None
+        except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+            why = f"{type(error).__name__}: {str(error)[:120]}"
+            raise InputError(f"arch=timm/{name} can't be built with {options} ({why}): is it a ViT that returns tokens?") from None
         return cls(model, class_token)
+
+    def layers(self) -> Iterable[nn.Module]:
+        return getattr(self.model, "blocks", ())  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tokens:
         x = self.norm(self.model.forward_features(images))  # type: ignore[operator]

@@ -22,3 +22,22 @@ def did_you_mean(value: object, known: Iterable[str], listed: int = 12) -> str:
         if close := get_close_matches(str(value), names, n=3, cutoff=cutoff):
             return f" Did you mean {' or '.join(close)}?"
     return f" Known: {', '.join(names)}." if 0 < len(names) <= listed else ""
+
+
+def check_range(name: str, value: float, low: float, high: float = float("inf"), *, exclusive: str = "") -> None:
+    """Refuses a number outside low..high.
+
+    Args:
+        name: The key, for the message.
+        value: The number.
+        low: Least value.
+        high: Largest value.
+        exclusive: ``low``, ``high`` or ``low high`` where the bound itself is refused, too.
+
+    Raises:
+        InputError: The number is out of range.
+    """
+    if not low <= value <= high or ("low" in exclusive and value == low) or ("high" in exclusive and value == high):
+        above = f"{'more than' if 'low' in exclusive else 'at least'} {low:g}"
+        below = "" if high == float("inf") else f" and {'less than' if 'high' in exclusive else 'at most'} {high:g}"
+        raise InputError(f"{name}={value} is out of range: it must be {above}{below}.")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cct_lightning.checkpoints import LoadReport, load_weights
 from cct_lightning.encoders import Encoder, Position, TimmEncoder, Tokens, ViTEncoder
-from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.pooling import POOLINGS, Pooling
 from cct_lightning.randomness import initialise
 from cct_lightning.tokenizers import ConvTokenizer, PatchTokenizer, Tokenizer
@@ -212,6 +212,10 @@ def create_model(
     Raises:
         InputError: Unknown names, sizes that don't fit, options that a timm network can't honour, weights that don't fit.
     """
+    for name, rate in (("drop_path", drop_path), ("attn_drop", attn_drop), ("proj_drop", proj_drop)):
+        check_range(name, rate, 0, 1, exclusive="high")
+    check_range("head_hidden_dim", 1 if head_hidden_dim is None else head_hidden_dim, 1)
+    check_range("num_classes", 1 if num_classes is None else num_classes, 0)
     if pooling is not None and pooling not in POOLINGS:
         raise InputError(f"pooling={pooling!r} is unknown.{did_you_mean(pooling, POOLINGS)}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -295,7 +299,8 @@ def _entrypoint(name: str) -> Callable[..., ImageClassifier]:
         for option in ours.keys() - OPTIONS:
             raise InputError(f"{name} has no option {option!r}.{did_you_mean(option, OPTIONS, listed=20)}")
         model = create_model(name, **ours)
-        model.pretrained_cfg = model.default_cfg = pretrained_cfg or default_cfgs[name]  # type: ignore[assignment]
+        size = {"input_size": (model.encoder.in_chans, *model.encoder.image_size), "num_classes": model.num_classes}
+        model.pretrained_cfg = model.default_cfg = {**(pretrained_cfg or default_cfgs[name]), **size}  # type: ignore[assignment]
         return model
 
     entrypoint.__name__ = entrypoint.__qualname__ = name

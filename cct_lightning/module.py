@@ -17,8 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 import cct_lightning
 from cct_lightning.augment.batch import normalize
 from cct_lightning.checkpoints import KEY, read_checkpoint
-from cct_lightning.encoders import Position
-from cct_lightning.errors import InputError
+from cct_lightning.encoders import Position, ViTEncoder
+from cct_lightning.errors import InputError, check_range
 from cct_lightning.models import ImageClassifier, create_model
 from cct_lightning.optim import OptimConfig, ScheduleConfig, create_optimizer, create_scheduler, fit_schedule
 from cct_lightning.randomness import reseed
@@ -64,7 +64,7 @@ class LitClassifier(L.LightningModule):
         freeze: backbone trains the pooling and the head alone.
         optim: The optimizer.
         schedule: The learning rate over the run.
-        engine: How a step runs: eager, compile (torch.compile), or auto, which chooses.
+        engine: How a step runs: eager, compile (torch.compile), or auto, which is eager.
         model: A network of your own instead of arch and all that describes it (Python only).
 
     Raises:
@@ -97,15 +97,17 @@ class LitClassifier(L.LightningModule):
         model: ImageClassifier | None = None,
     ) -> None:
         super().__init__()
+        check_range("label_smoothing", label_smoothing, 0, 1)
         network: dict[str, Any] = {
             "pooling": pooling, "num_classes": num_classes, "image_size": tuple(image_size) if image_size else None, "in_chans": in_chans,
             "position": position, "class_token_position": class_token_position, "residual_norm": residual_norm, "drop_path": drop_path,
             "attn_drop": attn_drop, "proj_drop": proj_drop, "head_hidden_dim": head_hidden_dim,
         }  # fmt: skip
         self.own_model = model is not None
+        self._epoch_loss = torch.zeros(())
         self.model = model or create_model(arch, pretrained=pretrained, **network)
         self.model_config: dict[str, Any] = {
-            "arch": arch, **network, "image_size": list(self.model.encoder.image_size), "num_classes": self.model.num_classes,
+            "arch": arch, **network, "position": self.model.encoder.position if isinstance(self.model.encoder, ViTEncoder) else position, "image_size": list(self.model.encoder.image_size), "num_classes": self.model.num_classes,
             "class_names": list(class_names) if class_names else None, "mean": list(mean) if mean else None, "std": list(std) if std else None,
             "label_smoothing": label_smoothing, "freeze": freeze, "optim": asdict(optim), "schedule": asdict(schedule), "engine": engine,
         }  # fmt: skip
@@ -126,6 +128,7 @@ class LitClassifier(L.LightningModule):
             if self.mean is None or self.std is None:
                 raise InputError("uint8 images given to a LitClassifier without mean and std: pass both, or normalise the images yourself.")
             images = normalize(images, self.mean, self.std)
+        images = images.to(next(self.model.parameters()).dtype)  # precision bf16-true and 16-true turn the weights, not the images
         logits: Tensor = self.model(images)
         return logits
 
@@ -141,7 +144,7 @@ class LitClassifier(L.LightningModule):
 
         if self._device_mesh is None or isinstance(self.model, FSDPModule):
             return
-        for block in getattr(self.model.encoder, "blocks", ()):
+        for block in self.model.encoder.layers():
             fully_shard(block)
         fully_shard(self.model)
 
@@ -151,10 +154,21 @@ class LitClassifier(L.LightningModule):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         images, targets = batch[0], batch[1]
         loss = F.cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # each self.log costs as much as a small step's launch
+        self._epoch_loss += loss.detach()
+        # Each self.log costs as much as a small step's launch, so only where Lightning hands the values on to the loggers.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        self._epoch_loss = torch.zeros((), device=self.device)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/loss_epoch", self._epoch_loss / max(int(self.trainer.num_training_batches), 1), sync_dist=True)
+
+    def on_train_end(self) -> None:
+        torch.manual_seed(self.seed)  # whatever is built next starts from the run's seed, not from the last step's
 
     def _evaluate(self, batch: Sequence[Any], measures: MetricCollection, loss: MeanMetric) -> None:
         images, targets = batch[0], batch[1]
@@ -190,7 +204,8 @@ class LitClassifier(L.LightningModule):
         steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
         if steps == float("inf"):
             raise InputError("The length of the run is unknown, and the schedule needs it: give trainer.max_epochs or trainer.max_steps.")
-        steps_per_epoch = max(self.trainer.num_training_batches // self.trainer.accumulate_grad_batches, 1)
+        # The last batch of an epoch steps, too, however few were accumulated.
+        steps_per_epoch = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
         length = steps / steps_per_epoch if epochs in (None, -1) or self.trainer.max_steps != -1 else float(epochs)
         schedule, told = fit_schedule(self.schedule, length)
         if told:

@@ -8,7 +8,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.errors import InputError, check_range, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,12 @@ class OptimConfig:
     weight_decay: float = 0.06
     layer_decay: float | None = None
     clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check_range("optim.lr", self.lr, 0, exclusive="low")
+        check_range("optim.weight_decay", self.weight_decay, 0)
+        check_range("optim.layer_decay", 1 if self.layer_decay is None else self.layer_decay, 0, 1, exclusive="low")
+        check_range("optim.clip_norm", 1 if self.clip_norm is None else self.clip_norm, 0, exclusive="low")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ class ScheduleConfig:
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     cooldown_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_epochs", "warmup_lr", "min_lr", "cooldown_epochs"):
+            check_range(f"schedule.{name}", getattr(self, name), 0)
 
 
 def learning_rate(at: float, total: float, lr: float, config: ScheduleConfig, unit: float = 1.0) -> float:

@@ -30,7 +30,7 @@ def generator(*what: object) -> torch.Generator:
 
 
 def reseed(*what: object) -> None:
-    """Puts the global generators of torch (all devices), numpy and python at the beginning of the stream named by ``what``."""
+    """Puts the global generators of torch (CPU and the current GPU), numpy and python at the beginning of the stream named by ``what``."""
     number = key(*what)
     # torch.manual_seed takes 100 us, most of it for backends that are not there; this takes 1 us.
     torch.default_generator.manual_seed(number)

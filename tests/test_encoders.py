@@ -87,7 +87,7 @@ def test_sine_table_is_interleaved_and_fixed():
     net = encoder(position="sine", class_token="full")
     assert torch.equal(net.pos_embed[0], sine_table(25, 16)[0, 1:])  # the class token is position 0
     assert "pos_embed" not in dict(net.named_parameters())
-    assert "pos_embed" not in net.state_dict()
+    assert "pos_embed" in net.state_dict()  # so that weights say what they were trained with
 
 
 def test_standard_pre_norm_is_the_other_block_form():
@@ -175,7 +175,7 @@ def test_timm_norm_behind_the_pool_is_applied_to_the_tokens():
 
 
 def test_timm_networks_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match=r"returns features of shape \(1, 512, 7, 7\)"):
+    with pytest.raises(InputError, match="timm/resnet18 can't be built"):
         TimmEncoder.create("resnet18", "none")
     with pytest.raises(InputError, match="class_token=full asked of timm's VisionTransformerRelPos, which has none"):
         TimmEncoder.create("vit_relpos_small_patch16_224", "full")

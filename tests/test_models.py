@@ -88,7 +88,7 @@ def test_timm_knows_all_names():
     model = timm.create_model("cct_7_3x1_32", num_classes=10, img_size=40, drop_path_rate=0.3)
     assert model.encoder.image_size == (40, 40)
     assert model.encoder.blocks[-1].drop_path.drop_prob == pytest.approx(0.3)
-    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 32, 32)
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 40, 40)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,7 @@ def test_label_smoothing_and_soft_targets_enter_the_loss():
     module, images = digits_module(label_smoothing=0.3).eval(), torch.randn(4, 1, 16, 16)
     module.trainer = L.Trainer(**QUIET, enable_checkpointing=False)
     module.log = lambda *_, **__: None
+    module.on_train_epoch_start()
     module.optimizers = lambda: torch.optim.SGD(module.parameters(), 0.1)
     hard = torch.tensor([1, 2, 3, 4])
     soft = nn.functional.one_hot(hard, 10).float()

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cct_lightning.errors import check_range
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -33,3 +35,13 @@ class AugmentConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_off_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crop_scale is not None:
+            check_range("augment.crop_scale[0]", self.crop_scale[0], 0, self.crop_scale[1], exclusive="low")
+            check_range("augment.crop_scale[1]", self.crop_scale[1], 0, 1)
+        for name in ("flip", "erase"):
+            check_range(f"augment.{name}", getattr(self, name), 0, 1)
+        for name in ("shift", "ops", "magnitude_std", "mixup", "cutmix", "mix_off_epoch"):
+            check_range(f"augment.{name}", getattr(self, name), 0)
+        check_range("augment.magnitude", self.magnitude, 0, 10)

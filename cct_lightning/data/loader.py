@@ -56,7 +56,10 @@ class KeyedSampler(DistributedSampler[BatchKey]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.indices) // self.batch_size if self.train else -(-len(self.indices) // self.batch_size)
+        if self.train:
+            return len(self.indices) // self.batch_size
+        # Of nearly equal batches, none so small that a device would get nothing of it.
+        return min(-(-len(self.indices) // self.batch_size), len(self.indices) // self.world_size)
 
     def __iter__(self) -> Iterator[BatchKey]:  # type: ignore[override]
         order = self.indices

@@ -16,7 +16,7 @@ from cct_lightning.augment.batch import draw_mix, mix_batch, normalize
 from cct_lightning.augment.sample import SampleAugment, fit
 from cct_lightning.data.loader import Batch, BatchDataset, KeyedSampler, make_loader
 from cct_lightning.data.sets import DATASETS, Array, Split, decode, folder_class_names, named_folder, read_split, split_folder
-from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.randomness import generator
 
 HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here
@@ -69,20 +69,24 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         if dataset not in DATASETS:
             raise InputError(f"data.dataset={dataset!r} is unknown.{did_you_mean(dataset, DATASETS)}")
-        for name, value, low in (("val_fraction", val_fraction, 0.0), ("test_fraction", test_fraction, 0.0), ("fraction", fraction, 1e-9)):
-            if not low <= value <= 1.0:
-                raise InputError(f"data.{name}={value} is out of range: a share between 0 and 1{' (not 0)' if low else ''}.")
-        if batch_size < 1 or (per_class is not None and per_class < 1):
-            raise InputError(f"data.batch_size={batch_size} and data.per_class={per_class} must be 1 or more.")
+        check_range("data.val_fraction", val_fraction, 0, 1, exclusive="high")
+        check_range("data.test_fraction", test_fraction, 0, 1, exclusive="high")
+        check_range("data.fraction", fraction, 0, 1, exclusive="low")
+        check_range("data.crop_pct", crop_pct, 0, 1, exclusive="low")
+        check_range("data.batch_size", batch_size, 1)
+        check_range("data.per_class", 1 if per_class is None else per_class, 1)
+        check_range("data.num_workers", num_workers or 0, 0)
         about = DATASETS[dataset]
         self.dataset, self.root, self.about = dataset, Path(root).expanduser(), about
         size = (image_size, image_size) if isinstance(image_size, int) else image_size or about.image_size
         if size is None:
             raise InputError(f"data.image_size is not given, and the images of {dataset} differ in size: give the side in pixels, such as 224.")
         self.image_size: tuple[int, int] = (size[0], size[1])
+        check_range("data.image_size", min(size), 1)
+        check_range("data.augment.shift", augment.shift, 0, min(size), exclusive="high")
         self.in_chans, self.mean, self.std = len(about.mean), list(about.mean), list(about.std)
         self.folder = folder = self.root if dataset == "image_folder" else named_folder(dataset, self.root)
-        names = about.class_names or (folder_class_names(folder) if folder else [str(i) for i in range(about.num_classes or 0)])
+        names = folder_class_names(folder) if folder else about.class_names or [str(i) for i in range(about.num_classes or 0)]
         self.class_names = list(names)
         self.num_classes = len(self.class_names)
         self.batch_size, self.cache, self.crop_pct, self.num_workers = batch_size, cache, crop_pct, num_workers
@@ -130,6 +134,10 @@ class ImageDataModule(L.LightningDataModule):
             val, kept = self._set_aside(train, kept, self.val_fraction, "val")
             self.splits["val"] = (train, val)
         self.splits["train"] = (train, self._subset(train, kept))
+        for name, (split, chosen) in self.splits.items():
+            if absent := sorted(set(range(self.num_classes)) - set(np.unique(split.targets[chosen]).tolist())):
+                which = ", ".join(self.class_names[label] for label in absent[:5])
+                rank_zero_info(f"{len(absent)} of {self.num_classes} classes have no {name} image: {which}{', ...' if len(absent) > 5 else ''}")
         self._cache_splits()
 
     def _order(self, label: int, members: Array, purpose: str) -> Array:
@@ -158,15 +166,19 @@ class ImageDataModule(L.LightningDataModule):
         return np.sort(np.concatenate(chosen))
 
     def _cache_splits(self) -> None:
-        """Decodes what fits into memory; arrays are brought to the network's size once."""
-        for name, (split, chosen) in self.splits.items():
+        """Decodes what fits into memory, once however many splits are cut from it; arrays are brought to the network's size."""
+        heaps = {id(split): split for split, _ in self.splits.values()}
+        cached: dict[int, Split] = {}
+        for number, split in heaps.items():
             images = split.images
             if isinstance(images, np.ndarray):
                 if images.shape[1:3] != self.image_size:
                     images = np.stack([fit(image, self.image_size) for image in images])
             elif self.cache != "none" and (self.cache == "host" or self._decoded_bytes(images) <= HOST_CACHE_BYTES):
-                images = [decode(image, self.in_chans) for image in images]
-            self.splits[name] = (Split(images, split.targets), chosen)
+                used = set(np.concatenate([chosen for other, chosen in self.splits.values() if other is split]).tolist())
+                images = [decode(image, self.in_chans) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
+            cached[number] = Split(images, split.targets)
+        self.splits = {name: (cached[id(split)], chosen) for name, (split, chosen) in self.splits.items()}
 
     def _decoded_bytes(self, files: object) -> int:
         """Sums the size of the decoded images, read off the files' headers; finds the files that are no images on the way."""
@@ -175,7 +187,7 @@ class ImageDataModule(L.LightningDataModule):
             try:
                 with PIL.Image.open(file) as image:
                     total += image.width * image.height * self.in_chans
-            except (OSError, SyntaxError, ValueError) as error:
+            except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
                 raise InputError(
                     f"{file} can't be read as an image ({str(error).splitlines()[0][:60]}): mend it or move it out of the data set."
                 ) from None
@@ -188,6 +200,8 @@ class ImageDataModule(L.LightningDataModule):
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batch_size = self.batch_size
         mixes = train and (self.augment.mixup or self.augment.cutmix)
+        if self.trainer and getattr(self.trainer, "overfit_batches", 0):
+            raise InputError("trainer.overfit_batches would replace the order of the images: use data.per_class and trainer.limit_train_batches.")
         if train:
             if batch_size % (2 * world if mixes else world):
                 rule = "an even number for each device, because neighbours are mixed" if mixes else "a multiple of it"

@@ -63,6 +63,9 @@ def decode(image: Array | Path, in_chans: int) -> Array:
     try:
         with PIL.Image.open(image) as file:
             upright = PIL.ImageOps.exif_transpose(file)
+            if upright.mode in ("I", "F", "I;16", "I;16B", "I;16L"):  # 16 bits: Pillow would cut them off at 255
+                deep = np.asarray(upright, dtype=np.float64)
+                upright = PIL.Image.fromarray((deep / (257 if deep.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
             pixels = np.asarray(upright.convert("L" if in_chans == 1 else "RGB"))
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise InputError(f"{image} can't be read as an image ({str(error).splitlines()[0][:80]}): mend it or move it out of the data set.") from None
@@ -165,6 +168,16 @@ def _read_flowers(root: Path, split: str, download: bool) -> Split | None:
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGITS = tuple("0123456789")
+CIFAR100 = tuple(
+    """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar cattle
+    chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+    lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+    pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
+    wolf woman worm
+    """.split()
+)
 
 # Means and deviations of the CIFAR sets and of Flowers-102: configs/ of SHI-Labs/Compact-Transformers; of the others: their training images.
 DATASETS: dict[str, DataSet] = {
@@ -172,7 +185,7 @@ DATASETS: dict[str, DataSet] = {
     "mnist": DataSet(_torchvision("MNIST"), (28, 28), 10, (0.1307,), (0.3081,), DIGITS),
     "fashion_mnist": DataSet(_torchvision("FashionMNIST"), (28, 28), 10, (0.2860,), (0.3530,), FASHION),
     "cifar10": DataSet(_torchvision("CIFAR10"), (32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), CIFAR10),
-    "cifar100": DataSet(_torchvision("CIFAR100"), (32, 32), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "cifar100": DataSet(_torchvision("CIFAR100"), (32, 32), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), CIFAR100),
     "flowers102": DataSet(_read_flowers, None, 102, (0.4353, 0.3773, 0.2872), (0.2966, 0.2455, 0.2698), None, ("train", "val", "test")),
     "image_folder": DataSet(read_folder, None, None, IMAGENET_MEAN, IMAGENET_STD, note="it is a folder of yours"),
 }

@@ -63,7 +63,7 @@ def test_rotation_equals_pillows():
 @pytest.mark.parametrize("policy", ["randaugment", "trivialaugment"])
 def test_policies_never_crash(policy):
     small = {channels: NOISE[:9, :7, :channels] for channels in (1, 3)}
-    for magnitude in (0.0, 5.0, 9.0, 10.0, 30.0):
+    for magnitude in (0.0, 3.0, 5.0, 9.0, 10.0):
         config = AugmentConfig(policy=policy, magnitude=magnitude, magnitude_std=2.0)
         for channels, image in small.items():
             augment = SampleAugment(config, (9, 7), (0.5,) * channels, (0.2,) * channels, seed=0)

@@ -48,8 +48,7 @@ def test_evaluation_sees_every_image_once_in_as_many_steps_on_each_device(world_
     seen = [[index for batch in sampler for index in batch.indices] for sampler in samplers]
     assert sorted(functools.reduce(operator.iadd, seen, [])) == INDICES.tolist()
     assert len({len(list(sampler)) for sampler in samplers}) == 1
-    if batch_size > world_size:
-        assert all(batch.indices for sampler in samplers for batch in sampler)
+    assert all(batch.indices for sampler in samplers for batch in sampler)
 
 
 def test_images_come_as_uint8_channels_last_with_targets_and_indices():

@@ -113,7 +113,7 @@ def test_every_file_is_looked_at_before_training(tmp_path):
     ({"dataset": "cifar11"}, r"data\.dataset='cifar11' is unknown\. Did you mean cifar10"),
     ({"val_fraction": 1.5}, r"data\.val_fraction=1\.5 is out of range"),
     ({"fraction": 0.0}, r"data\.fraction=0\.0 is out of range"),
-    ({"batch_size": 0}, r"data\.batch_size=0"),
+    ({"batch_size": 0}, r"data\.batch_size=0 is out of range: it must be at least 1"),
     ({"dataset": "flowers102"}, r"data\.image_size is not given, and the images of flowers102 differ"),
     ({"dataset": "image_folder", "root": "/nowhere", "image_size": 32}, r"data\.root=/nowhere is no folder"),
 ])  # fmt: skip
