@@ -82,7 +82,7 @@ def _print_keys(command: str) -> None:
             continue  # flows from the data
         kind = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", "|"), key.type)
         kind = kind.replace("Position", "learned|sine|none").replace(" | None", "")
-        print(f"  --{key.name} {kind}  (default: {key.default.strip(chr(39)).replace('None', 'null')})")
+        print(f"  --{key.name} {kind}  (default: {'[]' if key.default.startswith('field(') else key.default.strip(chr(39)).replace('None', 'null')})")
         if key.help:
             print(textwrap.fill(key.help, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
     trainer = ", ".join(name.removeprefix("trainer.") for name in known_keys() if name.startswith("trainer."))
@@ -99,10 +99,11 @@ def _check_keys(given: dict[str, str]) -> None:
         raise InputError(f"{given[key]}: there is no key {key!r}.{did_you_mean(key, known_keys(), listed=0)} `cct fit --help` lists all keys.")
 
 
-def _read_recipe(path: Path) -> dict[str, str]:
+def _read_recipe(path: Path, command: str) -> dict[str, str]:
+    """Returns the keys of a recipe, each with the file's name, after a first check of their values."""
     import yaml
 
-    from cct_lightning.keys import flatten, groups_without_keys
+    from cct_lightning.keys import FROM_DATA, check_value, flatten, groups_without_keys
 
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -110,10 +111,16 @@ def _read_recipe(path: Path) -> dict[str, str]:
         mark = getattr(error, "problem_mark", None)
         raise InputError(f"{path}{f', line {mark.line + 1}' if mark else ''} is no YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(recipe, dict):
-        raise InputError(f"{path} is no recipe: it should hold keys such as model and data, and holds a {type(recipe).__name__}.")
+        what = "is empty" if recipe is None else f"holds a {type(recipe).__name__}"
+        raise InputError(f"{path} is no recipe: it should hold keys such as model and data, and {what}.")
     for group in groups_without_keys(recipe):
         raise InputError(f"{path}: {group} is a group of keys, such as {group}: {{...}}; it can't be set to a value.")
-    return dict.fromkeys(flatten(recipe), str(path))
+    keys = flatten(recipe)
+    for key, value in keys.items():
+        if command == "fit" and key.startswith("model.") and key.removeprefix("model.") in FROM_DATA:
+            raise InputError(f"{path}: {key} flows from the data to the model: set it there, as in data.image_size, or leave it out.")
+        check_value(key, value, str(path))
+    return dict.fromkeys(keys, str(path))
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -122,7 +129,7 @@ def prepare(arguments: list[str]) -> list[str]:
     Raises:
         InputError: An unknown command, recipe or key; a way of calling that is refused.
     """
-    from cct_lightning.keys import FROM_DATA, groups, known_keys
+    from cct_lightning.keys import FROM_DATA, check_value, groups, known_keys
 
     command, *rest = arguments
     if command not in COMMANDS:
@@ -135,7 +142,7 @@ def prepare(arguments: list[str]) -> list[str]:
         if name in ("-c", "--config"):
             value = value if equals else next(words, "")
             path = find_recipe(value)
-            given |= _read_recipe(path)
+            given |= _read_recipe(path, command)
             recipes += 1
             out += ["--config", str(path)]
             continue
@@ -148,15 +155,23 @@ def prepare(arguments: list[str]) -> list[str]:
             raise InputError(f"{name} is a group of keys: give one of them, as in {next(k for k in known_keys() if k.startswith(key))}.")
         if name.startswith("--") and key not in ("ckpt_path", "print_config", "verbose"):
             given[key] = "command line"
+            if key in known_keys() and not name.endswith("+"):
+                following = value if equals else next(iter(rest[rest.index(word) + 1 :]), "")
+                check_value(key, following, "command line")
         out.append(word)
     _check_keys(given)
     if command == "fit" and not recipes:
         raise InputError("fit needs a recipe: cct fit -c digits. `cct recipes` lists those that are shipped; a path of your own will do as well.")
+    if command == "fit" and "data.dataset" not in given:
+        raise InputError("no recipe says which data: the overlays smoke, ddp and fsdp are laid over one, as in cct fit -c digits -c smoke.")
     if command in ("test", "validate"):
-        checkpoint = next((word for word in rest if not word.startswith("-")), "")
-        if not recipes and not checkpoint.endswith(".ckpt"):
-            raise InputError(f"{command} needs a checkpoint: cct {command} runs/.../checkpoints/best.ckpt")
-        if not recipes and not Path(checkpoint).is_file():
+        checkpoint = next((word.removeprefix("--ckpt_path=") for word in rest if word.endswith(".ckpt")), None)
+        if checkpoint is None:
+            folder = next((word for word in rest if Path(word).is_dir()), None)
+            found = sorted(Path(folder).rglob("best.ckpt"))[-1:] if folder else []
+            hint = found[0] if found else "runs/.../checkpoints/best.ckpt"
+            raise InputError(f"{command} needs a checkpoint, a file that ends in .ckpt: cct {command} {hint}")
+        if not Path(checkpoint).is_file():
             raise InputError(f"There is no file {checkpoint}. Checkpoints lie in runs/<recipe>/<time>/checkpoints/.")
     return out
 

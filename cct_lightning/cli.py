@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -72,7 +73,13 @@ def quieten() -> None:
 def _plain_type(annotation: str) -> str:
     """Writes a type as a sentence does: Optional[Union[int, float]] as "int, float or null"."""
     plain = re.sub(r"(?:Optional|Union|Literal)\[(.*)\]", r"\1", annotation.replace("Optional[Union[", "Optional[").replace("]]", "]"))
-    plain = plain.replace("'", "").replace(" | None", "").replace(" | ", ", ").replace("Position", "learned, sine, none")
+    plain = (
+        plain.replace("'", "")
+        .replace("_PRECISION_INPUT", "32-true, 16-mixed, bf16-mixed, 16-true, bf16-true, 64-true")
+        .replace(" | None", "")
+        .replace(" | ", ", ")
+        .replace("Position", "learned, sine, none")
+    )
     return plain + (" or null" if "None" in annotation or "Optional" in annotation else "")
 
 
@@ -87,6 +94,9 @@ def shorten(message: str) -> str:
     objections = [line.strip().lstrip("- ") for line in rest.splitlines() if line.strip()]
     # The objections to a class say most; "Expected a ..." is said by the type, which is told anyway.
     special = [o for o in objections if not re.match(r"Expected|Does not validate|Subtypes|Errors|Given value", o)]
+    named, needs = re.search(r"class_path='([\w.]+)'", rest), re.search(r"arguments are required: ([\w, ]+)", rest)
+    if named and needs:
+        shown, special = "", [f"{named[1].rsplit('.', 1)[-1]} needs {needs[1]}; give --{key}.{needs[1].split(',')[0]}"]
     lines = [f"{key}{shown}: " + (special[0][:160] if special else "the value does not fit") + "."]
     if (known := known_keys().get(key)) and known.type:
         name = "a Callback's class" if "Callback" in known.type else "a Logger's class" if "Logger" in known.type else _plain_type(known.type)
@@ -128,12 +138,23 @@ class SaveConfig(SaveConfigCallback):
                     logger.log_hyperparams(recipe)
 
 
+MONITORS = ("val/accuracy", "val/loss", "val/f1", "val/calibration_error", "val/top5")
+
+
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best epoch, of equal ones the last: with few validation images the first 100 % comes long before the network is done."""
+    """Keeps the best epoch, of equal ones the last: with few validation images the first 100 % comes long before the network is done.
+
+    Attributes:
+        accuracy: Validation accuracy of the epoch that is kept, whatever measure chose it.
+    """
+
+    accuracy: float | None = None
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         tie = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
-        return tie or super().check_monitor_top_k(trainer, current)
+        if chosen := tie or super().check_monitor_top_k(trainer, current):
+            self.accuracy = float(trainer.callback_metrics["val/accuracy"])
+        return chosen
 
 
 class CLI(LightningCLI):
@@ -178,8 +199,11 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
             paths = config.get("config") or []
-            self.run_dir = make_run_dir(_recipe_name(Path(str(paths[0]))) if paths else "run")
-            config.trainer.default_root_dir = str(self.run_dir)
+            monitor = config.checkpoint.monitor
+            if monitor not in MONITORS:
+                raise InputError(f"checkpoint.monitor={monitor} is no measure of the validation.{did_you_mean(monitor, MONITORS)}")
+            base = Path(config.trainer.default_root_dir or "runs")
+            self.run_dir = make_run_dir(_recipe_name(Path(str(paths[0]))) if paths else "run", base)
         else:
             config.trainer.enable_checkpointing = False
             config.trainer.logger = config.trainer.logger or False
@@ -193,15 +217,16 @@ class CLI(LightningCLI):
         given = config.trainer.logger
         loggers: list[Logger] = [] if given in (None, True, False) else list(given) if isinstance(given, (list, tuple)) else [given]
         loggers.append(CSVLogger(self.run_dir, name="", version=""))
-        if (logger := wandb_logger(config.wandb, self.run_dir, f"{self.run_dir.parent.name}-{self.run_dir.name}")) is not None:
-            loggers.append(logger)
+        name = f"{self.run_dir.parent.name}-{self.run_dir.name}"
+        if (tracker := wandb_logger(config.wandb, self.run_dir, name)) is not None:
+            loggers.append(tracker)
         self.trainer_defaults["callbacks"] = self._callbacks(config)
-        return super().instantiate_trainer(logger=loggers, **kwargs)
+        return super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run_dir), **kwargs)
 
     def _callbacks(self, config: Any) -> list[Callback]:
         """The callbacks of every run: images per second, and the best and the last checkpoint, each on its own so that last is the last."""
         self.throughput = Throughput()
-        self.best: ModelCheckpoint | None = None
+        self.best: BestCheckpoint | None = None
         callbacks: list[Callback] = [self.throughput]
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             folder = self.run_dir / "checkpoints"
@@ -216,8 +241,22 @@ class CLI(LightningCLI):
         """Says what became of the weights that were loaded, and starts the clock."""
         if self.model.model.load_report is not None and self.trainer.is_global_zero:
             print(self.model.model.load_report)
-        self._flops = count_flops(self.model.model)
+        self._flops: int | None
+        try:
+            self._flops = count_flops(self.model.model)
+        except Exception:  # torch's counter fails on some networks of timm's; a missing figure shall stop no training
+            self._flops = None
         self._began = time.perf_counter()
+
+    def fit(self, **arguments: Any) -> None:
+        """Trains. Lightning ends the process on Ctrl-C: the summary is written before, without touching the test images."""
+        try:
+            self.trainer.fit(**arguments)
+        except SystemExit:
+            if self.trainer.interrupted:
+                self.after_fit()
+                sys.exit(130)
+            raise
 
     def after_fit(self) -> None:
         """Measures the test images, once, with the best weights; writes and prints the summary."""
@@ -229,12 +268,10 @@ class CLI(LightningCLI):
         tested: Mapping[str, float] = {}
         if self.datamodule.has_test and trainer.limit_test_batches != 0 and not trainer.interrupted:
             tested = trainer.test(self.model, self.datamodule, ckpt_path=best_path or None, verbose=False, weights_only=True)[0]
-        best = float(self.best.best_model_score) if self.best and self.best.best_model_score is not None else None
-        monitor = self.config.fit.checkpoint.monitor
         summary = {
             "recipe": self.run_dir.parent.name,
             "run_dir": str(self.run_dir),
-            "val_accuracy": best if monitor == "val/accuracy" else last.get("val/accuracy"),
+            "val_accuracy": self.best.accuracy if self.best else last.get("val/accuracy"),
             "val_accuracy_last": last.get("val/accuracy"),
             "test_accuracy": tested.get("test/accuracy"),
             "test": {name.removeprefix("test/"): value for name, value in tested.items()},
@@ -245,6 +282,7 @@ class CLI(LightningCLI):
             "epochs": epochs,
             "steps": steps,
             "best_checkpoint": best_path or None,
+            "last_checkpoint": os.path.relpath(last_path) if (last_path := self.run_dir / "checkpoints" / "last.ckpt").is_file() else None,
             "load_report": asdict(report) if (report := self.model.model.load_report) else None,
             "device": _device_name(trainer),
             "devices": trainer.world_size,
@@ -277,9 +315,10 @@ class CLI(LightningCLI):
     def _print_measures(self, stage: str) -> None:
         measures = {name.split("/")[1]: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
         print("  ".join(f"{name} {value:.4f}" for name, value in measures.items()))
-        checkpoint = Path(self.config[self.subcommand].ckpt_path or "")
+        config = self.config[self.subcommand]
+        checkpoint = Path(config.ckpt_path or "")
         if checkpoint.is_file():
-            path = checkpoint.with_name(f"{checkpoint.stem}-{stage}.json")
+            path = checkpoint.with_name(f"{checkpoint.stem}-{config.data.dataset}-{stage}.json")
             path.write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
             print(f"written to {path}")
 
@@ -302,6 +341,7 @@ def describe(summary: Mapping[str, Any], model: LitClassifier) -> str:
     """Returns the summary as it is printed at the end of a run: results, where the files are, what to type next."""
     run_dir, speed = summary["run_dir"], summary["images_per_second"]
     best = summary["best_checkpoint"]
+    checkpoints = [c for c in (best, summary["last_checkpoint"]) if c]
     test = _percent(summary["test_accuracy"]) + (f" with the {'best' if best else 'last'} weights" if summary["test_accuracy"] is not None else "")
     config = model.model_config
     flops = summary["flops_per_image"]
@@ -315,10 +355,12 @@ def describe(summary: Mapping[str, Any], model: LitClassifier) -> str:
         if flops
         else f"  network              {summary['num_parameters']:,} parameters",
         f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)",
-        f"  files                {run_dir}: config.yaml, metrics.csv, summary.json" + (", checkpoints/best.ckpt, last.ckpt" if best else ""),
+        f"  files                {run_dir}: config.yaml, metrics.csv, summary.json"
+        + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),
+        "next",
+        *(f"  cct test {c}" for c in checkpoints[:1]),
+        f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary['seed'] + 1}",
     ]
-    if best:
-        lines += ["next", f"  cct test {best}", f"  cct fit -c {run_dir}/config.yaml --seed_everything 1"]
     return "\n".join(lines)
 
 
@@ -328,11 +370,13 @@ def from_checkpoint(arguments: list[str], folder: Path) -> list[str]:
     Raises:
         InputError: The file is no checkpoint of ours, or was not written by a recipe.
     """
-    command, *rest = arguments
-    position = next((i for i, word in enumerate(rest) if word.endswith(".ckpt") and not (i and rest[i - 1].startswith("--"))), None)
-    if position is None:
+    if "--config" in arguments:
         return arguments
-    checkpoint = rest.pop(position)
+    command, *rest = arguments
+    position = next(i for i, word in enumerate(rest) if word.removeprefix("--ckpt_path=").endswith(".ckpt"))
+    checkpoint = rest.pop(position).removeprefix("--ckpt_path=")
+    if position and rest[position - 1] == "--ckpt_path":
+        rest.pop(position - 1)
     about = read_checkpoint(checkpoint).get(KEY)
     if not isinstance(about, Mapping) or not about.get("recipe") or not about.get("model"):
         raise InputError(f"{checkpoint} does not hold the recipe it was trained with: name one, cct {command} -c RECIPE --ckpt_path {checkpoint}")
@@ -346,6 +390,20 @@ def from_checkpoint(arguments: list[str], folder: Path) -> list[str]:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(known), encoding="utf-8")
     return [command, "--config", str(path), *rest, "--ckpt_path", checkpoint]
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and f"{os.sep}lightning{os.sep}" in frame.tb_frame.f_code.co_filename
+
+
+def _discard(run_dir: str) -> None:
+    """Removes the folder of a run that never began: it holds nothing, or its configuration alone."""
+    folder = Path(run_dir)
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"config.yaml"}:
+        shutil.rmtree(folder)
 
 
 def run(arguments: list[str]) -> None:
@@ -370,12 +428,21 @@ def run(arguments: list[str]) -> None:
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
-    except (MisconfigurationException, ModuleNotFoundError) as error:  # the latter for accelerators and loggers that are not installed
-        raise InputError(str(error)) from error
     except InputError as error:
         if "Original Traceback" in str(error):  # a DataLoader worker wraps the message in its traceback
             raise InputError(str(error).rsplit("InputError: ", 1)[-1]) from error
         raise
+    except (MisconfigurationException, ModuleNotFoundError, OSError) as error:  # of accelerators, loggers and folders that are not there
+        raise InputError(str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        if "Error(s) in loading state_dict" in str(error):
+            raise InputError(
+                f"the checkpoint's weights do not fit this network: {str(error).splitlines()[1].strip()[:150]}\n"
+                "  A flag changes the network (model.arch, model.pooling, ...): leave it out, or start a run with --model.pretrained."
+            ) from error
+        if _raised_by_lightning(error):  # its own checks of what it was given
+            raise InputError(str(error)) from error
+        raise
     finally:
-        if is_first:
-            os.environ.pop("CCT_RUN_DIR", None)  # told to the processes of this run; the next run in this one gets a folder of its own
+        if is_first and (run_dir := os.environ.pop("CCT_RUN_DIR", None)):
+            _discard(run_dir)  # the variable was for the processes of this run; the next one gets a folder of its own

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cct_lightning.errors import InputError, did_you_mean
+
 PACKAGE = Path(__file__).parent
 GROUPS = {
     "model": (PACKAGE / "module.py", "LitClassifier"),
@@ -110,13 +112,51 @@ def unknown_keys(given: list[str]) -> list[str]:
     return [name for name in given if not is_known(name)]
 
 
-def flatten(recipe: dict[str, Any], prefix: str = "") -> list[str]:
-    """Returns the dotted names of a nested recipe, as deep as our own keys go."""
-    names = []
+def flatten(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of a nested recipe by their dotted names, as deep as our own keys go."""
+    found: dict[str, Any] = {}
     for name, value in recipe.items():
         dotted = f"{prefix}{name}"
         if isinstance(value, dict) and not dotted.startswith("trainer.") and dotted not in known_keys():
-            names += flatten(value, f"{dotted}.") or [dotted]
+            found |= flatten(value, f"{dotted}.") or {dotted: None}
         else:
-            names.append(dotted)
-    return names
+            found[dotted] = value
+    return found
+
+
+@cache
+def _names(path: Path, table: str) -> tuple[str, ...]:
+    """Reads the names off a table in the source: the keys of a dictionary, or the words of a string."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if isinstance(target, ast.Name) and target.id == table:
+            if isinstance(node.value, ast.Dict):
+                return tuple(ast.literal_eval(key) for key in node.value.keys if key is not None)
+            return tuple(next(str(word.value) for word in ast.walk(node.value) if isinstance(word, ast.Constant)).split())
+    raise LookupError(f"{path} has no table {table}")
+
+
+def allowed(key: str) -> tuple[str, ...] | None:
+    """Returns the names that a key may have; None where that can't be told without importing."""
+    if key == "model.pooling":
+        return _names(PACKAGE / "pooling.py", "POOLINGS")
+    if key == "model.arch":
+        return _names(PACKAGE / "models.py", "NAMES")
+    if key == "data.dataset":
+        return _names(PACKAGE / "data" / "sets.py", "DATASETS")
+    kind = known_keys()[key].type if key in known_keys() else ""
+    return tuple(ast.literal_eval(f"({kind[8:-1]},)")) if kind.startswith("Literal[") else None
+
+
+def check_value(key: str, value: object, where: str) -> None:
+    """Refuses a name that does not exist, before anything heavy is imported.
+
+    Raises:
+        InputError: The key takes one of a few names, and this is none of them.
+    """
+    names = allowed(key)
+    if names is None or value in names or value in (None, "null") or (key == "model.arch" and str(value).startswith("timm/")):
+        return
+    raise InputError(f"{where}: {key}={value} is unknown.{did_you_mean(value, names)}")

@@ -107,7 +107,8 @@ class LitClassifier(L.LightningModule):
         self._epoch_loss = torch.zeros(())
         self.model = model or create_model(arch, pretrained=pretrained, **network)
         self.model_config: dict[str, Any] = {
-            "arch": arch, **network, "position": self.model.encoder.position if isinstance(self.model.encoder, ViTEncoder) else position, "image_size": list(self.model.encoder.image_size), "num_classes": self.model.num_classes,
+            "arch": arch, **network, "image_size": list(self.model.encoder.image_size), "num_classes": self.model.num_classes,
+            "position": self.model.encoder.position if isinstance(self.model.encoder, ViTEncoder) else position,
             "class_names": list(class_names) if class_names else None, "mean": list(mean) if mean else None, "std": list(std) if std else None,
             "label_smoothing": label_smoothing, "freeze": freeze, "optim": asdict(optim), "schedule": asdict(schedule), "engine": engine,
         }  # fmt: skip

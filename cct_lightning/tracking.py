@@ -1,13 +1,18 @@
 """Where a run writes: its folder, metrics.csv, checkpoints, W&B."""
 
+import http.client
 import netrc
 import os
-import socket
+import threading
 import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlparse
+
+from cct_lightning.errors import InputError
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
@@ -44,6 +49,7 @@ class CheckpointConfig:
 
 
 PROBE_SECONDS = 3.0
+INIT_SECONDS = 15.0
 
 
 def _key_is_configured(host: str) -> bool:
@@ -55,35 +61,67 @@ def _key_is_configured(host: str) -> bool:
         return False
 
 
+def _answers(url: str) -> bool:
+    """Tells whether a server answers within the time of the probe, in any words. In a thread, since a name server may take minutes."""
+    answered: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+            answered.append(True)
+        except urllib.error.HTTPError:
+            answered.append(True)
+        except (OSError, ValueError, http.client.HTTPException):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return bool(answered)
+
+
 def wandb_mode(mode: str) -> str:
     """Decides what ``auto`` means here and now; never asks, and waits at most 3 s. WANDB_MODE in the environment decides for auto."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
         return os.environ["WANDB_MODE"]
-    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
-    if not _key_is_configured(host):
-        return "offline"
-    try:
-        with socket.create_connection((host, port), timeout=PROBE_SECONDS):
-            return "online"
-    except OSError:
-        return "offline"
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return "online" if _key_is_configured(urlparse(url).hostname or "") and _answers(url) else "offline"
 
 
 def wandb_logger(config: WandbConfig, run_dir: Path, name: str) -> "WandbLogger | None":
-    """Builds the logger that writes into the run folder, or None where W&B is disabled."""
+    """Builds the logger that writes into the run folder, or None where W&B is disabled.
+
+    Raises:
+        InputError: ``online`` was asked for and W&B refuses, for want of a key or of a network. ``auto`` goes offline then.
+    """
     mode = wandb_mode(config.mode)
     if mode == "disabled":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")  # the summary at the end tells what there is to tell
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    logger = WandbLogger(
-        name=name, project=config.project, entity=config.entity, tags=config.tags or None, save_dir=run_dir, offline=mode == "offline"
-    )
-    logger._wandb_init.pop("anonymous", None)  # W&B warns of this argument, which Lightning 2.6 always passes
+    def build(offline: bool) -> WandbLogger:
+        settings = wandb.Settings(init_timeout=INIT_SECONDS)
+        logger = WandbLogger(
+            name=name, project=config.project, entity=config.entity, tags=config.tags or None, save_dir=run_dir, offline=offline, settings=settings
+        )
+        logger._wandb_init.pop("anonymous", None)  # W&B warns of this argument, which Lightning 2.6 always passes
+        return logger
+
+    if mode == "offline":
+        return build(offline=True)
+    logger = build(offline=False)
+    try:
+        logger.experiment  # noqa: B018  # logs in, on the first rank
+    except (wandb.errors.Error, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        if config.mode != "auto":
+            raise InputError(f"wandb.mode={config.mode}: {reason} Set WANDB_API_KEY, or choose wandb.mode offline.") from error
+        print(f"W&B does not take the run ({reason}): tracking it offline in {run_dir}/wandb")
+        return build(offline=True)
     return logger
 
 
@@ -102,6 +140,10 @@ def make_run_dir(recipe: str, base: Path = Path("runs")) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=False)
             break
+        except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
+            raise InputError(
+                f"{folder.resolve()} can't be made ({error.strerror}): name another place with --trainer.default_root_dir DIR."
+            ) from None
         except FileExistsError:
             number += 1
             folder = stem.with_name(f"{stem.name}-{number}")

@@ -68,14 +68,14 @@ def test_the_checkpoint_knows_its_run_and_flags_win(cct, tmp_path):
 
     tested = cct("test", best.relative_to(tmp_path))
     assert tested.code == 0, tested.err
-    measures = json.loads((best.parent / "best-test.json").read_text())
+    measures = json.loads((best.parent / "best-digits-test.json").read_text())
     assert measures["accuracy"] == pytest.approx(summary["test_accuracy"])
     assert f"accuracy {measures['accuracy']:.4f}" in tested.out
 
     cct("validate", best, "--data.split_seed", 3)  # other images: the flag wins over what the checkpoint says
-    other = json.loads((best.parent / "best-val.json").read_text())
+    other = json.loads((best.parent / "best-digits-val.json").read_text())
     cct("validate", best)
-    assert json.loads((best.parent / "best-val.json").read_text()) != other
+    assert json.loads((best.parent / "best-digits-val.json").read_text()) != other
     assert len(list(tmp_path.glob("runs/*/*"))) == 1
 
     module = LitClassifier.load_from_checkpoint(best)
@@ -96,6 +96,64 @@ def test_the_last_checkpoint_is_the_last_epoch_and_the_best_the_last_of_equals(c
     run = sorted(tmp_path.glob("runs/digits/*"))[-1]
     epochs = [torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")]
     assert epochs == [1, 1]  # nothing was learned, so both epochs are equally good
+
+
+def test_the_training_loss_and_rate_reach_the_loggers(cct, tmp_path):
+    cct("fit", "-c", "digits", *SHORT, "--trainer.log_every_n_steps", 2, "--model.schedule.warmup_epochs", 0, "--model.optim.lr", 1e-3)
+    rows = list(csv.DictReader(only(tmp_path.glob("runs/digits/*/metrics.csv")).read_text().splitlines()))
+    steps = [int(row["step"]) for row in rows if row["train/loss"]]
+    rates = [float(row["train/lr"]) for row in rows if row["train/lr"]]
+    assert steps == [1, 3, 5]
+    assert rates == sorted(rates, reverse=True)
+    assert len([row for row in rows if row["train/loss_epoch"]]) == 2
+
+
+def test_the_best_epoch_may_be_chosen_by_another_measure(cct, tmp_path):
+    cct("fit", "-c", "digits", *SHORT, "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "min")
+    run = only(tmp_path.glob("runs/digits/*"))
+    rows = [row for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()) if row["val/loss"]]
+    best = min(rows, key=lambda row: float(row["val/loss"]))
+    assert json.loads((run / "summary.json").read_text())["val_accuracy"] == pytest.approx(float(best["val/accuracy"]))
+
+
+def test_runs_may_be_put_elsewhere(cct, tmp_path):
+    cct("fit", "-c", "digits", *SHORT, "--trainer.default_root_dir", "else where")
+    assert only(tmp_path.glob("else where/digits/*/summary.json"))
+
+
+def test_weights_of_another_network_are_refused(cct, tmp_path):
+    cct("fit", "-c", "digits", *SHORT)
+    best = only(tmp_path.glob("runs/digits/*/checkpoints/best.ckpt"))
+    outcome = cct("test", best, "--model.pooling", "map")
+    assert outcome.code == 2
+    assert "the checkpoint's weights do not fit this network" in outcome.err
+    assert cct("test", "--trainer.accelerator", "cpu", best).code == 0
+    assert cct("test", "--ckpt_path", best).code == 0
+    (tmp_path / "bad.ckpt").write_bytes(b"garbage")
+    assert "bad.ckpt is damaged" in cct("test", "bad.ckpt").err
+
+
+def test_an_interrupted_run_says_what_is_there(cct, tmp_path):
+    (tmp_path / "stop.py").write_text(STOP)
+    sys.path.insert(0, str(tmp_path))
+    outcome = cct("fit", "-c", "digits", *SHORT, "--trainer.max_epochs", 5, "--trainer.callbacks+=stop.Stop")
+    sys.path.remove(str(tmp_path))
+    assert outcome.code == 130
+    summary = json.loads(only(tmp_path.glob("runs/digits/*/summary.json")).read_text())
+    assert not summary["finished"]
+    assert summary["test_accuracy"] is None  # the test images are for finished runs
+    assert summary["last_checkpoint"]
+    assert "(interrupted)" in outcome.out
+
+
+STOP = """
+from lightning.pytorch import Callback
+
+class Stop(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+"""
 
 
 def test_loggers_of_the_user_stay_beside_ours(cct, tmp_path):
@@ -138,16 +196,25 @@ def test_an_offline_run_of_wandb_needs_no_network(cct, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("--model.pooling", "seqpol"), "pooling='seqpol' is unknown. Did you mean seqpool?"),
-    (("--model.arch", "cct_7_3x1_23"), "arch='cct_7_3x1_23' is unknown. Did you mean cct_7_3x1_32"),
     (("--model.arch", "vit_2_4_32", "--data.image_size", 15), "image_size=15 is not a multiple of patch_size=4"),
     (("--model.arch", "timm/vit_tiny_patch16_224", "--model.pooling", "masked_class_token"), "class_token=read_only asked of timm's"),
-    (("--data.dataset", "digit"), "data.dataset='digit' is unknown. Did you mean digits?"),
     (("--data.dataset", "image_folder", "--data.root", "/nowhere"), "data.root=/nowhere is no folder on this machine."),
     (("--data.dataset", "cifar10", "--data.root", "empty"), "data.dataset=cifar10 is not in data.root=empty"),
     (("--data.batch_size", "many"), "data.batch_size=many: the value does not fit.\n  It takes int."),
     (("--data.image_size", "wide"), "data.image_size=wide: the value does not fit.\n  It takes int, tuple[int, int] or null."),
-    (("--model.freeze", "head"), "model.freeze=head: the value does not fit.\n  It takes none, backbone."),
+    (("--trainer.precision", "bf17"), "It takes 32-true, 16-mixed, bf16-mixed, 16-true, bf16-true, 64-true or null."),
+    (("--trainer.callbacks+=EarlyStopping",), "EarlyStopping needs monitor; give --trainer.callbacks.monitor"),
+    (("--trainer.strategy", "foo"), "foo"),
+    (("--trainer.overfit_batches", 2), "trainer.overfit_batches would replace the order of the images"),
+    (("--seed_everything", -1), "-1"),
+    (("--model.optim.lr", 0), "optim.lr=0.0 is out of range: it must be more than 0."),
+    (("--model.drop_path", 1.5), "drop_path=1.5 is out of range: it must be at least 0 and less than 1."),
+    (("--model.label_smoothing", 2), "label_smoothing=2.0 is out of range"),
+    (("--data.augment.mixup", -1), "augment.mixup=-1.0 is out of range"),
+    (("--data.augment.crop_scale", "[2, 3]"), "augment.crop_scale[1]=3.0 is out of range"),
+    (("--data.augment.shift", 16), "data.augment.shift=16 is out of range"),
+    (("--data.num_workers", -1), "data.num_workers=-1 is out of range"),
+    (("--data.crop_pct", 0), "data.crop_pct=0.0 is out of range"),
     (("--model.optim.lr", "fast"), "model.optim.lr=fast"),
     (("--model.optim.name", "adamx"), "optim.name='adamx' is no optimizer of timm"),
     (("--trainer.max_epochs", "x"), "trainer.max_epochs=x: the value does not fit.\n  It takes int or null."),
@@ -155,7 +222,7 @@ def test_an_offline_run_of_wandb_needs_no_network(cct, tmp_path, monkeypatch):
     (("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitr=x"), "monitr"),
     (("--trainer.logger", "Foo"), "trainer.logger=Foo: the value does not fit.\n  It takes a Logger's class."),
     (("--model.pretrained", "nowhere.pth"), "There is no file nowhere.pth."),
-    (("--checkpoint.monitor", "val/acc"), "val/acc"),
+    (("--checkpoint.monitor", "val/acc"), "checkpoint.monitor=val/acc is no measure of the validation. Did you mean val/accuracy"),
     (("--trainer.accelerator", "tpu"), "torch_xla"),
 ])  # fmt: skip
 def test_bad_input_costs_five_lines_and_no_traceback(cct, words, message, monkeypatch):
@@ -166,6 +233,7 @@ def test_bad_input_costs_five_lines_and_no_traceback(cct, words, message, monkey
     assert message in error
     assert len(error.strip().splitlines()) <= 5
     assert "Traceback" not in outcome.err
+    assert not list(Path().glob("runs/*/*"))  # a run that never began leaves no folder
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -215,7 +283,7 @@ def test_two_processes_make_one_run(overlay, cct, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["devices"] == 2
     assert cct("test", run / "checkpoints" / "best.ckpt").code == 0
-    alone = json.loads((run / "checkpoints" / "best-test.json").read_text())
+    alone = json.loads((run / "checkpoints" / "best-digits-test.json").read_text())
     assert alone["accuracy"] == pytest.approx(summary["test_accuracy"], abs=1e-6)
     assert alone["calibration_error"] == pytest.approx(summary["test"]["calibration_error"], abs=1e-5)
 

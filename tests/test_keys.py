@@ -5,7 +5,10 @@ import pytest
 from lightning.pytorch import Trainer
 
 from cct_lightning import AugmentConfig, ImageDataModule, LitClassifier, OptimConfig, ScheduleConfig
-from cct_lightning.keys import flatten, groups_without_keys, known_keys, unknown_keys
+from cct_lightning.data import DATASETS
+from cct_lightning.keys import allowed, flatten, groups_without_keys, known_keys, unknown_keys
+from cct_lightning.models import VARIANTS
+from cct_lightning.pooling import POOLINGS
 from cct_lightning.tracking import CheckpointConfig, WandbConfig
 
 
@@ -41,5 +44,13 @@ def test_unknown_keys(key, known):
 
 def test_recipes_are_flattened_as_deep_as_our_keys_go():
     recipe = {"model": {"optim": {"lr": 1, "bogus": {"a": 1}}}, "trainer": {"strategy": {"class_path": "x"}}, "seed_everything": 0}
-    assert flatten(recipe) == ["model.optim.lr", "model.optim.bogus.a", "trainer.strategy", "seed_everything"]
+    assert list(flatten(recipe)) == ["model.optim.lr", "model.optim.bogus.a", "trainer.strategy", "seed_everything"]
     assert groups_without_keys({"model": {"optim": "adamw", "arch": "x"}, "data": 3}) == ["model.optim", "data"]
+
+
+def test_names_are_read_off_the_source():
+    assert allowed("model.pooling") == tuple(POOLINGS)
+    assert allowed("model.arch") == tuple(VARIANTS)
+    assert allowed("data.dataset") == tuple(DATASETS)
+    assert allowed("model.freeze") == ("none", "backbone")
+    assert allowed("model.optim.lr") is None

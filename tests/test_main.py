@@ -52,7 +52,13 @@ def test_the_front_imports_neither_torch_nor_lightning():
     (("fit", "-c", "digits", "--model.optim", "adamw"), "--model.optim is a group of keys: give one of them, as in model.optim.name."),
     (("fit", "-c", "digits", "--model.num_classes", "3"), "model.num_classes flows from the data to the model"),
     (("fit", "-c", "digits", "--ckpt_path", "x"), "fit does not take --ckpt_path: --model.pretrained FILE starts a new run"),
-    (("test",), "test needs a checkpoint: cct test runs/.../checkpoints/best.ckpt"),
+    (("fit", "-c", "digits", "--model.pooling", "seqpol"), "command line: model.pooling=seqpol is unknown. Did you mean seqpool?"),
+    (("fit", "-c", "digits", "--model.arch=cct_7_3x1_23"), "model.arch=cct_7_3x1_23 is unknown. Did you mean cct_7_3x1_32"),
+    (("fit", "-c", "digits", "--data.dataset", "digit"), "data.dataset=digit is unknown. Did you mean digits?"),
+    (("fit", "-c", "digits", "--model.freeze", "head"), "model.freeze=head is unknown. Known: backbone, none."),
+    (("fit", "-c", "smoke"), "no recipe says which data: the overlays smoke, ddp and fsdp are laid over one"),
+    (("test",), "test needs a checkpoint, a file that ends in .ckpt: cct test runs/.../checkpoints/best.ckpt"),
+    (("test", "-c", "digits"), "test needs a checkpoint"),
     (("test", "nowhere.ckpt"), "There is no file nowhere.ckpt."),
 ])  # fmt: skip
 def test_errors_are_short_and_say_the_way_out(cct, words, message):
@@ -70,6 +76,9 @@ def test_errors_are_short_and_say_the_way_out(cct, words, message):
     ("- 1\n- 2", "own.yaml is no recipe: it should hold keys such as model and data, and holds a list."),
     ("model: {arch: [", "own.yaml, line 1 is no YAML"),
     ("modle:\n  arch: x", "there is no key 'modle.arch'. Did you mean model.arch?"),
+    ("model: {num_classes: 3}", "own.yaml: model.num_classes flows from the data to the model"),
+    ("model: {pooling: seqpol}", "own.yaml: model.pooling=seqpol is unknown. Did you mean seqpool?"),
+    ("", "own.yaml is no recipe: it should hold keys such as model and data, and is empty."),
 ])  # fmt: skip
 def test_errors_in_recipes_name_the_file(cct, tmp_path, text, message):
     (tmp_path / "own.yaml").write_text(text)
@@ -85,7 +94,7 @@ def test_names_of_recipes_become_paths_and_files_win(tmp_path, monkeypatch):
         "fit", "--config", digits, "--config", str(recipe_paths()["smoke"]), "--model.pooling", "mean",
     ]  # fmt: skip
     assert prepare(prepare(["fit", "-c", "digits"])) == prepare(["fit", "-c", "digits"])
-    (tmp_path / "digits").write_text("seed_everything: 1")
+    (tmp_path / "digits").write_text("data: {dataset: digits}")
     assert prepare(["fit", "-c", "digits"]) == ["fit", "--config", "digits"]
 
 

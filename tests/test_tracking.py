@@ -1,8 +1,11 @@
+import http.server
 import socket
+import threading
 import time
 
 import pytest
 
+from cct_lightning import InputError
 from cct_lightning.tracking import WandbConfig, make_run_dir, wandb_logger, wandb_mode
 
 
@@ -28,28 +31,57 @@ def test_auto_follows_the_environment(monkeypatch):
     assert wandb_logger(WandbConfig(), None, "x") is None
 
 
+class Teapot(http.server.BaseHTTPRequestHandler):
+    """Answers everything with an error, as W&B's server does to strangers."""
+
+    def do_GET(self):
+        self.send_error(418)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with http.server.HTTPServer(("127.0.0.1", 0), Teapot) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        yield server
+        server.shutdown()
+
+
 @pytest.mark.parametrize("key", ["environment", "netrc"])
-def test_auto_is_online_where_a_key_is_and_the_server_answers(monkeypatch, tmp_path, key):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        if key == "environment":
-            monkeypatch.setenv("WANDB_API_KEY", "k")
-        else:
-            (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password k\n")
-            (tmp_path / "netrc").chmod(0o600)
-        assert wandb_mode("auto") == "online"
-    assert wandb_mode("auto") == "offline"  # nobody answers any more
+def test_auto_is_online_where_a_key_is_and_the_server_answers(server, monkeypatch, tmp_path, key):
+    assert wandb_mode("auto") == "offline"
+    if key == "environment":
+        monkeypatch.setenv("WANDB_API_KEY", "k")
+    else:
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password k\n")
+        (tmp_path / "netrc").chmod(0o600)
+    assert wandb_mode("auto") == "online"
 
 
 def test_auto_waits_no_longer_than_its_probe(monkeypatch):
-    monkeypatch.setattr("cct_lightning.tracking.PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("cct_lightning.tracking.PROBE_SECONDS", 0.5)
     monkeypatch.setenv("WANDB_API_KEY", "k")
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))  # bound, but not listening
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never says a word
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.perf_counter()
         assert wandb_mode("auto") == "offline"
-        assert time.perf_counter() - began < 2
+        assert 0.4 < time.perf_counter() - began < 3
+
+
+def test_auto_goes_offline_where_wandb_refuses_and_online_says_so(server, monkeypatch, tmp_path, capsys):
+    import wandb
+
+    wandb.teardown()  # it remembers the server of an earlier run in this process
+    monkeypatch.setattr("cct_lightning.tracking.INIT_SECONDS", 2.0)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    logger = wandb_logger(WandbConfig("auto"), tmp_path, "run")
+    assert logger._offline
+    assert "tracking it offline" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"wandb\.mode=online: .* choose wandb\.mode offline"):
+        wandb_logger(WandbConfig("online"), tmp_path, "run")
 
 
 def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
@@ -66,3 +98,9 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
 def test_other_ranks_make_no_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert not make_run_dir("digits", tmp_path).exists()
+
+
+def test_a_folder_that_can_not_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"can't be made .*: name another place with --trainer\.default_root_dir"):
+        make_run_dir("digits", tmp_path / "file")

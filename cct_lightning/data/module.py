@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -170,7 +170,7 @@ class ImageDataModule(L.LightningDataModule):
         heaps = {id(split): split for split, _ in self.splits.values()}
         cached: dict[int, Split] = {}
         for number, split in heaps.items():
-            images = split.images
+            images: Any = split.images
             if isinstance(images, np.ndarray):
                 if images.shape[1:3] != self.image_size:
                     images = np.stack([fit(image, self.image_size) for image in images])
@@ -200,7 +200,7 @@ class ImageDataModule(L.LightningDataModule):
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batch_size = self.batch_size
         mixes = train and (self.augment.mixup or self.augment.cutmix)
-        if self.trainer and getattr(self.trainer, "overfit_batches", 0):
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             raise InputError("trainer.overfit_batches would replace the order of the images: use data.per_class and trainer.limit_train_batches.")
         if train:
             if batch_size % (2 * world if mixes else world):

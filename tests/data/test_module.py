@@ -129,7 +129,7 @@ def test_a_batch_larger_than_the_set_is_cut_down(caplog):
 
 def test_a_batch_that_devices_can_not_share_is_refused():
     data = digits(batch_size=15, augment=AugmentConfig(mixup=0.2))
-    data.trainer = type("Trainer", (), {"world_size": 5, "global_rank": 0})()
+    data.trainer = type("Trainer", (), {"world_size": 5, "global_rank": 0, "overfit_batches": 0})()
     with pytest.raises(InputError, match=r"data\.batch_size=15 is over all devices, and there are 5: it must be an even number for each"):
         data.train_dataloader()
 
