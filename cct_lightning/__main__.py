@@ -199,6 +199,9 @@ def main() -> None:
             _print_keys(arguments[0])
         else:
             prepared = prepare(arguments)
+            # On cores that others use, too, OpenMP's idle threads spin for milliseconds and steal the time of those that work: a run took
+            # twenty times as long. 3,000 turns are some ten microseconds, and cost 4 % on a quiet machine (benchmarks/README.md).
+            os.environ.setdefault("GOMP_SPINCOUNT", "3000")
             from cct_lightning.cli import run
 
             run(prepared)
