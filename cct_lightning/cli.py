@@ -1,18 +1,15 @@
 """``cct fit``, ``test`` and ``validate``: LightningCLI with flat groups, short errors, a run folder and a summary."""
 
 import json
-import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -27,98 +24,12 @@ from cct_lightning.callbacks import Throughput
 from cct_lightning.checkpoints import KEY, read_checkpoint
 from cct_lightning.data import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
-from cct_lightning.keys import FROM_DATA, known_keys
+from cct_lightning.keys import FROM_DATA
 from cct_lightning.models import count_flops
 from cct_lightning.module import LitClassifier
+from cct_lightning.parsing import Parser, quieten
+from cct_lightning.summary import describe, device_name
 from cct_lightning.tracking import CheckpointConfig, WandbConfig, make_run_dir, wandb_logger
-
-# Harmless messages, by their words. Nothing else is hidden.
-HARMLESS_WARNINGS = (
-    r".*does not have many workers.*",  # images in memory are faster without
-    r".*LeafSpec.*is deprecated.*",  # Lightning 2.6 with torch 2.15
-    r".*Experiment logs directory .* exists and is not empty.*",  # the run folder is this run's own
-    r".*The number of training batches \(\d+\) is smaller than the logging interval.*",
-    r".*callbacks used to create the checkpoint need to be provided.*",  # a test needs none of the training's
-    r".*Checkpoint directory .* exists and is not empty.*",
-    r".*Starting from v1\.9\.0, `tensorboardX`.*",
-)
-HARMLESS_MESSAGES = (
-    "💡 Tip",
-    "GPU available",
-    "TPU available",
-    "HPU available",
-    "Seed set to",
-    "to estimate number of stepping batches",
-    "`Trainer.fit` stopped",
-    "Restoring states from the checkpoint path",
-    "Loaded model weights from the checkpoint",
-)
-
-
-class _WithoutTips(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not any(text in record.getMessage() for text in HARMLESS_MESSAGES)
-
-
-def quieten() -> None:
-    """Filters the known harmless messages of Lightning and jsonargparse, by name."""
-    # Lightning 2.6 calls what jsonargparse 5 will drop: https://github.com/Lightning-AI/pytorch-lightning/issues/21900
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    for pattern in HARMLESS_WARNINGS:
-        warnings.filterwarnings("ignore", pattern)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(_WithoutTips())
-
-
-def _plain_type(annotation: str) -> str:
-    """Writes a type as a sentence does: Optional[Union[int, float]] as "int, float or null"."""
-    plain = re.sub(r"(?:Optional|Union|Literal)\[(.*)\]", r"\1", annotation.replace("Optional[Union[", "Optional[").replace("]]", "]"))
-    plain = (
-        plain.replace("'", "")
-        .replace("_PRECISION_INPUT", "32-true, 16-mixed, bf16-mixed, 16-true, bf16-true, 64-true")
-        .replace(" | None", "")
-        .replace(" | ", ", ")
-        .replace("Position", "learned, sine, none")
-    )
-    return plain + (" or null" if "None" in annotation or "Optional" in annotation else "")
-
-
-def shorten(message: str) -> str:
-    """Cuts the parser's message down to the key, the value and the rule, without what each member of a union objects to."""
-    found = re.search(r'Parser key "([\w.]+)":(.*)', message, re.S)
-    if not found:
-        return " ".join(message.split())[:300]
-    key, rest = re.sub(r"^(fit|test|validate)\.", "", found[1]), found[2]
-    value = re.search(r"(?:Given|Got) value: (.*)", rest)
-    shown = "" if value is None or value[1].startswith("NestedArg") else f"={value[1][:80]}"
-    objections = [line.strip().lstrip("- ") for line in rest.splitlines() if line.strip()]
-    # The objections to a class say most; "Expected a ..." is said by the type, which is told anyway.
-    special = [o for o in objections if not re.match(r"Expected|Does not validate|Subtypes|Errors|Given value", o)]
-    named, needs = re.search(r"class_path='([\w.]+)'", rest), re.search(r"arguments are required: ([\w, ]+)", rest)
-    if named and needs:
-        shown, special = "", [f"{named[1].rsplit('.', 1)[-1]} needs {needs[1]}; give --{key}.{needs[1].split(',')[0]}"]
-    lines = [f"{key}{shown}: " + (special[0][:160] if special else "the value does not fit") + "."]
-    if (known := known_keys().get(key)) and known.type:
-        name = "a Callback's class" if "Callback" in known.type else "a Logger's class" if "Logger" in known.type else _plain_type(known.type)
-        lines.append(f"  It takes {name}.")
-    return "\n".join(lines)
-
-
-class Parser(LightningArgumentParser):
-    """Ends with one short error instead of 55 lines of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if os.environ.get("CCT_DEBUG") == "1":
-            raise InputError(message) from ex
-        if found := re.search(
-            r"Key '?([\w.]+)'? is not expected|[Uu]nrecognized arguments: (?:--)?([\w.]+)|does not accept option '?(?:--)?([\w.]+)", message
-        ):
-            key = re.sub(r"^(fit|test|validate)\.", "", next(filter(None, found.groups())))
-            raise InputError(f"there is no key {key!r} here.{did_you_mean(key, known_keys(), listed=0)}")
-        if found := re.search(r'argument data\.(\w+) --> model|Linked "model\.(\w+)" must be given', message):
-            name = next(filter(None, found.groups()))
-            raise InputError(f"model.{name} flows from the data to the model: set it there (data.image_size), or leave it out.")
-        raise InputError(shorten(message))
 
 
 class SaveConfig(SaveConfigCallback):
@@ -271,6 +182,8 @@ class CLI(LightningCLI):
         summary = {
             "recipe": self.run_dir.parent.name,
             "run_dir": str(self.run_dir),
+            "arch": self.model.model_config["arch"],
+            "pooling": type(self.model.model.pooling).__name__,
             "val_accuracy": self.best.accuracy if self.best else last.get("val/accuracy"),
             "val_accuracy_last": last.get("val/accuracy"),
             "test_accuracy": tested.get("test/accuracy"),
@@ -284,7 +197,7 @@ class CLI(LightningCLI):
             "best_checkpoint": best_path or None,
             "last_checkpoint": os.path.relpath(last_path) if (last_path := self.run_dir / "checkpoints" / "last.ckpt").is_file() else None,
             "load_report": asdict(report) if (report := self.model.model.load_report) else None,
-            "device": _device_name(trainer),
+            "device": device_name(trainer),
             "devices": trainer.world_size,
             "seed": self.config.fit.seed_everything,
             "finished": not trainer.interrupted,
@@ -295,7 +208,7 @@ class CLI(LightningCLI):
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.experiment.finish()  # what is not written now would be lost with the process
-            print(describe(summary, self.model))
+            print(describe(summary))
 
     def test(self, **arguments: Any) -> None:
         """Runs the trainer's test without its table, which ``after_test`` prints in a line."""
@@ -328,65 +241,26 @@ def _recipe_name(path: Path) -> str:
     return path.parent.parent.name if path.name == "config.yaml" and path.parent.parent.name else path.stem
 
 
-def _device_name(trainer: Trainer) -> str:
-    device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def describe(summary: Mapping[str, Any], model: LitClassifier) -> str:
-    """Returns the summary as it is printed at the end of a run: results, where the files are, what to type next."""
-    run_dir, speed = summary["run_dir"], summary["images_per_second"]
-    best = summary["best_checkpoint"]
-    checkpoints = [c for c in (best, summary["last_checkpoint"]) if c]
-    test = _percent(summary["test_accuracy"]) + (f" with the {'best' if best else 'last'} weights" if summary["test_accuracy"] is not None else "")
-    config = model.model_config
-    flops = summary["flops_per_image"]
-    lines = [
-        "",
-        f"{summary['recipe']}: {config['arch']}, {summary['epochs']} epochs ({summary['steps']} steps) in {summary['seconds']:.1f} s "
-        f"on {summary['device']}" + ("" if summary["finished"] else " (interrupted)"),
-        f"  validation accuracy  best {_percent(summary['val_accuracy'])}, last {_percent(summary['val_accuracy_last'])}",
-        f"  test accuracy        {test}",
-        f"  network              {summary['num_parameters']:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
-        if flops
-        else f"  network              {summary['num_parameters']:,} parameters",
-        f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)",
-        f"  files                {run_dir}: config.yaml, metrics.csv, summary.json"
-        + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),
-        "next",
-        *(f"  cct test {c}" for c in checkpoints[:1]),
-        f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary['seed'] + 1}",
-    ]
-    return "\n".join(lines)
-
-
 def from_checkpoint(arguments: list[str], folder: Path) -> list[str]:
-    """Turns ``test CHECKPOINT [flags]`` into LightningCLI's arguments: the checkpoint's own recipe first, so that flags win.
+    """Turns ``test CHECKPOINT [flags]`` into LightningCLI's arguments: what the checkpoint says first, so that recipes and flags win.
 
     Raises:
-        InputError: The file is no checkpoint of ours, or was not written by a recipe.
+        InputError: The file is no checkpoint of ours, or was not written by a recipe and none is given.
     """
-    if "--config" in arguments:
-        return arguments
     command, *rest = arguments
     position = next(i for i, word in enumerate(rest) if word.removeprefix("--ckpt_path=").endswith(".ckpt"))
     checkpoint = rest.pop(position).removeprefix("--ckpt_path=")
     if position and rest[position - 1] == "--ckpt_path":
         rest.pop(position - 1)
     about = read_checkpoint(checkpoint).get(KEY)
-    if not isinstance(about, Mapping) or not about.get("recipe") or not about.get("model"):
-        raise InputError(f"{checkpoint} does not hold the recipe it was trained with: name one, cct {command} -c RECIPE --ckpt_path {checkpoint}")
-    recipe = about["recipe"]
-    known = {
-        "seed_everything": recipe["seed_everything"],
-        "model": {**about["model"], "pretrained": None},
-        "data": recipe["data"],
-        "trainer": {"precision": recipe["trainer"]["precision"], "accelerator": recipe["trainer"]["accelerator"], "devices": 1},
-    }
+    if not isinstance(about, Mapping) or not about.get("model"):
+        raise InputError(f"{checkpoint} is no checkpoint of `cct fit`, or holds a network that only Python can build.")
+    known: dict[str, Any] = {"model": {**about["model"], "pretrained": None}}
+    if recipe := about["recipe"]:
+        known |= {"seed_everything": recipe["seed_everything"], "data": recipe["data"]}
+        known["trainer"] = {"precision": recipe["trainer"]["precision"], "accelerator": recipe["trainer"]["accelerator"], "devices": 1}
+    elif "--config" not in rest:
+        raise InputError(f"{checkpoint} does not hold the recipe it was trained with: name one, cct {command} -c RECIPE {checkpoint}")
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(known), encoding="utf-8")
     return [command, "--config", str(path), *rest, "--ckpt_path", checkpoint]

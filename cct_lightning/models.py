@@ -14,7 +14,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from cct_lightning.checkpoints import LoadReport, load_weights
-from cct_lightning.encoders import Encoder, Position, TimmEncoder, Tokens, ViTEncoder
+from cct_lightning.encoders import ClassToken, Encoder, Position, TimmEncoder, Tokens, ViTEncoder
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.pooling import POOLINGS, Pooling
 from cct_lightning.randomness import initialise
@@ -212,55 +212,52 @@ def create_model(
     Raises:
         InputError: Unknown names, sizes that don't fit, options that a timm network can't honour, weights that don't fit.
     """
-    for name, rate in (("drop_path", drop_path), ("attn_drop", attn_drop), ("proj_drop", proj_drop)):
+    dropouts = {"drop_path": drop_path, "attn_drop": attn_drop, "proj_drop": proj_drop}
+    for name, rate in dropouts.items():
         check_range(name, rate, 0, 1, exclusive="high")
     check_range("head_hidden_dim", 1 if head_hidden_dim is None else head_hidden_dim, 1)
     check_range("num_classes", 1 if num_classes is None else num_classes, 0)
-    if pooling is not None and pooling not in POOLINGS:
-        raise InputError(f"pooling={pooling!r} is unknown.{did_you_mean(pooling, POOLINGS)}")
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if arch.startswith("timm/"):
-        refused = {"position": position, "class_token_position": class_token_position, "residual_norm": residual_norm}
-        if given := [name for name, value in refused.items() if value is not None]:
-            raise InputError(f"{given[0]}={refused[given[0]]!r} can't be chosen for arch={arch}: timm's networks bring their own.")
-        class_pooling = POOLINGS[pooling or "mean"]
-        options: dict[str, Any] = {"in_chans": in_chans, "img_size": size}
-        options |= {"drop_path_rate": drop_path, "attn_drop_rate": attn_drop, "proj_drop_rate": proj_drop}
-        encoder: Encoder = TimmEncoder.create(
-            arch.removeprefix("timm/"), class_pooling.class_token, **{k: v for k, v in options.items() if v is not None}
-        )
-        num_classes = 1000 if num_classes is None else num_classes
-    elif arch in VARIANTS:
-        variant = VARIANTS[arch]
-        class_pooling = POOLINGS[pooling or variant.pooling]
-        tokenizer: Tokenizer
-        if variant.tokenizer == "conv":
-            tokenizer = ConvTokenizer(in_chans, variant.embed_dim, variant.kernel_size, num_conv_layers=variant.num_conv_layers)
-        else:
-            tokenizer = PatchTokenizer(in_chans, variant.embed_dim, variant.kernel_size)
-        encoder = ViTEncoder(
-            tokenizer,
-            size or (variant.image_size, variant.image_size),
-            variant.depth,
-            variant.num_heads,
-            variant.mlp_ratio,
-            class_token=class_pooling.class_token,
-            class_token_position=True if class_token_position is None else class_token_position,
-            position=position or variant.position,
-            residual_norm=True if residual_norm is None else residual_norm,
-            drop_path=drop_path,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-        )
-    else:
+    variant = VARIANTS.get(arch)
+    if variant is None and not arch.startswith("timm/"):
         hint = did_you_mean(arch, VARIANTS) or f" Known: {', '.join(list(VARIANTS)[::4])}, ...; or timm/NAME."
         raise InputError(f"arch={arch!r} is unknown.{hint}")
-    classes = VARIANTS[arch].num_classes if num_classes is None else num_classes
-    model = ImageClassifier(encoder, class_pooling(encoder.embed_dim, encoder.num_heads), classes, head_hidden_dim)
+    kind = pooling or (variant.pooling if variant else "mean")
+    if kind not in POOLINGS:
+        raise InputError(f"pooling={pooling!r} is unknown.{did_you_mean(kind, POOLINGS)}")
+    class_token = POOLINGS[kind].class_token
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    ours = {"position": position, "class_token_position": class_token_position, "residual_norm": residual_norm}
+    ours = {name: value for name, value in ours.items() if value is not None}
+    if variant:
+        encoder = _preset_encoder(variant, in_chans, size, class_token, {**ours, **dropouts})
+    else:
+        encoder = _timm_encoder(arch, in_chans, size, class_token, ours, dropouts)
+    classes = num_classes if num_classes is not None else variant.num_classes if variant else 1000
+    model = ImageClassifier(encoder, POOLINGS[kind](encoder.embed_dim, encoder.num_heads), classes, head_hidden_dim)
     if pretrained is not None:
         allow = [part for part, given in (("head", num_classes), ("pooling", pooling)) if given is not None]
         model.load_report = load_weights(model, pretrained, allow)
     return model
+
+
+def _preset_encoder(variant: Variant, in_chans: int, size: tuple[int, int] | None, class_token: ClassToken, options: dict[str, Any]) -> Encoder:
+    tokenizer: Tokenizer
+    if variant.tokenizer == "conv":
+        tokenizer = ConvTokenizer(in_chans, variant.embed_dim, variant.kernel_size, num_conv_layers=variant.num_conv_layers)
+    else:
+        tokenizer = PatchTokenizer(in_chans, variant.embed_dim, variant.kernel_size)
+    size = size or (variant.image_size, variant.image_size)
+    options = {"position": variant.position, **options}
+    return ViTEncoder(tokenizer, size, variant.depth, variant.num_heads, variant.mlp_ratio, class_token, **options)
+
+
+def _timm_encoder(
+    arch: str, in_chans: int, size: tuple[int, int] | None, class_token: ClassToken, ours: dict[str, Any], dropouts: dict[str, float]
+) -> Encoder:
+    for name, value in ours.items():
+        raise InputError(f"{name}={value!r} can't be chosen for arch={arch}: timm's networks bring their own.")
+    options = {"in_chans": in_chans, **{f"{name}_rate": rate for name, rate in dropouts.items()}}
+    return TimmEncoder.create(arch.removeprefix("timm/"), class_token, **options, **({"img_size": size} if size else {}))
 
 
 def count_flops(model: ImageClassifier) -> int:

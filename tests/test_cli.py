@@ -13,7 +13,6 @@ from pictures import write_images
 
 from cct_lightning import LitClassifier
 from cct_lightning.checkpoints import KEY
-from cct_lightning.cli import shorten
 
 CHECKOUT = Path(__file__).parents[1]
 SHORT = ("--data.per_class", 10, "--data.batch_size", 32, "--trainer.max_epochs", 2, "--trainer.enable_progress_bar", "false")
@@ -77,6 +76,7 @@ def test_the_checkpoint_knows_its_run_and_flags_win(cct, tmp_path):
     cct("validate", best)
     assert json.loads((best.parent / "best-digits-val.json").read_text()) != other
     assert len(list(tmp_path.glob("runs/*/*"))) == 1
+    assert cct("test", "-c", "smoke", best).code == 0  # a recipe is laid over what the checkpoint says
 
     module = LitClassifier.load_from_checkpoint(best)
     assert type(module.model.pooling).__name__ == "MeanPooling"
@@ -248,10 +248,6 @@ def test_an_image_that_breaks_while_training_is_named(cct, tmp_path, workers):
     assert outcome.code == 2, outcome.err
     assert re.search(r"error: .*3\.png can't be read as an image", outcome.err)
     assert "Traceback" not in outcome.err[outcome.err.index("error: ") :]
-
-
-def test_messages_of_the_parser_without_a_key_are_passed_on():
-    assert shorten("argument --data.root:\n  expected one argument") == "argument --data.root: expected one argument"
 
 
 @pytest.mark.slow

@@ -1,0 +1,100 @@
+"""What Lightning and jsonargparse say, cut down to what a user needs: short errors, and no harmless messages."""
+
+import logging
+import os
+import re
+import warnings
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.keys import known_keys
+
+# Harmless messages, by their words. Nothing else is hidden.
+HARMLESS_WARNINGS = (
+    r".*does not have many workers.*",  # images in memory are faster without
+    r".*LeafSpec.*is deprecated.*",  # Lightning 2.6 with torch 2.15
+    r".*Experiment logs directory .* exists and is not empty.*",  # the run folder is this run's own
+    r".*The number of training batches \(\d+\) is smaller than the logging interval.*",
+    r".*callbacks used to create the checkpoint need to be provided.*",  # a test needs none of the training's
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*Starting from v1\.9\.0, `tensorboardX`.*",
+)
+HARMLESS_MESSAGES = (
+    "💡 Tip",
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "Seed set to",
+    "to estimate number of stepping batches",
+    "`Trainer.fit` stopped",
+    "Restoring states from the checkpoint path",
+    "Loaded model weights from the checkpoint",
+)
+
+
+class _WithoutTips(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not any(text in record.getMessage() for text in HARMLESS_MESSAGES)
+
+
+def quieten() -> None:
+    """Filters the known harmless messages of Lightning and jsonargparse, by name."""
+    # Lightning 2.6 calls what jsonargparse 5 will drop: https://github.com/Lightning-AI/pytorch-lightning/issues/21900
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for pattern in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_WithoutTips())
+
+
+def _plain_type(annotation: str) -> str:
+    """Writes a type as a sentence does: Optional[Union[int, float]] as "int, float or null"."""
+    plain = re.sub(r"(?:Optional|Union|Literal)\[(.*)\]", r"\1", annotation.replace("Optional[Union[", "Optional[").replace("]]", "]"))
+    plain = (
+        plain.replace("'", "")
+        .replace("_PRECISION_INPUT", "32-true, 16-mixed, bf16-mixed, 16-true, bf16-true, 64-true")
+        .replace(" | None", "")
+        .replace(" | ", ", ")
+        .replace("Position", "learned, sine, none")
+    )
+    return plain + (" or null" if "None" in annotation or "Optional" in annotation else "")
+
+
+def shorten(message: str) -> str:
+    """Cuts the parser's message down to the key, the value and the rule, without what each member of a union objects to."""
+    found = re.search(r'Parser key "([\w.]+)":(.*)', message, re.S)
+    if not found:
+        return " ".join(message.split())[:300]
+    key, rest = re.sub(r"^(fit|test|validate)\.", "", found[1]), found[2]
+    value = re.search(r"(?:Given|Got) value: (.*)", rest)
+    shown = "" if value is None or value[1].startswith("NestedArg") else f"={value[1][:80]}"
+    objections = [line.strip().lstrip("- ") for line in rest.splitlines() if line.strip()]
+    # The objections to a class say most; "Expected a ..." is said by the type, which is told anyway.
+    special = [o for o in objections if not re.match(r"Expected|Does not validate|Subtypes|Errors|Given value", o)]
+    named, needs = re.search(r"class_path='([\w.]+)'", rest), re.search(r"arguments are required: ([\w, ]+)", rest)
+    if named and needs:
+        shown, special = "", [f"{named[1].rsplit('.', 1)[-1]} needs {needs[1]}; give --{key}.{needs[1].split(',')[0]}"]
+    lines = [f"{key}{shown}: " + (special[0][:160] if special else "the value does not fit") + "."]
+    if (known := known_keys().get(key)) and known.type:
+        name = "a Callback's class" if "Callback" in known.type else "a Logger's class" if "Logger" in known.type else _plain_type(known.type)
+        lines.append(f"  It takes {name}.")
+    return "\n".join(lines)
+
+
+class Parser(LightningArgumentParser):
+    """Ends with one short error instead of 55 lines of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if os.environ.get("CCT_DEBUG") == "1":
+            raise InputError(message) from ex
+        if found := re.search(
+            r"Key '?([\w.]+)'? is not expected|[Uu]nrecognized arguments: (?:--)?([\w.]+)|does not accept option '?(?:--)?([\w.]+)", message
+        ):
+            key = re.sub(r"^(fit|test|validate)\.", "", next(filter(None, found.groups())))
+            raise InputError(f"there is no key {key!r} here.{did_you_mean(key, known_keys(), listed=0)}")
+        if found := re.search(r'argument data\.(\w+) --> model|Linked "model\.(\w+)" must be given', message):
+            name = next(filter(None, found.groups()))
+            raise InputError(f"model.{name} flows from the data to the model: set it there (data.image_size), or leave it out.")
+        raise InputError(shorten(message))

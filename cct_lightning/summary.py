@@ -1,0 +1,44 @@
+"""The summary of a run, as it is printed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+
+def device_name(trainer: Trainer) -> str:
+    """Names what the run computes on."""
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """Returns the summary as it is printed at the end of a run: results, where the files are, what to type next."""
+    run_dir, speed = summary["run_dir"], summary["images_per_second"]
+    best = summary["best_checkpoint"]
+    checkpoints = [c for c in (best, summary["last_checkpoint"]) if c]
+    test = _percent(summary["test_accuracy"]) + (f" with the {'best' if best else 'last'} weights" if summary["test_accuracy"] is not None else "")
+    flops = summary["flops_per_image"]
+    lines = [
+        "",
+        f"{summary['recipe']}: {summary['arch']}, {summary['epochs']} epochs ({summary['steps']} steps) in {summary['seconds']:.1f} s "
+        f"on {summary['device']}" + ("" if summary["finished"] else " (interrupted)"),
+        f"  validation accuracy  best {_percent(summary['val_accuracy'])}, last {_percent(summary['val_accuracy_last'])}",
+        f"  test accuracy        {test}",
+        f"  network              {summary['num_parameters']:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
+        if flops
+        else f"  network              {summary['num_parameters']:,} parameters",
+        f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)",
+        f"  files                {run_dir}: config.yaml, metrics.csv, summary.json"
+        + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),
+        "next",
+        *(f"  cct test {c}" for c in checkpoints[:1]),
+        f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary['seed'] + 1}",
+    ]
+    return "\n".join(lines)
