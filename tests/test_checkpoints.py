@@ -246,3 +246,21 @@ def test_damaged_files_are_refused(file, tmp_path, suffix):
 def test_a_missing_file_names_its_neighbours(file):
     with pytest.raises(InputError, match=r"There is no file .*weigths\.pth\. Beside it: weights\.pth"):
         create_model("cct_2_3x2_32", pretrained=file.with_name("weigths.pth"))
+
+
+def test_weights_without_positions_do_not_fit_a_network_that_has_some(tmp_path):
+    torch.save(twin(position="none").state_dict(), tmp_path / "none.pth")
+    for arch in ("cct_2_3x2_32", "cct_2_3x2_32_sine"):
+        with pytest.raises(InputError, match="position='none'"):
+            create_model(arch, pretrained=tmp_path / "none.pth")
+    torch.save(create_model("cct_2_3x2_32_sine").state_dict(), tmp_path / "sine.pt")
+    with pytest.raises(InputError, match=r"not in the network: encoder\.pos_embed"):
+        create_model("cct_2_3x2_32", position="none", pretrained=tmp_path / "sine.pt")
+    learned = create_model("cct_2_3x2_32", pretrained=tmp_path / "sine.pt")  # a table is a good start for trained positions
+    assert torch.equal(learned.encoder.pos_embed, sine_table(64, 128))
+
+
+def test_the_averaged_weights_go_before_the_raw_ones(tmp_path):
+    state = twin().state_dict()
+    torch.save({"state_dict": {name: torch.zeros_like(t) for name, t in state.items()}, "state_dict_ema": state}, tmp_path / "both.pth")
+    check(create_model("cct_2_3x2_32", pretrained=tmp_path / "both.pth"), twin()(IMAGES).detach())

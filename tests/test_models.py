@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,18 @@ def test_every_option_is_honoured(arch, pooling):
 )
 def test_what_can_not_be_honoured_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
+        create_model(**{"arch": "cct_2_3x2_32", **arguments})
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"drop_path": 1.0}, "drop_path=1.0 is out of range: it must be at least 0 and less than 1"),
+    ({"attn_drop": -0.1}, "attn_drop=-0.1 is out of range"),
+    ({"head_hidden_dim": 0}, "head_hidden_dim=0 is out of range: it must be at least 1"),
+    ({"arch": "timm/vit_tiny_patch16_224", "image_size": 28}, "image_size=28x28 is not a multiple of patch_size=16"),
+    ({"arch": "timm/deit_tiny_distilled_patch16_224"}, "timm/deit_tiny_distilled_patch16_224 can't be built"),
+])  # fmt: skip
+def test_numbers_out_of_range_are_refused(arguments, message):
+    with pytest.raises(InputError, match=re.escape(message)):
         create_model(**{"arch": "cct_2_3x2_32", **arguments})
 
 

@@ -174,3 +174,54 @@ def test_compiling_keeps_the_names_of_the_weights():
 
 def test_predictions_are_probabilities():
     torch.testing.assert_close(digits_module().eval().predict_step((torch.randn(2, 1, 16, 16),), 0).sum(dim=1), torch.ones(2))
+
+
+def test_the_schedule_ends_with_the_run_when_gradients_are_accumulated(tmp_path):
+    rates = []
+
+    class Look(L.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    schedule = ScheduleConfig("linear", warmup_epochs=0, min_lr=0.0)
+    trained(tmp_path, digits_module(schedule=schedule, optim=OptimConfig(lr=1.0)), 4, accumulate_grad_batches=2, callbacks=[Look()])
+    assert rates == pytest.approx([1 - step / 8 for step in range(8)])  # 3 batches an epoch: 2 and then 1 for a step
+
+
+def test_the_seed_of_the_run_is_that_of_what_is_built_next(tmp_path):
+    before = digits_module().state_dict()
+    trained(tmp_path, digits_module())
+    after = LitClassifier("cct_2_3x2_32", image_size=(16, 16), in_chans=1).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_trained_positions_under_a_sine_name_come_back(tmp_path):
+    torch.manual_seed(0)
+    torch.save(create_model("cct_2_3x2_32", image_size=16, in_chans=1).state_dict(), tmp_path / "learned.pt")
+    module = LitClassifier("cct_2_3x2_32_sine", image_size=(16, 16), in_chans=1, pretrained=str(tmp_path / "learned.pt"))
+    trained(tmp_path, module)[1].save_checkpoint(tmp_path / "run.ckpt")
+    again = LitClassifier.load_from_checkpoint(tmp_path / "run.ckpt")
+    assert torch.equal(again.model.encoder.pos_embed, module.model.encoder.pos_embed)
+
+
+def test_blocks_of_the_other_form_are_refused(tmp_path):
+    trained(tmp_path, digits_module(residual_norm=False))[1].save_checkpoint(tmp_path / "run.ckpt")
+    with pytest.raises(InputError, match="was trained with residual_norm=False; the network has residual_norm=True"):
+        create_model("cct_2_3x2_32", image_size=16, in_chans=1, num_classes=10, pretrained=tmp_path / "run.ckpt")
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_half_precision_runs(tmp_path, precision):
+    _, trainer = trained(tmp_path, precision=precision)
+    assert 0 <= trainer.callback_metrics["val/accuracy"] <= 1
+
+
+def test_accumulated_loss_of_an_epoch_is_the_mean_of_its_steps(tmp_path):
+    losses = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            losses.append(outputs["loss"].item())
+
+    _, trainer = trained(tmp_path, callbacks=[Look()])
+    assert trainer.callback_metrics["train/loss_epoch"].item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -15,9 +16,17 @@ from cct_lightning.randomness import key
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Turns uint8 images (B, C, H, W), 0..255, into float32 of the given mean and standard deviation per channel, on the scale 0..1."""
-    deviation = torch.tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-    offset = torch.tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1) / deviation
-    return images * (1 / (255 * deviation)) - offset
+    scale, offset = _scale_and_offset(tuple(mean), tuple(std), images.device)
+    return images * scale - offset
+
+
+@lru_cache(maxsize=8)
+def _scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Makes the constants of ``normalize`` once for each device: a copy to a GPU in every step would wait for it."""
+    with torch.inference_mode(False):  # a validation may ask first, and training takes no tensors of inference mode
+        deviation = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        offset = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1) / deviation
+        return (1 / (255 * deviation)).to(device), offset.to(device)
 
 
 class Mix(NamedTuple):
@@ -38,9 +47,9 @@ def draw_mix(config: AugmentConfig, seed: int, epoch: int, number: int) -> Mix |
     return Mix(weight, (source.random(), source.random()) if cut else None)
 
 
-def neighbours(size: int) -> Tensor:
+def neighbours(size: int, device: torch.device | None = None) -> Tensor:
     """Pairs 2j with 2j + 1, (size,), so that no split of a batch over devices parts a pair; an odd last one is its own partner."""
-    order = torch.arange(size) ^ 1
+    order = torch.arange(size, device=device) ^ 1
     return order.clamp_(max=size - 1)
 
 
@@ -71,7 +80,7 @@ def cutmix(images: Tensor, targets: Tensor, weight: float, centre: tuple[float, 
 
 def mix_batch(images: Tensor, targets: Tensor, num_classes: int, drawn: Mix) -> tuple[Tensor, Tensor]:
     """Applies a draw to float images (B, C, H, W) and class indices (B,); returns the images and probabilities (B, K)."""
-    order = neighbours(len(images)).to(images.device)
+    order = neighbours(len(images), images.device)
     probabilities = F.one_hot(targets, num_classes).float()
     if drawn.centre is None:
         return mix(images, probabilities, drawn.weight, order)

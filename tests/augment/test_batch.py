@@ -15,6 +15,15 @@ def test_normalize_gives_mean_and_deviation():
     torch.testing.assert_close(normalize(images, mean, std), expected)
 
 
+def test_normalize_may_be_used_first_in_inference_and_then_in_training():
+    images, mean, std = torch.zeros(1, 1, 2, 2, dtype=torch.uint8), (0.123,), (0.456,)
+    with torch.inference_mode():
+        normalize(images, mean, std)
+    weight = torch.ones(1, requires_grad=True)
+    (normalize(images, mean, std) * weight).sum().backward()
+    assert weight.grad is not None
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
 def test_partners_are_neighbours(size):
     order = neighbours(size)

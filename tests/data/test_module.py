@@ -73,6 +73,24 @@ def test_folders_tell_classes_and_own_splits_are_kept(tmp_path):
     assert batch.images.shape == (6, 3, 16, 16)
 
 
+def test_class_names_of_folders_are_those_of_the_folders(tmp_path):
+    for split in ("train", "test"):
+        for name in ("Ankle boot", "Bag", "Coat", "Dress", "Pullover", "Sandal", "Shirt", "Sneaker", "T-shirt", "Trouser"):
+            write_images(tmp_path / split / name, 1, 2)
+    data = ImageDataModule("fashion_mnist", root=str(tmp_path), seed=0)
+    assert data.class_names[0] == "Ankle boot"  # label 0 of the folders, not of torchvision's files
+    assert ImageDataModule("fashion_mnist", root="nowhere").class_names[0] == "T-shirt/top"
+
+
+def test_a_heap_is_decoded_once(tmp_path, monkeypatch):
+    write_images(tmp_path, 2, 10)
+    decoded = []
+    monkeypatch.setattr("cct_lightning.data.module.decode", lambda image, chans: decoded.append(image) or decode(image, chans))
+    data = ImageDataModule("image_folder", root=str(tmp_path), image_size=32, per_class=3, seed=0)
+    data.setup("fit")
+    assert len(decoded) == len(set(decoded)) == 6 + 2 + 4
+
+
 def test_a_heap_is_split_for_the_user(tmp_path):
     write_images(tmp_path, 2, 10)
     data = ImageDataModule("image_folder", root=str(tmp_path), image_size=32, seed=0)

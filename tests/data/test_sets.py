@@ -140,6 +140,12 @@ def test_images_are_decoded_upright_and_in_the_asked_channels(tmp_path):
     assert (decode(tmp_path / "turned.png", 3)[:, -1] == 255).all()
 
 
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
+    deep = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    PIL.Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.abs(decode(tmp_path / "deep.png", 1)[..., 0].ravel().astype(int) - np.arange(256)).max() <= 1
+
+
 def test_a_file_that_is_no_image_is_named(tmp_path):
     (tmp_path / "fake.jpg").write_text("no image")
     with pytest.raises(InputError, match=r"fake\.jpg can't be read as an image"):
