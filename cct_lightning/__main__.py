@@ -74,6 +74,10 @@ def _print_keys(command: str) -> None:
     from cct_lightning.keys import FROM_DATA, known_keys
 
     print(f"cct {command} {'-c RECIPE' if command == 'fit' else 'CHECKPOINT'} [--key value] ...\n\n{COMMANDS[command]}\n")
+    if command != "fit":
+        print("What is not given is as in the training: the checkpoint knows. Any key of `cct fit --help` may differ, such as --data.root DIR,\n"
+              "--data.batch_size N or --trainer.accelerator cpu; -c RECIPE lays a file over what the checkpoint says.")  # fmt: skip
+        return
     for key in known_keys().values():
         group, _, name = key.name.partition(".")
         if group == "trainer":

@@ -6,8 +6,10 @@ import re
 import warnings
 from typing import NoReturn
 
+from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser
 
+from cct_lightning import callbacks as ours
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.keys import known_keys
 
@@ -32,6 +34,13 @@ HARMLESS_MESSAGES = (
     "Restoring states from the checkpoint path",
     "Loaded model weights from the checkpoint",
 )
+
+
+# What a key of these types takes, by short names.
+CLASSES = {
+    "Callback": [name for module in (callbacks, ours) for name, kind in vars(module).items() if isinstance(kind, type)],
+    "Logger": [name for name, kind in vars(loggers).items() if isinstance(kind, type)],
+}
 
 
 class _WithoutTips(logging.Filter):
@@ -78,8 +87,10 @@ def shorten(message: str) -> str:
         shown, special = "", [f"{named[1].rsplit('.', 1)[-1]} needs {needs[1]}; give --{key}.{needs[1].split(',')[0]}"]
     lines = [f"{key}{shown}: " + (special[0][:160] if special else "the value does not fit") + "."]
     if (known := known_keys().get(key)) and known.type:
-        name = "a Callback's class" if "Callback" in known.type else "a Logger's class" if "Logger" in known.type else _plain_type(known.type)
-        lines.append(f"  It takes {name}.")
+        name = next((f"a {base}'s class" for base in CLASSES if base in known.type), None) or _plain_type(known.type)
+        given = value[1].strip("[]'") if value else ""
+        hint = next((did_you_mean(given, CLASSES[base], listed=0) for base in CLASSES if base in known.type), "")
+        lines.append(f"  It takes {name}.{hint}")
     return "\n".join(lines)
 
 

@@ -219,6 +219,8 @@ def test_an_offline_run_of_wandb_needs_no_network(cct, tmp_path, monkeypatch):
     (("--model.optim.name", "adamx"), "optim.name='adamx' is no optimizer of timm"),
     (("--trainer.max_epochs", "x"), "trainer.max_epochs=x: the value does not fit.\n  It takes int or null."),
     (("--trainer.callbacks", "Foo"), "trainer.callbacks=Foo: the value does not fit.\n  It takes a Callback's class."),
+    (("--trainer.callbacks+=EarlyStopin",), "It takes a Callback's class. Did you mean EarlyStopping?"),
+    (("--trainer.logger", "TensorBoardLoger"), "It takes a Logger's class. Did you mean TensorBoardLogger?"),
     (("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitr=x"), "monitr"),
     (("--trainer.logger", "Foo"), "trainer.logger=Foo: the value does not fit.\n  It takes a Logger's class."),
     (("--model.pretrained", "nowhere.pth"), "There is no file nowhere.pth."),

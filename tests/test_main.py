@@ -31,6 +31,10 @@ def test_help_of_fit_names_every_key(cct):
     assert "--model.num_classes" not in out  # flows from the data
 
 
+def test_help_of_test_says_what_differs(cct):
+    assert "the checkpoint knows" in cct("test", "--help").out
+
+
 def test_the_front_imports_neither_torch_nor_lightning():
     code = "import sys; sys.argv = ['cct', 'fit', '--help']; from cct_lightning.__main__ import main; main()"
     code += "; print(sorted({m.split('.')[0] for m in sys.modules}))"
