@@ -38,7 +38,8 @@ def describe(summary: Mapping[str, Any]) -> str:
         f"  files                {run_dir}: config.yaml, metrics.csv, summary.json"
         + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),
         "next",
-        *(f"  cct test {c}" for c in checkpoints[:1]),
+        # A run that was not tested has no test images, or was interrupted.
+        *(f"  cct {'test' if summary['test_accuracy'] is not None or not summary['finished'] else 'validate'} {c}" for c in checkpoints[:1]),
         f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary['seed'] + 1}",
     ]
     return "\n".join(lines)
