@@ -29,3 +29,7 @@ def test_what_is_missing_is_a_dash():
         "cct test runs/digits/1/checkpoints/last.ckpt",
     ):
         assert part in text
+
+
+def test_a_run_without_test_images_suggests_to_validate():
+    assert "  cct validate runs/digits/1/checkpoints/best.ckpt\n" in describe({**WHOLE, "test_accuracy": None})
