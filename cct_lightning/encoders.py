@@ -7,13 +7,14 @@ unless a docstring says uint8 (0..255).
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, DropPath, Mlp
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from cct_lightning.errors import InputError
@@ -89,9 +90,62 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> T
         if device in ("any", query.device.type) and dtype in (None, query.dtype) and (longest is None or length <= longest)
     )
     if road == "matmul":
-        weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(dim=-1)
-        return (F.dropout(weights, dropout) if dropout else weights) @ value
+        read: Tensor = _MatmulAttention.apply(query, key, value, dropout)
+        return read
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+
+
+class _MatmulAttention(torch.autograd.Function):
+    """Attention by batched matrix products, with a dropout that costs a fifth of torch's on a CPU.
+
+    A dropped weight is blanked by an integer ``and`` with a mask of 0 or all bits set, made from as many random bits as a weight has, less
+    one. In bfloat16 the probability is thus a multiple of 2^-15: 0.1 becomes 0.10001.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        shape, (q, k, v) = query.shape, (part.flatten(0, 1) for part in (query * query.shape[-1] ** -0.5, key, value))
+        weights = (q @ k.transpose(1, 2)).softmax(dim=-1)
+        mask, used = None, weights
+        if dropout:
+            v = v / (1 - dropout)
+            mask = _random_mask(weights, 1 - dropout)
+            used = _masked(weights, mask)
+        ctx.save_for_backward(q, k, v, weights, mask)
+        ctx.dropout = dropout
+        return (used @ v).view(*shape[:-1], value.shape[-1])
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, weights, mask = ctx.saved_tensors
+        heads, grad = grad.shape[:2], grad.flatten(0, 1)
+        grad_weights = grad @ v.transpose(1, 2)
+        if mask is None:
+            grad_value = weights.transpose(1, 2) @ grad
+        else:
+            grad_value = _masked(weights, mask).transpose(1, 2) @ grad / (1 - ctx.dropout)
+            grad_weights.view(mask.dtype).bitwise_and_(mask)
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        grad_query = grad_scores @ k * q.shape[-1] ** -0.5
+        grad_key = grad_scores.transpose(1, 2) @ q
+        grads = (part.unflatten(0, heads) for part in (grad_query, grad_key, grad_value))
+        return *grads, None  # type: ignore[return-value]
+
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
+def _random_mask(like: Tensor, keep: float) -> Tensor:
+    """Draws integers of the shape and width of ``like``: all bits set with probability ``keep``, else 0."""
+    size, bits = like.element_size(), 8 * like.element_size() - 1
+    words = torch.empty(-(-like.numel() * size // 8), dtype=torch.int64, device=like.device).random_()  # 63 random bits: never negative
+    draws = words.view(INTEGERS[size])[: like.numel()].view(like.shape).bitwise_and_(2**bits - 1)
+    return draws.sub_(round(keep * 2**bits)).bitwise_right_shift_(bits)  # the sign bit, spread: set where draw < keep
+
+
+def _masked(weights: Tensor, mask: Tensor) -> Tensor:
+    return (weights.view(mask.dtype) & mask).view(weights.dtype)
 
 
 class SelfAttention(Attention):
