@@ -174,7 +174,7 @@ class Muon(torch.optim.Optimizer):
         averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         beta1, beta2 = group["betas"]
         adamw(
-            parameters, [p.grad for p in parameters], averages, squares, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
+            parameters, [p.grad for p in parameters if p.grad is not None], averages, squares, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
             lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
         )  # fmt: skip
 
@@ -222,7 +222,9 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
     info = timm.optim.get_optimizer_info(name)
     if betas and not info.has_betas:
         raise InputError(f"optim.betas={config.betas} given to optim.name={config.name}, which has none: leave it out.")
-    fused: dict[str, Any] = {"fused": True} if "fused" in inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters else {}
+    fused: dict[str, Any] = (
+        {"fused": True} if "fused" in inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters else {}
+    )
     optimizer = timm.optim.create_optimizer_v2(
         model, opt=name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, layer_decay=config.layer_decay, **betas, **fused
     )

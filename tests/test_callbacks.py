@@ -3,9 +3,99 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
-from cct_lightning.callbacks import Throughput
+from cct_lightning.callbacks import EMA, Throughput
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cct_lightning import ImageDataModule, InputError, LitClassifier
+
+
+def fit(callbacks, epochs=2, ckpt_path=None, **options):
+    """Trains a small network on 60 digits, 6 steps an epoch."""
+    torch.manual_seed(0)
+    module = LitClassifier("cct_2_3x2_32", image_size=(16, 16), in_chans=1, mean=[0.3], std=[0.4])
+    data = ImageDataModule("digits", image_size=16, batch_size=10, per_class=6, seed=0)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks, max_epochs=epochs,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks), **options,
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
+    return module, trainer, data
+
+
+class Watch(L.Callback):
+    """Notes the head's weights after every step, and while validating."""
+
+    def __init__(self):
+        self.steps, self.validated = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.steps.append(pl_module.model.head.weight.detach().clone())
+
+    def on_validation_batch_start(self, trainer, pl_module, *_):
+        self.validated.append(pl_module.model.head.weight.detach().clone())
+
+
+def averaged(steps, decay, first):
+    average = steps[first].clone()
+    for n, weight in enumerate(steps[first + 1 :], 1):
+        average.lerp_(weight, 1 - min(decay, (1 + n) / (10 + n)))
+    return average
+
+
+def test_ema_validates_and_ends_with_the_average():
+    watch = Watch()
+    module, *_ = fit([EMA(0.5), watch])
+    expected = averaged(watch.steps, 0.5, 0)
+    torch.testing.assert_close(module.model.head.weight, expected)
+    torch.testing.assert_close(watch.validated[-1], expected)
+    assert not torch.allclose(watch.steps[-1], expected)
+
+
+def test_ema_leaves_the_training_as_it_is():
+    plain, averaging = Watch(), Watch()
+    fit([plain])
+    fit([EMA(0.9), averaging])
+    assert all(torch.equal(a, b) for a, b in zip(plain.steps, averaging.steps, strict=True))
+
+
+def test_ema_shows_the_raw_weights_until_there_is_an_average(tmp_path):
+    watch = Watch()
+    fit([EMA(0.5, start_step=8), watch, ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=False)])
+    early, late = (torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True) for epoch in (0, 1))
+    assert torch.equal(early["state_dict"]["model.head.weight"], watch.steps[5])
+    assert "ema" not in early
+    torch.testing.assert_close(late["state_dict"]["model.head.weight"], averaged(watch.steps, 0.5, 8))
+    assert torch.equal(late["ema"]["raw"]["model.head.weight"], watch.steps[-1])
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")  # the one that wrote the file need not be there
+@pytest.mark.parametrize("on_epoch_end", [True, False])
+def test_ema_resumes_to_the_bit(tmp_path, on_epoch_end):
+    whole = Watch()
+    files = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=on_epoch_end)
+    expected, *_ = fit([EMA(0.9, every_n_steps=2), whole, files], epochs=3)
+    part = Watch()
+    module, *_ = fit([EMA(0.9, every_n_steps=2), part], epochs=3, ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert len(part.steps) == 6
+    assert all(torch.equal(a, b) for a, b in zip(whole.steps[12:], part.steps, strict=True))
+    assert torch.equal(module.model.head.weight, expected.model.head.weight)
+
+
+def test_a_test_of_a_checkpoint_sees_its_average_whatever_was_trained_since(tmp_path):
+    watch = Watch()
+    module, trainer, data = fit([EMA(0.9), watch, ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)])
+    trainer.test(module, data, ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False, weights_only=True)
+    torch.testing.assert_close(module.model.head.weight, averaged(watch.steps[:6], 0.9, 0))
+
+
+def test_ema_refuses_what_it_cannot_honour(tmp_path):
+    with pytest.raises(InputError, match=r"EMA.decay=1.0 is out of range"):
+        EMA(1.0)
+    with pytest.raises(InputError, match="leave save_weights_only out"):
+        fit([EMA(), ModelCheckpoint(tmp_path, save_weights_only=True)])
 
 
 def test_throughput_counts_training_alone(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cct_lightning import InputError, OptimConfig, ScheduleConfig, create_model
-from cct_lightning.optim import create_optimizer, create_scheduler, fit_schedule, learning_rate
+from cct_lightning.optim import Muon, create_optimizer, create_scheduler, fit_schedule, learning_rate
 
 PUBLISHED = {
     "cct_7-3x1_cifar10_300epochs": (5.5e-4, 310, ScheduleConfig("cosine", "epoch", 10, 1e-5, 1e-5, 10)),
@@ -89,3 +89,88 @@ def test_what_is_frozen_is_left_out():
 def test_unknown_optimizers_are_refused():
     with pytest.raises(InputError, match=r"optim\.name='adamx' is no optimizer of timm .* Did you mean"):
         create_optimizer(create_model("cct_2_3x2_32"), OptimConfig("adamx"))
+
+
+def gradients(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_muon_takes_the_matrices_of_the_layers_and_the_inner_convolutions():
+    model = create_model("cct_2_3x2_32")
+    optimizer = create_optimizer(model, OptimConfig("muon", lr=1e-3, muon_lr=0.02))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    kinds = {
+        names[p].removeprefix("encoder."): (g["muon"], g["parts"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]
+    }
+    assert len(kinds) == len(names)
+    matrices = {name for name, kind in kinds.items() if kind[0]}
+    assert matrices == {"tokenizer.convs.1.weight"} | {
+        f"blocks.{i}.{part}.weight" for i in (0, 1) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    assert kinds["blocks.0.attn.qkv.weight"] == (True, 3, 0.02, 0.06)
+    assert kinds["tokenizer.convs.1.weight"] == (True, 1, 0.02, 0.06)
+    assert kinds["pos_embed"] == (False, 1, 1e-3, 0.06)
+    assert kinds["norm.weight"] == kinds["blocks.0.mlp.fc1.bias"] == (False, 1, 1e-3, 0.0)
+
+
+def test_muons_update_of_every_matrix_has_singular_values_near_one():
+    model = create_model("cct_2_3x2_32")
+    optimizer = create_optimizer(model, OptimConfig("muon", muon_lr=1.0, weight_decay=0.0))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    gradients(model, 0)
+    optimizer.step()
+    for part in (model.encoder.blocks[0].attn.qkv.weight - before["encoder.blocks.0.attn.qkv.weight"]).chunk(3):
+        values = torch.linalg.svdvals(part)
+        # the iteration takes singular values to 0.7 .. 1.2, not to one, and a square random matrix has a few too near to zero for it
+        assert 0.6 < values.quantile(0.05) < values.max() < 1.3
+    convolution = (model.encoder.tokenizer.convs[1].weight - before["encoder.tokenizer.convs.1.weight"]).flatten(1)  # (128, 576): wide
+    assert 0.6 < torch.linalg.svdvals(convolution).min() < torch.linalg.svdvals(convolution).max() < 1.3
+
+
+def test_muon_equals_timms_but_for_its_rounding_and_torchs_adamw():
+    from timm.optim.muon import Muon as TimmMuon
+
+    tall, vector = torch.randn(64, 32), torch.randn(32)
+    ours = [tall.clone().requires_grad_(), vector.clone().requires_grad_()]
+    theirs = [tall.clone().requires_grad_(), vector.clone().requires_grad_()]
+    groups = [{"params": [ours[0]], "muon": True, "lr": 0.02}, {"params": [ours[1]], "lr": 1e-2}]
+    optimizers = [
+        Muon(groups, lr=1e-2, momentum=0.9, betas=(0.9, 0.99), weight_decay=0.1),
+        TimmMuon([theirs[0]], 0.02, 0.1, 0.9, nesterov=True, ns_coefficients="original", adjust_lr_fn="original"),
+        torch.optim.AdamW([theirs[1]], 1e-2, (0.9, 0.99), weight_decay=0.1),
+    ]
+    for step in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = b.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step))
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(ours[1], theirs[1])
+    # products in bfloat16, one at a time there and in a batch here: 2^-8 of an update of 0.03
+    torch.testing.assert_close(ours[0], theirs[0], atol=1e-3, rtol=0)
+
+
+def test_muon_resumes_to_the_bit():
+    def run(steps, state=None):
+        model = create_model("cct_2_3x2_32")
+        optimizer = create_optimizer(model, OptimConfig("muon"))
+        if state:
+            model.load_state_dict(state[0])
+            optimizer.load_state_dict(state[1])
+        for step in steps:
+            gradients(model, step)
+            optimizer.step()
+        return {name: value.clone() for name, value in model.state_dict().items()}, optimizer.state_dict()
+
+    whole, resumed = run(range(4)), run(range(2, 4), run(range(2)))
+    assert all(torch.equal(whole[0][name], resumed[0][name]) for name in whole[0])
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    (OptimConfig("muon", layer_decay=0.7), "layer_decay=0.7 can't be had with optim.name=muon"),
+    (OptimConfig("sgd", betas=(0.9, 0.99)), r"betas=\(0.9, 0.99\) given to optim.name=sgd, which has none"),
+])  # fmt: skip
+def test_what_an_optimizer_cannot_honour_is_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        create_optimizer(create_model("cct_2_3x2_32"), config)

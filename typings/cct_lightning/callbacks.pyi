@@ -1,1 +1,2 @@
+from callbacks import EMA as EMA
 from callbacks import Throughput as Throughput
