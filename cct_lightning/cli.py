@@ -24,6 +24,7 @@ from cct_lightning.callbacks import Throughput
 from cct_lightning.checkpoints import KEY, read_checkpoint
 from cct_lightning.data import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.hardware import default_precision, keep_freed_memory
 from cct_lightning.keys import FROM_DATA
 from cct_lightning.models import count_flops
 from cct_lightning.module import LitClassifier
@@ -108,6 +109,8 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if config.trainer.precision is None:
+            config.trainer.precision = default_precision(str(config.trainer.accelerator))
         if self.subcommand == "fit":
             paths = config.get("config") or []
             monitor = config.checkpoint.monitor
@@ -287,6 +290,7 @@ def run(arguments: list[str]) -> None:
         InputError: Anything the user can mend.
     """
     quieten()
+    keep_freed_memory()
     is_first = "CCT_RUN_DIR" not in os.environ
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -172,10 +172,11 @@ class Muon(torch.optim.Optimizer):
                 self.state[p].update(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         states = [self.state[p] for p in parameters]
         averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        grads = [p.grad for p in parameters if p.grad is not None]
         beta1, beta2 = group["betas"]
         adamw(
-            parameters, [p.grad for p in parameters if p.grad is not None], averages, squares, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
-            lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
+            parameters, grads, averages, squares, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],
+            weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
         )  # fmt: skip
 
 

@@ -1,0 +1,39 @@
+"""What a run can have of the machine without asking: the precision that it computes fast, and memory that is kept instead of given back."""
+
+import ctypes
+import sys
+
+import torch
+
+
+def default_precision(accelerator: str) -> str:
+    """Returns Lightning's name of the precision that a run has where none is given: bf16-mixed where the hardware computes it, else 32-true.
+
+    Told by what the hardware says of itself, never by a timing, so that a resumed run has the same.
+
+    Args:
+        accelerator: As given to Lightning's Trainer; ``auto`` takes a GPU where there is one.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # not in older releases
+        return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
+    return "32-true"
+
+
+# Parameters of mallopt, from glibc's malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def keep_freed_memory() -> bool:
+    """Lets glibc keep freed memory for the next step; returns whether there is a glibc that does.
+
+    By default blocks from 32 MiB on go back to the system at once, and come back as pages that it must fill with zeros, every step:
+    a quarter of the time of a training step on a CPU at large batches (benchmarks/README.md). The process stays as large as its largest step.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    settings = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
+    return mallopt is not None and sum(mallopt(name, value) for name, value in settings) == len(settings)
