@@ -17,7 +17,7 @@ def default_precision(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
-        able = getattr(torch.cpu, "get_capabilities", dict)()  # not in older releases
+        able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older releases
         return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
     return "32-true"
 

@@ -1,6 +1,6 @@
 """The LightningModule: steps, metrics, optimizer and schedule, and what a checkpoint says about itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import cct_lightning
 from cct_lightning.augment.batch import normalize
 from cct_lightning.checkpoints import KEY, read_checkpoint
 from cct_lightning.encoders import Position, ViTEncoder
+from cct_lightning.engine import Engine, StepGraph, check_graph, choose_engine, plain_groups
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.models import ImageClassifier, create_model
 from cct_lightning.optim import OptimConfig, ScheduleConfig, create_optimizer, create_scheduler, fit_schedule
@@ -64,7 +65,8 @@ class LitClassifier(L.LightningModule):
         freeze: backbone trains the pooling and the head alone.
         optim: The optimizer.
         schedule: The learning rate over the run.
-        engine: How a step runs: eager, compile (torch.compile), or auto, which is eager.
+        engine: How a step runs: eager; compile (torch.compile); graph, compiled and replayed as one CUDA graph of forward, backward and
+            optimizer; auto: compile on a GPU in runs of 5,000 steps and more, else eager.
         model: A network of your own instead of arch and all that describes it (Python only).
 
     Raises:
@@ -93,7 +95,7 @@ class LitClassifier(L.LightningModule):
         freeze: Literal["none", "backbone"] = "none",
         optim: OptimConfig = OptimConfig(),
         schedule: ScheduleConfig = ScheduleConfig(),
-        engine: Literal["auto", "eager", "compile"] = "auto",
+        engine: Literal["auto", "eager", "compile", "graph"] = "auto",
         model: ImageClassifier | None = None,
     ) -> None:
         super().__init__()
@@ -118,8 +120,9 @@ class LitClassifier(L.LightningModule):
         self.seed = torch.initial_seed()  # before anything reseeds
         if freeze == "backbone":
             self.model.encoder.requires_grad_(False)
-        if engine == "compile":
-            self.model.compile()  # in place: torch.compile(model) would rename the state dict's keys
+        self.engine: Engine = engine
+        self._graph: StepGraph | None = None
+        self._records = False  # whether the run's steps are recorded
         self.val_metrics, self.val_loss = metrics(self.model.num_classes, "val/"), MeanMetric()
         self.test_metrics, self.test_loss = metrics(self.model.num_classes, "test/"), MeanMetric()
 
@@ -149,18 +152,63 @@ class LitClassifier(L.LightningModule):
             fully_shard(block)
         fully_shard(self.model)
 
+    def on_fit_start(self) -> None:
+        """Compiles where the engine says so, and refuses what a recorded step can't honour."""
+        trainer = self.trainer
+        engine = choose_engine(self.engine, self.device, trainer.estimated_stepping_batches)
+        self._graph, self._records = None, engine == "graph"
+        if self._records:
+            trainer_keys = {
+                "gradient_clip_val": (trainer.gradient_clip_val, 0),
+                "accumulate_grad_batches": (trainer.accumulate_grad_batches, 1),
+                "detect_anomaly": (trainer._detect_anomaly, False),
+            }
+            check_graph(self.device, trainer.world_size, str(trainer.precision), self.optim.name, trainer_keys)
+        if engine != "eager" and self.model._compiled_call_impl is None:
+            self.model.compile()  # in place: torch.compile(model) would rename the state dict's keys
+
     def on_train_batch_start(self, batch: Sequence[Any], batch_idx: int) -> None:
         reseed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         images, targets = batch[0], batch[1]
-        loss = F.cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
+        if self._records:
+            loss = self._replay(images, targets)
+        else:
+            loss = self._loss(images, targets)
         self._epoch_loss += loss.detach()
         # Each self.log costs as much as a small step's launch, so only where Lightning hands the values on to the loggers.
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
+
+    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
+
+    def _replay(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Takes the whole step, optimizer included; what Lightning then does is empty, see ``backward`` and ``optimizer_step``."""
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, self.model.num_classes).float()  # one shape, whether MixUp is on or off
+        if self._graph is None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            self._graph = StepGraph(self._loss, optimizer, images, targets, self.optim.clip_norm)  # type: ignore[arg-type]
+        return self._graph(images, targets)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self._records:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
+        if self._records:
+            assert optimizer_closure is not None
+            optimizer_closure()
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if not self._records:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_train_epoch_start(self) -> None:
         self._epoch_loss = torch.zeros((), device=self.device)
@@ -222,6 +270,9 @@ class LitClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds one plain dictionary: all that is needed to build the network again and to read its output."""
+        if self._records:
+            for state in checkpoint.get("optimizer_states", ()):
+                plain_groups(state)
         checkpoint[KEY] = {
             "format": 1,
             "model": None if self.own_model else self.model_config,

@@ -164,7 +164,8 @@ class Muon(torch.optim.Optimizer):
         for p, group, cut in alike:
             update = orthogonal[start : start + len(cut)].reshape(p.shape).to(p.dtype)
             start += len(cut)
-            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * math.sqrt(max(1, cut.shape[1] / cut.shape[2])))
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.sub_(update * (group["lr"] * math.sqrt(max(1, cut.shape[1] / cut.shape[2]))))  # lr may be a tensor: a recorded step reads it anew
 
     def _step_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
@@ -176,7 +177,7 @@ class Muon(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         adamw(
             parameters, grads, averages, squares, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],
-            weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
+            weight_decay=group["weight_decay"], eps=1e-8, maximize=False, capturable=group.get("capturable", False),
         )  # fmt: skip
 
 
