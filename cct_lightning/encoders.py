@@ -104,8 +104,9 @@ class _MatmulAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        shape, (q, k, v) = query.shape, (part.flatten(0, 1) for part in (query * query.shape[-1] ** -0.5, key, value))
-        weights = (q @ k.transpose(1, 2)).softmax(dim=-1)
+        shape = query.shape
+        q, k, v = (part.flatten(0, 1) for part in (query, key, value))
+        weights = _scaled_product(q, k.transpose(1, 2), shape[-1] ** -0.5).softmax(dim=-1)
         mask, used = None, weights
         if dropout:
             v = v / (1 - dropout)
@@ -127,10 +128,14 @@ class _MatmulAttention(torch.autograd.Function):
             grad_value = _masked(weights, mask).transpose(1, 2) @ grad / (1 - ctx.dropout)
             grad_weights.view(mask.dtype).bitwise_and_(mask)
         grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-        grad_query = grad_scores @ k * q.shape[-1] ** -0.5
-        grad_key = grad_scores.transpose(1, 2) @ q
+        grad_query = _scaled_product(grad_scores, k, q.shape[-1] ** -0.5)
+        grad_key = _scaled_product(grad_scores.transpose(1, 2), q, q.shape[-1] ** -0.5)
         grads = (part.unflatten(0, heads) for part in (grad_query, grad_key, grad_value))
         return *grads, None  # type: ignore[return-value]
+
+
+def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)  # beta=0: what is added is not even read
 
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
@@ -315,7 +320,8 @@ class ViTEncoder(Encoder):
             else:
                 x = block(x, read_only_prefix)
         x = self.norm(x)
-        return Tokens(x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :])
+        # A slice, even of everything, is a copy in the backward pass.
+        return Tokens(x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :] if self.num_prefix_tokens else x)
 
 
 class TimmEncoder(Encoder):
