@@ -39,6 +39,46 @@ def reseed(*what: object) -> None:
     random.seed(number)
 
 
+GOLDEN = 0x9E3779B97F4A7C15  # the step of splitmix64: 2**64 over the golden ratio
+
+
+def _signed(number: int) -> int:
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _finalise(words: Tensor) -> Tensor:
+    """Mixes every word so that each bit of the result depends on every bit of it, in place; int64, whose products wrap around."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        words ^= (words >> shift) & (2 ** (64 - shift) - 1)  # >> copies the sign, which a logical shift does not
+        if factor != 1:
+            words *= _signed(factor)
+    return words
+
+
+def bits(stream: int, epoch: int, indices: Tensor, count: int) -> Tensor:
+    """Draws 64 random bits for each sample and column, (B, count) int64: a function of (stream, epoch, index, column) alone.
+
+    No generator has a state, so neither the rest of the batch nor its order nor the device matters: only integers are involved.
+    The finaliser of splitmix64 ("Fast Splittable Pseudorandom Number Generators", Steele, Lea and Flood, OOPSLA 2014) is applied to
+    the sample, which gives it a sequence of its own, and then to the columns of that sequence.
+
+    Args:
+        stream: What the draws are for, ``key(seed, "purpose")``.
+        epoch: Number of the epoch.
+        indices: Of the samples in the data set, (B,) int64, on the device of the result.
+        count: Draws for each sample. More of them do not change the first ones.
+    """
+    start = _signed(key(stream, epoch))
+    samples = _finalise((indices * _signed(GOLDEN)).add_(start))
+    columns = torch.arange(1, count + 1, device=indices.device).mul_(_signed(GOLDEN))
+    return _finalise(samples[:, None] + columns)
+
+
+def uniform(stream: int, epoch: int, indices: Tensor, count: int) -> Tensor:
+    """Draws numbers in [0, 1) for each sample and column, (B, count) float32: the upper 24 of ``bits``, which float32 holds exactly."""
+    return (bits(stream, epoch, indices, count).bitwise_right_shift_(40).bitwise_and_(2**24 - 1)).float().mul_(2.0**-24)
+
+
 def _fan_in_uniform(bias: Tensor, source: torch.Generator, fan_in: int) -> None:
     nn.init.uniform_(bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=source)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cct_lightning import POOLINGS, create_model
-from cct_lightning.randomness import generator, initialise, key, reseed
+from cct_lightning.randomness import bits, generator, initialise, key, reseed, uniform
 
 
 def test_key_is_the_same_on_every_machine():
@@ -69,3 +69,76 @@ def test_a_parameter_without_a_rule_is_refused():
     layer.scale = nn.Parameter(torch.ones(3))
     with pytest.raises(TypeError, match=r"head\.scale"):
         initialise(layer, "head")
+
+
+def test_a_draw_depends_neither_on_the_batch_nor_on_its_order():
+    indices = torch.randperm(1000, generator=generator("order"))
+    whole = uniform(key(0, "x"), 3, indices, 5)
+    assert torch.equal(uniform(key(0, "x"), 3, indices[100:130].flip(0), 5), whole[100:130].flip(0))
+    assert torch.equal(uniform(key(0, "x"), 3, indices, 2), whole[:, :2])
+
+
+def test_draws_are_uniform():
+    draws = uniform(key(0, "x"), 0, torch.arange(20_000), 10)
+    assert draws.dtype == torch.float32
+    assert 0 <= draws.min() <= draws.max() < 1
+    assert torch.equal(draws * 2**24, (draws * 2**24).round())  # exact
+    # Means and variances of 200,000 draws, to 4 standard deviations.
+    assert draws.double().mean().item() == pytest.approx(0.5, abs=4 * (1 / 12 / 200_000) ** 0.5)
+    assert draws.double().var().item() == pytest.approx(1 / 12, abs=4 * (1 / 180 / 200_000) ** 0.5)
+
+
+@pytest.mark.parametrize("shift", range(0, 64, 8))
+def test_every_byte_takes_all_values_alike(shift):
+    words = bits(key(0, "x"), 1, torch.arange(20_000), 4)
+    counts = ((words >> shift) & 255).flatten().bincount(minlength=256).double()
+    chi_square = ((counts - 312.5) ** 2 / 312.5).sum().item()
+    assert 255 - 4 * 22.6 < chi_square < 255 + 4 * 22.6  # of 255 degrees of freedom: 4 standard deviations
+
+
+def test_neighbours_are_not_correlated():
+    stream, indices = key(0, "x"), torch.arange(50_000)
+    first = uniform(stream, 0, indices, 2)
+    others = {
+        "index": uniform(stream, 0, indices + 1, 1)[:, 0],
+        "epoch": uniform(stream, 1, indices, 1)[:, 0],
+        "column": first[:, 1],
+        "stream": uniform(key(1, "x"), 0, indices, 1)[:, 0],
+        "key": uniform(stream + 1, 0, indices, 1)[:, 0],
+    }
+    for name, other in others.items():
+        assert abs(torch.corrcoef(torch.stack([first[:, 0], other]))[0, 1]) < 4 / 50_000**0.5, name
+
+
+def test_half_of_the_bits_change_with_the_index():
+    words = bits(key(0, "x"), 0, torch.arange(20_000), 1)[:, 0]
+    changed = words[1:] ^ words[:-1]
+    for bit in range(64):
+        assert ((changed >> bit) & 1).double().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / 20_000**0.5)
+
+
+def reference(stream, epoch, index, column):
+    """splitmix64 in whole numbers without end."""
+
+    def finalise(z):
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        return z ^ (z >> 31)
+
+    golden = 0x9E3779B97F4A7C15
+    return finalise((finalise((index * golden + key(stream, epoch)) % 2**64) + (column + 1) * golden) % 2**64)
+
+
+def test_integers_wrap_around_as_splitmix64_wants():
+    stream, indices = key(5, "flip"), torch.tensor([0, 1, 49_999, 2**40])
+    words = bits(stream, 7, indices, 3)
+    assert [[word % 2**64 for word in row] for row in words.tolist()] == [[reference(stream, 7, i, c) for c in range(3)] for i in indices.tolist()]
+
+
+def test_draws_are_the_same_in_every_version():
+    draws = uniform(key(0, "flip"), 1, torch.tensor([0, 1, 123456]), 2)
+    assert draws.tolist() == [
+        [0.22670817375183105, 0.23760277032852173],
+        [0.18334728479385376, 0.6648791432380676],
+        [0.8943216800689697, 0.7235767245292664],
+    ]

@@ -1,4 +1,5 @@
-"""Augmentation: what happens to a sample (``sample``, on numpy images) and to a batch (``batch``, on tensors, on the device)."""
+"""Augmentation: of one sample (``sample``, on numpy images), of every sample of a batch (``batched``, on tensors, with the pixel arithmetic in
+``operations``), and of a batch as a whole (``batch``, on the device)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,7 @@ class AugmentConfig:
         ops: Operations that RandAugment applies to an image, each with probability 0.5.
         magnitude: Strength of RandAugment's operations, 0 to 10.
         magnitude_std: Standard deviation of the strength, drawn for each operation.
+        cutout: Side of a square of mean colour put at a random place, pixels; cut off at the border; 0: none.
         erase: Probability of replacing a random rectangle (2 to 33 % of the area) by noise.
         mixup: Both parameters of the beta distribution of MixUp's weight; 0: no MixUp.
         cutmix: The same for CutMix; 0: no CutMix. Where both are on, each batch draws one of them with equal chances.
@@ -31,6 +33,7 @@ class AugmentConfig:
     ops: int = 2
     magnitude: float = 9.0
     magnitude_std: float = 0.5
+    cutout: int = 0
     erase: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -42,6 +45,6 @@ class AugmentConfig:
             check_range("augment.crop_scale[1]", self.crop_scale[1], 0, 1)
         for name in ("flip", "erase"):
             check_range(f"augment.{name}", getattr(self, name), 0, 1)
-        for name in ("shift", "ops", "magnitude_std", "mixup", "cutmix", "mix_off_epoch"):
+        for name in ("shift", "ops", "magnitude_std", "cutout", "mixup", "cutmix", "mix_off_epoch"):
             check_range(f"augment.{name}", getattr(self, name), 0)
         check_range("augment.magnitude", self.magnitude, 0, 10)

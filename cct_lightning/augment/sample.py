@@ -1,4 +1,4 @@
-"""What happens to one image: crop, shift, flip, RandAugment or TrivialAugment, erasing. Images are numpy uint8 (H, W, C), C 1 or 3.
+"""What happens to one image: crop, shift, flip, RandAugment or TrivialAugment, Cutout, erasing. Images are numpy uint8 (H, W, C), C 1 or 3.
 
 Geometry and blending are albumentations' functions; the random classes around them are not used, because 2.0.8 repeats its draws in
 DataLoader workers. Look-up tables (equalize, autocontrast, posterize, solarize) are our own: those of 2.0.8 differ from Pillow's,
@@ -248,6 +248,14 @@ def draw_crop(source: random.Random, height: int, width: int, scale: tuple[float
     return (height - high) // 2, (width - wide) // 2, high, wide
 
 
+def cutout(image: Image, source: random.Random, side: int, fill: tuple[float, ...]) -> Image:
+    """Fills a square around a random pixel: "Improved Regularization of Convolutional Neural Networks with Cutout" (arXiv 1708.04552)."""
+    top, left = (source.randrange(size) - side // 2 for size in image.shape[:2])
+    image = image.copy()
+    image[max(top, 0) : top + side, max(left, 0) : left + side] = fill
+    return image
+
+
 def erase(image: Image, source: random.Random, mean: tuple[float, ...], std: tuple[float, ...]) -> Image:
     """Replaces a rectangle by noise of the data's mean and deviation: "Random Erasing" (arXiv 1708.04896), timm's mode ``pixel``."""
     height, width, channels = image.shape
@@ -289,6 +297,8 @@ class SampleAugment:
             image = image[:, ::-1]
         if config.policy != "none":
             image = self._policy(np.ascontiguousarray(image), source)
+        if config.cutout:
+            image = cutout(image, source, config.cutout, self.fill)
         if source.random() < config.erase:
             image = erase(image, source, self.mean, self.std)
         return image

@@ -85,7 +85,7 @@ def augment(seed=0, **config):
     return SampleAugment(AugmentConfig(**config), (32, 32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), seed)
 
 
-FULL = {"crop_scale": (0.5, 1.0), "shift": 2, "flip": 0.5, "policy": "randaugment", "erase": 0.5}
+FULL = {"crop_scale": (0.5, 1.0), "shift": 2, "flip": 0.5, "policy": "randaugment", "cutout": 6, "erase": 0.5}
 
 
 def test_a_draw_follows_from_seed_epoch_and_index_alone():
@@ -131,6 +131,24 @@ def test_crops_keep_to_their_share_of_the_area():
         assert 0.28 <= high * wide / 5400 <= 0.62
         assert 0.7 <= wide / high <= 1.4
     assert sample.draw_crop(random.Random(0), 10, 1000, (1.0, 1.0)) == (0, 493, 10, 13)  # no crop of that shape fits: the centre
+
+
+def test_cutout_fills_a_square_with_the_mean_colour():
+    sides = set()
+    for index in range(300):
+        cut = augment(cutout=9)(FLAT, 0, index)
+        changed = (cut != FLAT).any(axis=2)
+        high, wide = changed.any(axis=1).sum(), changed.any(axis=0).sum()
+        assert changed.sum() == high * wide
+        assert (cut[changed] == 128).all()
+        sides.add(int(high))
+    assert sides == {5, 6, 7, 8, 9}  # cut off at the border, where the centre may lie
+    assert np.array_equal(augment(cutout=0)(NOISE, 0, 0), NOISE)
+
+
+def test_a_negative_square_is_refused():
+    with pytest.raises(ValueError, match=r"augment\.cutout=-1"):
+        AugmentConfig(cutout=-1)
 
 
 def test_erasing_replaces_one_rectangle():
