@@ -253,6 +253,7 @@ class LitClassifier(L.LightningModule):
         steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
         if steps == float("inf"):
             raise InputError("The length of the run is unknown, and the schedule needs it: give trainer.max_epochs or trainer.max_steps.")
+        self.trainer.fit_loop.setup_data()  # a run given in steps has not looked at its data yet
         # The last batch of an epoch steps, too, however few were accumulated.
         steps_per_epoch = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
         length = steps / steps_per_epoch if epochs in (None, -1) or self.trainer.max_steps != -1 else float(epochs)

@@ -42,6 +42,13 @@ def test_training_learns():
     assert {"val/loss", "val/top5", "val/f1", "val/calibration_error"} <= set(trainer.callback_metrics)
 
 
+def test_a_run_can_be_given_in_steps(tmp_path):
+    module = digits_module(schedule=ScheduleConfig("linear", warmup_epochs=1, warmup_lr=0.0, min_lr=0.0))
+    _, trainer = trained(tmp_path, module, epochs=-1, max_steps=7)  # 3 steps an epoch
+    assert trainer.global_step == 7
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0  # the schedule ends with the run
+
+
 def test_two_runs_are_equal_to_the_bit_whatever_was_drawn_before(tmp_path):
     first, _ = trained(tmp_path)
     torch.rand(100)

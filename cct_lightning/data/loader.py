@@ -1,6 +1,7 @@
-"""Batches by index: a sampler that says which images make up a batch, and a data set that cuts them out."""
+"""Batches by index: a sampler that says which images make up a batch, and what cuts them out of memory or reads them from files."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from cct_lightning.augment.batched import BatchAugment
 from cct_lightning.augment.sample import SampleAugment, fit
 from cct_lightning.data.sets import Array, Split, decode
 from cct_lightning.randomness import generator
@@ -73,8 +75,53 @@ class KeyedSampler(DistributedSampler[BatchKey]):
             yield BatchKey(self.epoch, number, share.tolist())
 
 
+CHUNK = 1024  # images that are cut out and augmented together, at least: few large operations instead of many small ones
+
+
+class MemoryLoader:
+    """Cuts batches out of images in memory and augments them there, some batches at a time; nothing is copied but what is needed.
+
+    Args:
+        images: uint8 (n, H, W, C), in the size of the network, on the host or on the device.
+        targets: Classes (n,), on the host.
+        sampler: Says which images make up a batch.
+        device: Where the batches go; augmentation is computed there.
+        augment: For training.
+    """
+
+    batch_sampler = None  # Lightning 2.6 asks for it where there is a sampler
+
+    def __init__(self, images: Tensor, targets: Tensor, sampler: KeyedSampler, device: torch.device, augment: BatchAugment | None = None) -> None:
+        self.images, self.targets, self.sampler, self.device, self.augment = images, targets, sampler, device, augment
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        keys = iter(self.sampler)
+        while first := list(islice(keys, 1)):
+            group = [*first, *islice(keys, CHUNK // max(len(first[0].indices), 1))]
+            indices = torch.tensor([index for key in group for index in key.indices])
+            images, targets = self._cut(self.images, indices).permute(0, 3, 1, 2), self._cut(self.targets, indices)
+            if self.augment is not None:
+                images = self.augment(images, first[0].epoch, indices)
+            start, indices = 0, self._move(indices)
+            for key in group:
+                part = slice(start, start := start + len(key.indices))
+                yield Batch(images[part], targets[part], indices[part], key.epoch, key.number)
+
+    def _cut(self, values: Tensor, indices: Tensor) -> Tensor:
+        """Takes rows out of a tensor, wherever it lies, onto the device."""
+        return self._move(values.index_select(0, indices.to(values.device, non_blocking=True)))
+
+    def _move(self, values: Tensor) -> Tensor:
+        if values.device == self.device:
+            return values
+        return (values.pin_memory() if self.device.type == "cuda" else values).to(self.device, non_blocking=True)
+
+
 class BatchDataset(Dataset[Batch]):
-    """Cuts batches out of a split.
+    """Reads batches of a split, image by image.
 
     Args:
         split: Arrays or files.

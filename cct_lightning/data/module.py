@@ -13,13 +13,18 @@ from torch.utils.data import DataLoader
 
 from cct_lightning.augment import AugmentConfig
 from cct_lightning.augment.batch import draw_mix, mix_batch, normalize
+from cct_lightning.augment.batched import BatchAugment
 from cct_lightning.augment.sample import SampleAugment, fit
-from cct_lightning.data.loader import Batch, BatchDataset, KeyedSampler, make_loader
+from cct_lightning.data.loader import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
 from cct_lightning.data.sets import DATASETS, Array, Split, decode, folder_class_names, named_folder, read_split, split_folder
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.randomness import generator
 
-HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here
+HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here,
+DEVICE_CACHE_BYTES = 2 * 2**30  # and on a GPU up to here
+BATCHED_PIXELS = 96  # longest side up to which images are augmented a batch at a time; above, albumentations is as fast and needs less memory
+
+Loader = DataLoader[Batch] | MemoryLoader
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -34,7 +39,8 @@ class ImageDataModule(L.LightningDataModule):
         root: Folder where the data set lies or is downloaded to; for image_folder the folder of class folders.
         batch_size: Images in a training batch, over all devices.
         image_size: Side of the images given to the network, or height and width, pixels; null: the data set's own.
-        cache: host keeps decoded images in memory, none reads them each time; auto: in memory up to 4 GiB.
+        cache: device keeps the images on the GPU, host in memory, none reads them each time; auto: images of the network's size on the GPU up
+            to 2 GiB, others in memory up to 4 GiB.
         val_fraction: Share of each class of the training images that is set aside for validation, where the set brings none.
         test_fraction: Share set aside for the test before that, where the data set is one heap (digits, a folder without splits).
         split_seed: Seed of these splits; apart from the run's, so that all runs are tested on the same images.
@@ -42,7 +48,8 @@ class ImageDataModule(L.LightningDataModule):
         per_class: Number of training images of each class that is used; null: all that fraction leaves.
         crop_pct: Share of the image that evaluation sees, along each side; the rest is cut off.
         augment: Augmentation of the training images.
-        num_workers: Processes that read images; null: none for images in memory of up to 64 pixels, else one for each core but one.
+        num_workers: Processes that read or augment images one by one; null: one for each core but one. Images in memory of the network's size,
+            up to 96 pixels, are cut and augmented a batch at a time and need none.
         seed: Of order and augmentation; null: the run's.
 
     Raises:
@@ -55,7 +62,7 @@ class ImageDataModule(L.LightningDataModule):
         root: str = "~/.cache/cct-lightning",
         batch_size: int = 128,
         image_size: int | tuple[int, int] | None = None,
-        cache: Literal["auto", "host", "none"] = "auto",
+        cache: Literal["auto", "device", "host", "none"] = "auto",
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 0,
@@ -94,6 +101,7 @@ class ImageDataModule(L.LightningDataModule):
         self.fraction, self.per_class, self.augment = fraction, per_class, augment
         self.seed = torch.initial_seed() if seed is None else seed
         self.splits: dict[str, tuple[Split, Array]] = {}  # images, and which of them are meant
+        self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # images and targets of a split in memory, by its id
 
     @property
     def has_validation(self) -> bool:
@@ -177,8 +185,20 @@ class ImageDataModule(L.LightningDataModule):
             elif self.cache != "none" and (self.cache == "host" or self._decoded_bytes(images) <= HOST_CACHE_BYTES):
                 used = set(np.concatenate([chosen for other, chosen in self.splits.values() if other is split]).tolist())
                 images = [decode(image, self.in_chans) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
+                images = self._as_array(images)
             cached[number] = Split(images, split.targets)
         self.splits = {name: (cached[id(split)], chosen) for name, (split, chosen) in self.splits.items()}
+
+    def _as_array(self, images: list[Array]) -> list[Array] | Array:
+        """Stacks decoded images that all have the network's size, so that batches are cut by index; leaves others as they are."""
+        shape = (*self.image_size, self.in_chans)
+        if any(len(image) and image.shape != shape for image in images):
+            return images
+        stacked = np.zeros((len(images), *shape), np.uint8)
+        for index, image in enumerate(images):
+            if len(image):
+                stacked[index], images[index] = image, image[:0]  # let go one by one, or memory would hold all of them twice
+        return stacked
 
     def _decoded_bytes(self, files: object) -> int:
         """Sums the size of the decoded images, read off the files' headers; finds the files that are no images on the way."""
@@ -195,7 +215,7 @@ class ImageDataModule(L.LightningDataModule):
                 break
         return total
 
-    def _loader(self, stage: str, train: bool = False) -> DataLoader[Batch]:
+    def _loader(self, stage: str, train: bool = False) -> Loader:
         split, chosen = self.splits[stage]
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batch_size = self.batch_size
@@ -211,28 +231,43 @@ class ImageDataModule(L.LightningDataModule):
                 rank_zero_info(f"data.batch_size={self.batch_size} is more than the {len(chosen)} training images: using {batch_size}.")
         if len(chosen) < world:
             raise InputError(f"The {stage} split has {len(chosen)} image(s), fewer than the {world} devices.")
-        augment = SampleAugment(self.augment, self.image_size, tuple(self.mean), tuple(self.std), self.seed) if train else None
-        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct)
         sampler = KeyedSampler(chosen, batch_size, self.seed, train, rank, world)
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return make_loader(dataset, sampler, self._workers(split), pin_memory=on_gpu)
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        about = (self.augment, self.image_size, tuple(self.mean), tuple(self.std), self.seed)
+        batched = isinstance(split.images, np.ndarray) and max(self.image_size) <= BATCHED_PIXELS and (train or self.crop_pct == 1.0)
+        if batched:
+            images, targets = self._in_memory(split, device)
+            return MemoryLoader(images, targets, sampler, device, BatchAugment(*about) if train else None)
+        if self.cache == "device":
+            raise InputError(
+                f"data.cache=device needs images of the network's size, {self.image_size[0]}x{self.image_size[1]}, up to {BATCHED_PIXELS} pixels, "
+                f"and crop_pct=1: leave it out, or resize the images of {self.root}."
+            )
+        dataset = BatchDataset(split, self.image_size, self.in_chans, SampleAugment(*about) if train else None, self.crop_pct)
+        return make_loader(dataset, sampler, self._workers(), pin_memory=device.type == "cuda")
 
-    def _workers(self, split: Split) -> int:
+    def _in_memory(self, split: Split, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns images and targets as tensors, once for all loaders, on the device where ``cache`` says so."""
+        if id(split) not in self._tensors:
+            images, targets = torch.from_numpy(split.images), torch.from_numpy(split.targets.astype(np.int64))
+            if self.cache == "device" or (self.cache == "auto" and device.type == "cuda" and images.nbytes <= DEVICE_CACHE_BYTES):
+                images, targets = images.to(device), targets.to(device)
+            self._tensors[id(split)] = images, targets
+        return self._tensors[id(split)]
+
+    def _workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        in_memory = isinstance(split.images[0], np.ndarray)
-        if in_memory and max(self.image_size) <= 64:
-            return 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
         return min(max(cores - 1, 1), 8)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> Loader:
         return self._loader("train", train=True)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+    def val_dataloader(self) -> Loader | list[Loader]:
         return self._loader("val") if "val" in self.splits else []
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> Loader:
         if "test" not in self.splits:
             raise InputError(f"data.root={self.root} has no test folder: add one, or use `cct validate`.")
         return self._loader("test")
