@@ -24,7 +24,7 @@ from cct_lightning.callbacks import Throughput
 from cct_lightning.checkpoints import KEY, read_checkpoint
 from cct_lightning.data import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
-from cct_lightning.hardware import default_precision, keep_freed_memory
+from cct_lightning.hardware import cpu_seconds, default_precision, keep_freed_memory
 from cct_lightning.keys import FROM_DATA
 from cct_lightning.models import count_flops
 from cct_lightning.module import LitClassifier
@@ -160,7 +160,7 @@ class CLI(LightningCLI):
             self._flops = count_flops(self.model.model)
         except Exception:  # torch's counter fails on some networks of timm's; a missing figure shall stop no training
             self._flops = None
-        self._began = time.perf_counter()
+        self._began, self._computed = time.perf_counter(), cpu_seconds()
 
     def fit(self, **arguments: Any) -> None:
         """Trains. Lightning ends the process on Ctrl-C: the summary is written before, without touching the test images."""
@@ -174,7 +174,7 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Measures the test images, once, with the best weights; writes and prints the summary."""
-        seconds = time.perf_counter() - self._began
+        seconds, computed = time.perf_counter() - self._began, cpu_seconds() - self._computed
         trainer = self.trainer
         last = {name: float(value) for name, value in trainer.callback_metrics.items()}
         epochs, steps = trainer.current_epoch, trainer.global_step
@@ -195,6 +195,7 @@ class CLI(LightningCLI):
             "flops_per_image": self._flops,
             "images_per_second": self.throughput.images_per_second,
             "seconds": seconds,
+            "cpu_seconds": computed,  # of all threads and finished children, reading of images included, test not
             "epochs": epochs,
             "steps": steps,
             "best_checkpoint": best_path or None,

@@ -1,6 +1,7 @@
 """What a run can have of the machine without asking: the precision that it computes fast, and memory that is kept instead of given back."""
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -20,6 +21,11 @@ def default_precision(accelerator: str) -> str:
         able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older releases
         return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
     return "32-true"
+
+
+def cpu_seconds() -> float:
+    """Returns the seconds that this process, all its threads and its finished children have computed so far."""
+    return sum(os.times()[:4])
 
 
 # Parameters of mallopt, from glibc's malloc.h.

@@ -1,9 +1,10 @@
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from cct_lightning.hardware import default_precision, keep_freed_memory
+from cct_lightning.hardware import cpu_seconds, default_precision, keep_freed_memory
 
 
 @pytest.mark.parametrize(("able", "precision"), [("avx512_bf16", "bf16-mixed"), ("amx_bf16", "bf16-mixed"), ("avx2", "32-true")])
@@ -36,3 +37,9 @@ def test_freed_memory_is_kept_for_the_next_step():
         torch.ones(2**24)
     # 5 x 64 MiB are 81,920 pages of 4 KiB; without the setting each is new
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 8_000
+
+
+def test_cpu_seconds_grow_with_work_and_count_children():
+    before = cpu_seconds()
+    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    assert cpu_seconds() - before > 0.05
