@@ -13,7 +13,7 @@ def test_messages_of_the_parser_without_a_key_are_passed_on():
     ('Parser key "fit.model.optim.lr":\n  Expected a <class \'float\'>. Got value: fast',
      "model.optim.lr=fast: the value does not fit.\n  It takes float."),
     ('Parser key "data.cache":\n  Expected a typing.Literal[...]. Got value: ram',
-     "data.cache=ram: the value does not fit.\n  It takes auto, host, none."),
+     "data.cache=ram: the value does not fit.\n  It takes auto, device, host, none."),
 ])  # fmt: skip
 def test_messages_keep_the_key_the_value_and_the_rule(message, expected):
     assert shorten(message) == expected
