@@ -4,6 +4,7 @@ if __name__ == "callbacks":
     raise ImportError("import cct_lightning.callbacks: the folder callbacks/ is no package of its own.")
 
 from .ema import EMA
+from .progress import ProgressBar
 from .throughput import Throughput
 
-__all__ = ["EMA", "Throughput"]
+__all__ = ["EMA", "ProgressBar", "Throughput"]

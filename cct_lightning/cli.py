@@ -15,12 +15,13 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from cct_lightning.callbacks import Throughput
+from cct_lightning.callbacks import ProgressBar, Throughput
 from cct_lightning.checkpoints import KEY, read_checkpoint
 from cct_lightning.data import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
@@ -142,6 +143,10 @@ class CLI(LightningCLI):
         self.throughput = Throughput()
         self.best: BestCheckpoint | None = None
         callbacks: list[Callback] = [self.throughput]
+        given = config.trainer.callbacks or []
+        given = given if isinstance(given, list) else [given]
+        if config.trainer.enable_progress_bar is not False and not any(isinstance(callback, Bar) for callback in given):
+            callbacks.append(ProgressBar())
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             folder = self.run_dir / "checkpoints"
             if self.datamodule.has_validation and config.trainer.limit_val_batches != 0:

@@ -34,7 +34,9 @@ def reseed(*what: object) -> None:
     number = key(*what)
     # torch.manual_seed takes 100 us, most of it for backends that are not there; this takes 1 us.
     torch.default_generator.manual_seed(number)
-    torch.cuda.manual_seed(number)  # does nothing but remember the number while no GPU is in use
+    # Before CUDA is in use it would keep the call for later, with its stack trace: 0.3 ms and some memory at every step.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(number)
     np.random.seed(number % 2**32)
     random.seed(number)
 

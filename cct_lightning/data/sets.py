@@ -62,7 +62,10 @@ def decode(image: Array | Path, in_chans: int) -> Array:
         return image
     try:
         with PIL.Image.open(image) as file:
-            upright = PIL.ImageOps.exif_transpose(file)
+            file.load()
+            # exif_transpose takes as long as decoding a small image, so only where there is something to read the orientation from
+            turned = file.format == "TIFF" or any("exif" in str(name).lower() or "xmp" in str(name).lower() for name in file.info)
+            upright = PIL.ImageOps.exif_transpose(file) if turned else file
             if upright.mode in ("I", "F", "I;16", "I;16B", "I;16L"):  # 16 bits: Pillow would cut them off at 255
                 deep = np.asarray(upright, dtype=np.float64)
                 upright = PIL.Image.fromarray((deep / (257 if deep.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
