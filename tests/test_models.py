@@ -234,3 +234,22 @@ def test_names_are_resolved_lazily_and_listed():
     assert cct_lightning.create_model is create_model
     with pytest.raises(AttributeError, match="no attribute 'creat_model'"):
         cct_lightning.creat_model  # noqa: B018
+
+
+# float32 carries 24 bits and bfloat16 8; the error of the whole gradient grows by a few roundings in each of the layers
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("arch", ["cct_2_3x2_32", "cct_7_3x1_32", "vit_2_4_32"])
+def test_gradients_against_float64(arch, dtype, tolerance):
+    torch.manual_seed(0)
+    images, targets = torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
+
+    def gradient(kind):
+        torch.manual_seed(0)
+        model = create_model(arch, attn_drop=0.0, drop_path=0.0).train().to(torch.float64 if kind == torch.float64 else torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(model(images.to(next(model.parameters()).dtype)), targets)
+        loss.backward()
+        return torch.cat([parameter.grad.flatten().double() for parameter in model.parameters()])
+
+    exact = gradient(torch.float64)
+    assert (gradient(dtype) - exact).norm() < tolerance * exact.norm()
