@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from cct_lightning.callbacks import EMA, Throughput
+from cct_lightning.callbacks import EMA, ProgressBar, Throughput
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cct_lightning import ImageDataModule, InputError, LitClassifier
@@ -113,6 +113,17 @@ def test_throughput_counts_training_alone(monkeypatch):
         callback.on_validation_end(trainer, None)
     assert callback.images_per_second == pytest.approx(2 * 8 / 0.5)
     assert callback.images == 6 * 16
+
+
+def test_the_progress_bar_is_drawn_by_the_clock_and_at_the_end(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    bar, drawn = ProgressBar(per_second=2), []
+    for step in range(1, 21):
+        clock[0] += 0.125
+        if bar._should_update(step, 20):
+            drawn.append(step)
+    assert drawn == [1, 5, 9, 13, 17, 20]
 
 
 def test_the_folder_is_no_package_of_its_own():

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from cct_lightning import AugmentConfig
+from cct_lightning.augment.batched import BatchAugment
 from cct_lightning.augment.sample import SampleAugment
-from cct_lightning.data.loader import BatchDataset, BatchKey, KeyedSampler, make_loader
+from cct_lightning.data import loader as loaders
+from cct_lightning.data.loader import BatchDataset, BatchKey, KeyedSampler, MemoryLoader, make_loader
 from cct_lightning.data.sets import Split
 
 INDICES = np.arange(100, 203)
@@ -83,3 +85,38 @@ def test_draws_do_not_depend_on_the_workers_and_never_repeat():
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # fewer cores will do
 def test_draws_are_the_same_with_four_workers():
     assert torch.equal(noisy(0), noisy(4))
+
+
+AUGMENT = BatchAugment(AugmentConfig(shift=2, flip=0.5, policy="randaugment", erase=0.5), (8, 8), (0.5,) * 3, (0.2,) * 3, seed=0)
+
+
+def in_memory(sampler, augment=None):
+    return list(MemoryLoader(torch.from_numpy(IMAGES), torch.from_numpy(SPLIT.targets), sampler, torch.device("cpu"), augment))
+
+
+def test_batches_out_of_memory_are_those_of_the_data_set():
+    for ours, theirs in zip(in_memory(train(epoch=3)), make_loader(BatchDataset(SPLIT, (8, 8), 3), train(epoch=3), 0, False), strict=True):
+        assert ours.images.is_contiguous(memory_format=torch.channels_last)
+        assert (ours.epoch, ours.number) == (theirs.epoch, theirs.number)
+        for name in ("images", "targets", "indices"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_how_many_images_are_augmented_together_changes_nothing(monkeypatch):
+    together = in_memory(train(), AUGMENT)
+    monkeypatch.setattr(loaders, "CHUNK", 1)
+    for ours, theirs in zip(in_memory(train(), AUGMENT), together, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert not torch.equal(ours.images, torch.from_numpy(IMAGES[ours.indices]).permute(0, 3, 1, 2))
+
+
+def test_two_devices_augment_as_one_does():
+    whole = in_memory(train(), AUGMENT)
+    halves = [in_memory(train(rank, 2), AUGMENT) for rank in range(2)]
+    for number, batch in enumerate(whole):
+        assert torch.equal(batch.images, torch.cat([half[number].images for half in halves]))
+
+
+def test_an_epoch_out_of_memory_differs_from_the_next():
+    first, second = (torch.cat([batch.images for batch in in_memory(train(epoch=epoch), AUGMENT)]) for epoch in (0, 1))
+    assert not torch.equal(first, second)

@@ -187,3 +187,40 @@ def test_an_ordinary_trainer_gets_normalised_and_mixed_batches():
     assert len(seen.unique()) == len(seen) == 1280
     assert [batch.epoch for batch in mixed] == [0] * 20
     assert [batch.epoch for batch in plain] == [1] * 20
+
+
+def test_small_images_of_one_size_come_out_of_memory_and_others_one_by_one(tmp_path):
+    write_images(tmp_path / "train", 2, 6, 24)
+
+    def loader(**options):
+        data = ImageDataModule("image_folder", root=str(tmp_path), val_fraction=0, test_fraction=0, batch_size=4, seed=0, num_workers=0, **options)
+        data.setup("fit")
+        return type(data.train_dataloader()).__name__
+
+    assert loader(image_size=24) == "MemoryLoader"
+    assert loader(image_size=16) == "DataLoader"  # to be cropped and resized, each from its own size
+    assert loader(image_size=24, cache="none") == "DataLoader"
+    with pytest.raises(InputError, match=r"data\.cache=device needs images of the network.s size, 16x16, up to 96 pixels"):
+        loader(image_size=16, cache="device")
+
+
+def test_a_cut_centre_is_cut_from_each_image(tmp_path):
+    data = digits(crop_pct=0.5, image_size=16)
+    assert type(data.train_dataloader()).__name__ == "MemoryLoader"
+    assert type(data.val_dataloader()).__name__ == "DataLoader"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_images_on_a_gpu_are_those_on_the_host():
+    def batches(accelerator, **options):
+        data = digits(image_size=16, augment=AugmentConfig(shift=2, policy="randaugment", erase=0.5), **options)
+        data.trainer = L.Trainer(accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False)
+        return list(data.train_dataloader())
+
+    on_gpu = batches("gpu", cache="device")
+    assert on_gpu[0].images.device.type == "cuda"
+    for ours, theirs in zip(on_gpu, batches("cpu"), strict=True):
+        assert torch.equal(ours.indices.cpu(), theirs.indices)
+        # interpolation may fall on the other side of a whole number
+        assert (ours.images.cpu().int() - theirs.images.int()).abs().max() <= 1
