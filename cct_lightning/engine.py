@@ -113,6 +113,7 @@ class StepGraph:
 
     def _step(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
+        torch.clear_autocast_cache()  # else the recorded step would use weights that were cast before, and never cast those it has changed
         loss = self.loss(self.images, self.targets)
         with torch.autocast(self.images.device.type, enabled=False):
             loss.backward()  # type: ignore[no-untyped-call]

@@ -133,7 +133,8 @@ class LitClassifier(L.LightningModule):
                 raise InputError("uint8 images given to a LitClassifier without mean and std: pass both, or normalise the images yourself.")
             images = normalize(images, self.mean, self.std)
         images = images.to(next(self.model.parameters()).dtype)  # precision bf16-true and 16-true turn the weights, not the images
-        logits: Tensor = self.model(images)
+        # Evaluation runs as it is: its batches have other sizes, and each size would be compiled anew.
+        logits: Tensor = self.model(images) if self.training else self.model._call_impl(images)  # type: ignore[no-untyped-call]
         return logits
 
     def train(self, mode: bool = True) -> "LitClassifier":

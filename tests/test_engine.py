@@ -102,6 +102,15 @@ def test_a_batch_of_another_shape_is_refused():
         step(torch.ones(1, 3), torch.ones(1, 3))
 
 
+def test_a_step_inside_autocast_casts_the_weights_that_it_changed():
+    net, images, targets = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.eye(2).repeat(4, 1)
+    with torch.autocast("cpu", torch.bfloat16):  # as Lightning opens it, around the whole step
+        optimizer = torch.optim.AdamW(net.parameters(), 0.1, fused=True)
+        step = StepGraph(lambda x, y: torch.nn.functional.cross_entropy(net(x), y), optimizer, images, targets, None, again)
+        losses = [step(images, targets).item() for _ in range(4)]
+    assert len(set(losses)) == 4
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_cuda_graph_does_what_the_step_does():
