@@ -61,12 +61,13 @@ def _print_recipes(names: list[str]) -> None:
     if names:
         print(find_recipe(names[0]).read_text(encoding="utf-8"), end="")
         return
+    width = max(map(len, recipe_paths())) + 2
     for name, path in recipe_paths().items():
         lines = header(path)
-        print(f"{name:16}{lines[0] if lines else ''}")
+        print(f"{name:{width}}{lines[0] if lines else ''}")
         for line in lines:
             if line.startswith(("Measured", "Published")):
-                print(textwrap.fill(line, 110, initial_indent=" " * 18, subsequent_indent=" " * 20))
+                print(textwrap.fill(line, 110, initial_indent=" " * (width + 2), subsequent_indent=" " * (width + 4)))
     print("\ncct fit -c NAME runs one; -c again lays another over it: cct fit -c cifar10 -c smoke")
 
 
@@ -92,6 +93,9 @@ def _print_keys(command: str) -> None:
     trainer = ", ".join(name.removeprefix("trainer.") for name in known_keys() if name.startswith("trainer."))
     print("\n  --trainer.KEY  Lightning's Trainer:")
     print(textwrap.fill(trainer, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    print(
+        "        trainer.precision left out: bf16-mixed where the hardware computes it (GPUs from 2020 on, CPUs with avx512_bf16 or AMX), else 32-true."
+    )
     print("\n  --print_config prints the whole configuration as a recipe.")
 
 
