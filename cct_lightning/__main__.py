@@ -94,7 +94,7 @@ def _print_keys(command: str) -> None:
     print("\n  --trainer.KEY  Lightning's Trainer:")
     print(textwrap.fill(trainer, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
     print(
-        "        trainer.precision left out: bf16-mixed where the hardware computes it (GPUs from 2020 on, CPUs with avx512_bf16 or AMX), else 32-true."
+        "        trainer.precision left out: bf16-mixed where the hardware computes it (GPUs since 2020, CPUs with avx512_bf16 or AMX), else 32-true."
     )
     print("\n  --print_config prints the whole configuration as a recipe.")
 
