@@ -1,4 +1,4 @@
-"""Times the roads of ``attend``, forward and backward, side by side: python benchmarks/attention.py [--device cuda]
+"""Times the roads of ``attend``, forward and backward, side by side: python -m benchmarks.attention [--device cuda]
 
 Prints a row for each dtype and shape with the median of both roads; the table ``ROADS`` of cct_lightning/encoders.py follows from them.
 """
@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.common import machine
 from cct_lightning import encoders
+from cct_lightning.hardware import keep_freed_memory
 
 SHAPES = ((64, 2, 64, 64), (64, 4, 256, 64), (8, 4, 576, 64), (4, 6, 1024, 64), (2, 6, 2048, 64))  # B, heads, tokens, width of a head
 
@@ -34,7 +36,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("-n", type=int, default=20)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, n = {options.n}, median of forward and backward")
+    keep_freed_memory()
+    print(f"{machine(options.device, torch.get_num_threads())}; n = {options.n}, median of forward and backward")
     print("dtype      batch heads tokens   sdpa ms  matmul ms  sdpa / matmul")
     for dtype in (torch.float32, torch.bfloat16):
         for shape in SHAPES:

@@ -28,5 +28,5 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Returns how many times faster we were in each round: their seconds over ours."""
+    """Returns how many times faster we were in each round, from seconds: theirs over ours. (With rates, give theirs first.)"""
     return [b / a for a, b in zip(ours, theirs, strict=True)]

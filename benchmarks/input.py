@@ -7,11 +7,8 @@ The others are timed on one batch of 128 in each round, ours on 1,024 images, 12
 
 import argparse
 import os
-import platform
-import statistics
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else the import asks a server for news
@@ -30,6 +27,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import v2
 
+from benchmarks.common import machine, ratios, spread
 from cct_lightning import AugmentConfig
 from cct_lightning.augment.batch import normalize
 from cct_lightning.augment.batched import BatchAugment
@@ -117,13 +115,6 @@ def rounds(contestants: dict[str, tuple[int, Contestant]], n: int) -> dict[str, 
     return rates
 
 
-def processor() -> str:
-    """Names the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,19 +122,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    packages = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, torchvision, timm, albumentations, PIL, np))
-    print(f"{processor()}, {options.threads} threads, n = {options.n} rounds\n{packages}")
+    print(f"{machine('cpu', options.threads, torchvision, timm, albumentations, PIL, np)}; n = {options.n} rounds")
     pixels = np.random.default_rng(0).integers(0, 256, (CHUNK, 32, 32, 3), dtype=np.uint8)
     for title, contestants in (("shift 4, flip", shifts(pixels)), ("flip, RandAugment(2, 9), erasing 0.25", policies(pixels))):
         rates = rounds(contestants, options.n)
         print(f"\n{title}: images/s, median (least to most)")
         for name, found in rates.items():
-            print(f"  {name:20}{statistics.median(found):10,.0f} ({min(found):,.0f} to {max(found):,.0f})")
+            print(f"  {name:20}{spread(found, ',.0f')}")
         print("ratio of a round, median (least to most)")
         for mine in [name for name in rates if name.startswith("ours")]:
             for other in [name for name in rates if not name.startswith("ours")]:
-                ratios = [a / b for a, b in zip(rates[mine], rates[other], strict=True)]
-                print(f"  {mine} / {other:16}{statistics.median(ratios):6.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
+                print(f"  {mine} / {other}: {spread(ratios(rates[other], rates[mine]), '.1f')}")
 
 
 if __name__ == "__main__":
