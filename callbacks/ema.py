@@ -75,9 +75,11 @@ class EMA(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._show_raw(pl_module)  # a second fit goes on where the first one stopped
+        self.average = {name: weight.to(pl_module.device) for name, weight in self.average.items()}  # a checkpoint is read before the GPU is in use
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._show_average(pl_module)
+        if trainer.state.fn == TrainerFn.FITTING:  # after a training the network holds the average, and it may be another one's turn
+            self._show_average(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:

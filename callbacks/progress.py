@@ -18,8 +18,8 @@ class ProgressBar(TQDMProgressBar):
         self.per_second = per_second
         self._drawn = 0.0
 
-    def _should_update(self, current: int, total: int | float) -> bool:
-        if not self.is_enabled or (current < total and time.monotonic() - self._drawn < 1 / self.per_second):
+    def _should_update(self, current: int, total: float | None) -> bool:
+        if not self.is_enabled or ((total is None or current < total) and time.monotonic() - self._drawn < 1 / self.per_second):
             return False
         self._drawn = time.monotonic()
         return True

@@ -110,7 +110,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if config.trainer.precision is None:
+        if config.trainer.precision is None and not config.trainer.plugins:  # a plugin may be one for the precision
             config.trainer.precision = default_precision(str(config.trainer.accelerator))
         if self.subcommand == "fit":
             paths = config.get("config") or []

@@ -48,7 +48,7 @@ def check_graph(device: torch.device, world_size: int, precision: str, optimizer
     if world_size > 1:
         raise InputError(f"model.engine=graph takes one device, and there are {world_size}: choose compile.")
     if precision.startswith("16"):
-        raise InputError(f"model.engine=graph can't scale the loss of trainer.precision={precision}: choose bf16-mixed.")
+        raise InputError(f"model.engine=graph can't scale the loss, as trainer.precision={precision} needs: choose bf16-mixed.")
     if optimizer.lower() not in GRAPH_OPTIMIZERS:
         raise InputError(f"model.engine=graph records optim.name={' or '.join(GRAPH_OPTIMIZERS)}, not {optimizer}: choose one of them, or compile.")
     for key, (value, neutral) in trainer_keys.items():
@@ -60,7 +60,7 @@ def check_graph(device: torch.device, world_size: int, precision: str, optimizer
 def record_cuda_graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     """Records what a step does; returns what does it again, and the tensor that then holds its result. It must have run before."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # threads of a DataLoader may pin memory meanwhile
         result = step()
     return graph.replay, result
 
@@ -68,7 +68,8 @@ def record_cuda_graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], T
 class StepGraph:
     """A whole training step as one launch: thousands of kernels of a small network take longer to launch one by one than to run.
 
-    The step is run a few times first, as CUDA graphs ask for, and everything that it changed is put back.
+    The step is run a few times first, as CUDA graphs ask for; weights, optimizer state and random generator are put back. Buffers, such as
+    BatchNorm's statistics, are not: they see the first batch a few times more.
 
     Args:
         loss: Maps images (B, C, H, W) and targets (B, K) to the loss; called under the run's autocast.
@@ -94,6 +95,7 @@ class StepGraph:
         self.images, self.targets = images.clone(), targets.clone()
         for group in optimizer.param_groups:
             group["lr"], group["capturable"] = torch.as_tensor(group["lr"], device=images.device), True
+        optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # of the runs before the capture
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._warm_up()
         self.replay, self.result = record(self._step)
@@ -113,7 +115,8 @@ class StepGraph:
 
     def _step(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        torch.clear_autocast_cache()  # else the recorded step would use weights that were cast before, and never cast those it has changed
+        # Inside an autocast that keeps what it casts (Lightning's does not), the step would use weights that were cast before it changed them.
+        torch.clear_autocast_cache()
         loss = self.loss(self.images, self.targets)
         with torch.autocast(self.images.device.type, enabled=False):
             loss.backward()  # type: ignore[no-untyped-call]
@@ -148,9 +151,10 @@ class StepGraph:
         torch.cuda.set_rng_state(generator) if on_gpu else torch.set_rng_state(generator)
 
 
-def plain_groups(state: dict[str, Any]) -> None:
-    """Turns what a recorded step left in an optimizer's state into the plain values of every other run, in place."""
-    for group in state["param_groups"]:
-        group["lr"] = float(group["lr"])
-        if "capturable" in group:
-            group["capturable"] = False
+def make_plain(checkpoint: dict[str, Any]) -> None:
+    """Turns what a recorded step left in the states of optimizers and schedules into the plain values of every other run, in place."""
+    for state in checkpoint.get("optimizer_states", ()):
+        for group in state["param_groups"]:
+            group["lr"], group["capturable"] = float(group["lr"]), False
+    for state in checkpoint.get("lr_schedulers", ()):
+        state["_last_lr"] = [float(rate) for rate in state["_last_lr"]]

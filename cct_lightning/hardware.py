@@ -10,7 +10,7 @@ import torch
 def default_precision(accelerator: str) -> str:
     """Returns Lightning's name of the precision that a run has where none is given: bf16-mixed where the hardware computes it, else 32-true.
 
-    Told by what the hardware says of itself, never by a timing, so that a resumed run has the same.
+    Told by what the hardware says of itself, never by a timing: the same hardware always has the same, and the run's config.yaml keeps it.
 
     Args:
         accelerator: As given to Lightning's Trainer; ``auto`` takes a GPU where there is one.

@@ -9,6 +9,7 @@ import lightning as L
 import timm
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -18,7 +19,7 @@ import cct_lightning
 from cct_lightning.augment.batch import normalize
 from cct_lightning.checkpoints import KEY, read_checkpoint
 from cct_lightning.encoders import Position, ViTEncoder
-from cct_lightning.engine import Engine, StepGraph, check_graph, choose_engine, plain_groups
+from cct_lightning.engine import Engine, StepGraph, check_graph, choose_engine, make_plain
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.models import ImageClassifier, create_model
 from cct_lightning.optim import OptimConfig, ScheduleConfig, create_optimizer, create_scheduler, fit_schedule
@@ -159,7 +160,9 @@ class LitClassifier(L.LightningModule):
         engine = choose_engine(self.engine, self.device, trainer.estimated_stepping_batches)
         self._graph, self._records = None, engine == "graph"
         if self._records:
+            accumulates = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
             trainer_keys = {
+                "callbacks": ("GradientAccumulationScheduler" if accumulates else None, None),
                 "gradient_clip_val": (trainer.gradient_clip_val, 0),
                 "accumulate_grad_batches": (trainer.accumulate_grad_batches, 1),
                 "detect_anomaly": (trainer._detect_anomaly, False),
@@ -273,8 +276,7 @@ class LitClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds one plain dictionary: all that is needed to build the network again and to read its output."""
         if self._records:
-            for state in checkpoint.get("optimizer_states", ()):
-                plain_groups(state)
+            make_plain(checkpoint)
         checkpoint[KEY] = {
             "format": 1,
             "model": None if self.own_model else self.model_config,

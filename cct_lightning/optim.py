@@ -1,6 +1,5 @@
 """Optimizers, parameter groups and learning-rate schedules. Weight decay skips norms and biases; schedules are pure functions of the step."""
 
-import inspect
 import math
 import re
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import timm.optim
 import torch
 from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from cct_lightning.errors import InputError, check_range, did_you_mean
@@ -132,7 +132,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Any, lr: float, momentum: float = 0.9, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "muon": False, "parts": 1})
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "muon": False, "parts": 1}
+        super().__init__(params, {**defaults, "fused": True})  # fused: load_state_dict then puts the step counters on the device
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -148,7 +149,10 @@ class Muon(torch.optim.Optimizer):
                 self._step_adamw(parameters, group)
                 continue
             grads = [p.grad for p in parameters if p.grad is not None]
-            buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+            for p in parameters:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in parameters]
             torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
             for p, update in zip(parameters, torch._foreach_lerp(grads, buffers, group["momentum"]), strict=True):
                 cut = update.reshape(group["parts"], p.shape[0] // group["parts"], -1)
@@ -184,10 +188,10 @@ class Muon(torch.optim.Optimizer):
 def _muon_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Divides the trainable parameters: matrices of the layers (queries, keys and values apart), inner convolutions, the rest."""
     groups: dict[str, dict[str, Any]] = {
+        "decay": {},  # first: what is logged as the learning rate is the first group's
+        "no_decay": {"weight_decay": 0.0},
         "qkv": {"muon": True, "parts": 3, "lr": config.muon_lr},
         "matrix": {"muon": True, "lr": config.muon_lr},
-        "decay": {},
-        "no_decay": {"weight_decay": 0.0},
     }
     skip: set[str] = getattr(model, "no_weight_decay", set)()
     for name, parameter in model.named_parameters():
@@ -205,10 +209,11 @@ def _muon_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Builds the optimizer over the trainable parameters: our ``Muon``, or timm's of this name with layer-wise rates folded into each ``lr``.
 
-    Torch's fused kernels are used where an optimizer has them.
+    Adam and AdamW use torch's fused kernels.
 
     Raises:
-        InputError: timm has no optimizer of this name, it does not take the betas, nothing is trainable, or muon is asked for layer_decay.
+        InputError: timm has no optimizer of this name, it does not take the betas, nothing is trainable, or muon is asked for layer_decay or
+            given weights that are sharded over devices.
     """
     names = [str(name) for name in timm.optim.list_optimizers()]
     name = config.name.lower()
@@ -220,13 +225,15 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
     if name == "muon":
         if config.layer_decay is not None:
             raise InputError(f"optim.layer_decay={config.layer_decay} can't be had with optim.name=muon: use adamw, or leave layer_decay out.")
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            raise InputError(
+                "optim.name=muon takes whole matrices, and the weights are sharded over devices: use adamw, or leave out the overlay fsdp."
+            )
         return Muon(_muon_groups(model, config), config.lr, config.momentum, weight_decay=config.weight_decay, **betas)
     info = timm.optim.get_optimizer_info(name)
     if betas and not info.has_betas:
         raise InputError(f"optim.betas={config.betas} given to optim.name={config.name}, which has none: leave it out.")
-    fused: dict[str, Any] = (
-        {"fused": True} if "fused" in inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters else {}
-    )
+    fused: dict[str, Any] = {"fused": True} if name in ("adam", "adamw") else {}  # sharded weights (FSDP2) have no other fused kernels
     optimizer = timm.optim.create_optimizer_v2(
         model, opt=name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, layer_decay=config.layer_decay, **betas, **fused
     )

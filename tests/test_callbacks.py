@@ -124,6 +124,7 @@ def test_the_progress_bar_is_drawn_by_the_clock_and_at_the_end(monkeypatch):
         if bar._should_update(step, 20):
             drawn.append(step)
     assert drawn == [1, 5, 9, 13, 17, 20]
+    assert not bar._should_update(21, None)  # a loader of unknown length
 
 
 def test_the_folder_is_no_package_of_its_own():

@@ -27,9 +27,10 @@ def test_auto_compiles_long_runs_on_a_gpu_that_can(monkeypatch, given, device, s
 @pytest.mark.parametrize(("changes", "message"), [
     ({"device": CPU}, "the run is on cpu: choose eager"),
     ({"world_size": 2}, "takes one device, and there are 2"),
-    ({"precision": "16-mixed"}, "trainer.precision=16-mixed: choose bf16-mixed"),
+    ({"precision": "16-mixed"}, "as trainer.precision=16-mixed needs: choose bf16-mixed"),
     ({"optimizer": "sgd"}, "optim.name=adamw or muon, not sgd"),
     ({"trainer_keys": {"gradient_clip_val": (1.0, 0)}}, "can't honour trainer.gradient_clip_val=1.0: set model.optim.clip_norm"),
+    ({"trainer_keys": {"callbacks": ("GradientAccumulationScheduler", None)}}, "trainer.callbacks=GradientAccumulationScheduler: leave it out"),
     ({"trainer_keys": {"accumulate_grad_batches": (4, 1)}}, "can't honour trainer.accumulate_grad_batches=4: leave it out"),
 ])  # fmt: skip
 def test_what_a_recorded_step_cannot_honour_is_refused_by_name(changes, message):
@@ -82,7 +83,9 @@ def test_a_checkpoint_of_a_recorded_run_is_one_of_every_run(monkeypatch, tmp_pat
             trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
 
     whole, _ = trained(monkeypatch, "graph", callbacks=[Save()])
-    for group in torch.load(tmp_path / "0.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]:
+    checkpoint = torch.load(tmp_path / "0.ckpt", weights_only=True)
+    assert all(isinstance(rate, float) for rate in checkpoint["lr_schedulers"][0]["_last_lr"])
+    for group in checkpoint["optimizer_states"][0]["param_groups"]:
         assert isinstance(group["lr"], float)
         assert group["capturable"] is False
     resumed, trainer = trained(monkeypatch, "eager", ckpt_path=tmp_path / "0.ckpt")
@@ -104,7 +107,7 @@ def test_a_batch_of_another_shape_is_refused():
 
 def test_a_step_inside_autocast_casts_the_weights_that_it_changed():
     net, images, targets = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.eye(2).repeat(4, 1)
-    with torch.autocast("cpu", torch.bfloat16):  # as Lightning opens it, around the whole step
+    with torch.autocast("cpu", torch.bfloat16):  # one that keeps what it casts, around all steps
         optimizer = torch.optim.AdamW(net.parameters(), 0.1, fused=True)
         step = StepGraph(lambda x, y: torch.nn.functional.cross_entropy(net(x), y), optimizer, images, targets, None, again)
         losses = [step(images, targets).item() for _ in range(4)]

@@ -167,6 +167,35 @@ def test_muon_resumes_to_the_bit():
     assert all(torch.equal(whole[0][name], resumed[0][name]) for name in whole[0])
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_loaded_state_is_where_the_weights_are(name):
+    def optimizer(device):
+        return create_optimizer(create_model("cct_2_3x2_32").to(device), OptimConfig(name))
+
+    first, resumed = optimizer("cpu"), optimizer("meta")  # a stand-in for a GPU: checkpoints are read on the host
+    for group in first.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    first.step()
+    resumed.load_state_dict(first.state_dict())
+    assert {value.device.type for state in resumed.state.values() for value in state.values()} == {"meta"}
+
+
+def test_muon_refuses_sharded_weights():
+    class Sharded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            mesh = torch.distributed.device_mesh.DeviceMesh("cpu", [0])
+            self.weight = torch.nn.Parameter(torch.distributed.tensor.distribute_tensor(torch.ones(4, 4), mesh))
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(InputError, match=r"optim\.name=muon takes whole matrices, and the weights are sharded"):
+            create_optimizer(Sharded(), OptimConfig("muon"))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize(("config", "message"), [
     (OptimConfig("muon", layer_decay=0.7), "layer_decay=0.7 can't be had with optim.name=muon"),
     (OptimConfig("sgd", betas=(0.9, 0.99)), r"betas=\(0.9, 0.99\) given to optim.name=sgd, which has none"),

@@ -64,7 +64,7 @@ def invert_table(images: Tensor, _: Tensor) -> Tensor:
 
 
 def posterize_table(images: Tensor, bits: Tensor) -> Tensor:
-    unit = torch.pow(2, 8 - bits.clamp(1, 8)).int()[:, None, None]
+    unit = torch.ones_like(bits, dtype=torch.int32).bitwise_left_shift(8 - bits.int().clamp(1, 8))[:, None, None]
     return (_values(images) & -unit).to(torch.uint8)
 
 

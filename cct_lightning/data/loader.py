@@ -83,7 +83,7 @@ class MemoryLoader:
 
     Args:
         images: uint8 (n, H, W, C), in the size of the network, on the host or on the device.
-        targets: Classes (n,), on the host.
+        targets: Classes (n,), likewise.
         sampler: Says which images make up a batch.
         device: Where the batches go; augmentation is computed there.
         augment: For training.

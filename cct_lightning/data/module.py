@@ -40,7 +40,7 @@ class ImageDataModule(L.LightningDataModule):
         root: Folder where the data set lies or is downloaded to; for image_folder the folder of class folders.
         batch_size: Images in a training batch, over all devices.
         image_size: Side of the images given to the network, or height and width, pixels; null: the data set's own.
-        cache: device keeps the images on the GPU, host in memory, none reads them each time; auto: images of the network's size on the GPU up
+        cache: device keeps the images on the GPU, host in memory, none reads files each time; auto: images of the network's size on the GPU up
             to 2 GiB, others in memory up to 4 GiB.
         val_fraction: Share of each class of the training images that is set aside for validation, where the set brings none.
         test_fraction: Share set aside for the test before that, where the data set is one heap (digits, a folder without splits).
@@ -249,7 +249,7 @@ class ImageDataModule(L.LightningDataModule):
         if self.cache == "device":
             raise InputError(
                 f"data.cache=device needs images of the network's size, {self.image_size[0]}x{self.image_size[1]}, up to {BATCHED_PIXELS} pixels, "
-                f"and crop_pct=1: leave it out, or resize the images of {self.root}."
+                f"and crop_pct=1 (it is {self.crop_pct:g}): leave cache out, or resize the images of {self.root}."
             )
         dataset = BatchDataset(split, self.image_size, self.in_chans, SampleAugment(*about) if train else None, self.crop_pct)
         return make_loader(dataset, sampler, self._workers(), pin_memory=device.type == "cuda")
