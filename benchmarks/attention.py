@@ -1,6 +1,6 @@
 """Times the roads of ``attend``, forward and backward, side by side: python -m benchmarks.attention [--device cuda]
 
-Prints a row for each dtype and shape with the median of both roads; the table ``ROADS`` of cct_lightning/encoders.py follows from them.
+Prints a row for each dtype and shape with the median of both roads; the table ``ROADS`` of cct_lightning/attention.py follows from them.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.common import machine
-from cct_lightning import encoders
+from cct_lightning import attention
 from cct_lightning.hardware import keep_freed_memory
 
 SHAPES = ((64, 2, 64, 64), (64, 4, 256, 64), (8, 4, 576, 64), (4, 6, 1024, 64), (2, 6, 2048, 64))  # B, heads, tokens, width of a head
@@ -44,8 +44,8 @@ def main() -> None:
             query, key, value = (torch.randn(shape, dtype=dtype, device=options.device, requires_grad=True) for _ in range(3))
             found = {}
             for road in ("sdpa", "matmul"):
-                encoders.ROADS = (("any", None, None, road),)  # type: ignore[assignment]
-                found[road] = seconds(lambda: encoders.attend(query, key, value).sum().backward(), options.device, options.n)  # noqa: B023
+                attention.ROADS = (("any", None, None, road),)  # type: ignore[assignment]
+                found[road] = seconds(lambda: attention.attend(query, key, value).sum().backward(), options.device, options.n)  # noqa: B023
             sdpa, matmul = 1e3 * found["sdpa"], 1e3 * found["matmul"]
             print(f"{str(dtype)[6:]:9}{shape[0]:7}{shape[1]:6}{shape[2]:7}{sdpa:10.1f}{matmul:11.1f}{sdpa / matmul:15.2f}")
 

@@ -7,16 +7,15 @@ unless a docstring says uint8 (0..255).
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import timm
 import torch
-import torch.nn.functional as F
-from timm.layers import Attention, DropPath, Mlp
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from cct_lightning.attention import SelfAttention
 from cct_lightning.errors import InputError
 from cct_lightning.randomness import initialise
 from cct_lightning.randomness import key as randomness_key
@@ -60,119 +59,6 @@ class Encoder(nn.Module, ABC):
     def layers(self) -> Iterable[nn.Module]:
         """Returns the transformer layers, each of which FSDP shards on its own; none where it is not known."""
         return ()
-
-
-# How attention is computed: the first row whose device, dtype and length fit. Stated, never timed at start-up: a resumed run must
-# choose the same road. benchmarks/attention.py measures the rows.
-ROADS: tuple[tuple[str, torch.dtype | None, int | None, Literal["sdpa", "matmul"]], ...] = (
-    # device, dtype (None: any), longest sequence (None: any), road
-    ("cpu", torch.bfloat16, 768, "matmul"),  # 1.3 to 5 times faster than the fused kernel; equal from 1024 tokens on
-    ("any", None, None, "sdpa"),
-)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
-    """Computes softmax(query keyᵀ / sqrt(d)) value by the road that ``ROADS`` names.
-
-    Args:
-        query: (B, heads, queries, d).
-        key: (B, heads, tokens, d).
-        value: (B, heads, tokens, d).
-        dropout: Probability with which a weight becomes 0 and the others are scaled up.
-
-    Returns:
-        (B, heads, queries, d).
-    """
-    length = key.shape[-2]
-    road = next(
-        road
-        for device, dtype, longest, road in ROADS
-        if device in ("any", query.device.type) and dtype in (None, query.dtype) and (longest is None or length <= longest)
-    )
-    if road == "matmul":
-        read: Tensor = _MatmulAttention.apply(query, key, value, dropout)
-        return read
-    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-
-
-class _MatmulAttention(torch.autograd.Function):
-    """Attention by batched matrix products, with a dropout that costs a fifth of torch's on a CPU.
-
-    A dropped weight is blanked by an integer ``and`` with a mask of 0 or all bits set, made from as many random bits as a weight has, less
-    one. In bfloat16 the probability is thus a multiple of 2^-15: 0.1 becomes 0.10001.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        shape = query.shape
-        q, k, v = (part.flatten(0, 1) for part in (query, key, value))
-        weights = _scaled_product(q, k.transpose(1, 2), shape[-1] ** -0.5).softmax(dim=-1)
-        mask, used = None, weights
-        if dropout:
-            v = v / (1 - dropout)
-            mask = _random_mask(weights, 1 - dropout)
-            used = _masked(weights, mask)
-        ctx.save_for_backward(q, k, v, weights, mask)
-        ctx.dropout = dropout
-        return (used @ v).view(*shape[:-1], value.shape[-1])
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, weights, mask = ctx.saved_tensors
-        heads, grad = grad.shape[:2], grad.flatten(0, 1)
-        grad_weights = grad @ v.transpose(1, 2)
-        if mask is None:
-            grad_value = weights.transpose(1, 2) @ grad
-        else:
-            grad_value = _masked(weights, mask).transpose(1, 2) @ grad / (1 - ctx.dropout)
-            grad_weights.view(mask.dtype).bitwise_and_(mask)
-        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-        grad_query = _scaled_product(grad_scores, k, q.shape[-1] ** -0.5)
-        grad_key = _scaled_product(grad_scores.transpose(1, 2), q, q.shape[-1] ** -0.5)
-        grads = (part.unflatten(0, heads) for part in (grad_query, grad_key, grad_value))
-        return *grads, None  # type: ignore[return-value]
-
-
-def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)  # beta=0: what is added is not even read
-
-
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
-
-
-def _random_mask(like: Tensor, keep: float) -> Tensor:
-    """Draws integers of the shape and width of ``like``: all bits set with probability ``keep``, else 0."""
-    size, bits = like.element_size(), 8 * like.element_size() - 1
-    words = torch.empty(-(-like.numel() * size // 8), dtype=torch.int64, device=like.device).random_()  # 63 random bits: never negative
-    draws = words.view(INTEGERS[size])[: like.numel()].view(like.shape).bitwise_and_(2**bits - 1)
-    return draws.sub_(round(keep * 2**bits)).bitwise_right_shift_(bits)  # the sign bit, spread: set where draw < keep
-
-
-def _masked(weights: Tensor, mask: Tensor) -> Tensor:
-    return (weights.view(mask.dtype) & mask).view(weights.dtype)
-
-
-class SelfAttention(Attention):
-    """timm's ``Attention`` (same tensors) with all attention through ``attend`` and prefix tokens that patches need not see."""
-
-    def forward(self, x: Tensor, read_only_prefix: int = 0) -> Tensor:  # type: ignore[override]
-        """Lets every token read all tokens, but the first ``read_only_prefix``, which only the prefix reads.
-
-        Two fused attentions instead of one with a mask: the prefix reads everything, the patches read the patches.
-        """
-        B, N, _ = x.shape
-        query, key, value = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = self.attn_drop.p if self.training else 0.0
-        if read_only_prefix:
-            n = read_only_prefix
-            prefix = attend(query[:, :, :n], key, value, dropout)
-            patches = attend(query[:, :, n:], key[:, :, n:], value[:, :, n:], dropout)
-            read = torch.cat((prefix, patches), dim=2)
-        else:
-            read = attend(query, key, value, dropout)
-        out: Tensor = self.proj_drop(self.proj(read.transpose(1, 2).reshape(B, N, self.attn_dim)))
-        return out
 
 
 class Block(nn.Module):

@@ -11,7 +11,8 @@ from timm.layers import AttentionPoolLatent
 from timm.models.cait import ClassAttn, LayerScaleBlockClassAttn
 from torch import Tensor, nn
 
-from cct_lightning.encoders import ClassToken, Tokens, attend
+from cct_lightning.attention import attend
+from cct_lightning.encoders import ClassToken, Tokens
 from cct_lightning.randomness import initialise
 
 

@@ -1,10 +1,9 @@
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from cct_lightning import ConvTokenizer, InputError, PatchTokenizer, TimmEncoder, ViTEncoder, create_model
-from cct_lightning.encoders import ROADS, SelfAttention, attend, sine_table
+from cct_lightning.encoders import sine_table
 
 
 def encoder(**options):
@@ -49,16 +48,6 @@ def test_full_class_token_changes_the_patches():
     with torch.no_grad():
         net.cls_token[..., 0] += 3  # not all the same: the norm would take it away
     assert not torch.allclose(before, net(IMAGES).patches)
-
-
-def test_attention_in_two_parts_equals_the_masked_one():
-    attention = randomise(SelfAttention(16, 2)).eval()
-    x = torch.randn(2, 9, 16)
-    mask = torch.ones(9, 9, dtype=torch.bool)
-    mask[1:, 0] = False  # patch queries must not read the class token, which still reads them
-    query, key, value = attention.qkv(x).reshape(2, 9, 3, 2, 8).permute(2, 0, 3, 1, 4)
-    masked = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(2, 9, 16)
-    torch.testing.assert_close(attention(x, read_only_prefix=1), attention.proj(masked), atol=2e-6, rtol=1e-5)
 
 
 def test_the_place_of_the_class_token_does_not_matter():
@@ -118,28 +107,6 @@ def test_images_of_another_shape_are_refused():
 def test_heads_must_divide_the_width():
     with pytest.raises(InputError, match="num_heads=3 does not divide embed_dim=16"):
         encoder(num_heads=3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("road", sorted({road for *_, road in ROADS}))
-def test_every_road_computes_the_same_attention(road, dtype, monkeypatch):
-    monkeypatch.setattr("cct_lightning.encoders.ROADS", (("any", None, None, road),))
-    query, key, value = torch.randn(3, 2, 2, 17, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    expected = ((query @ key.transpose(-2, -1)).float() / 8**0.5).softmax(-1) @ value.float()
-    torch.testing.assert_close(attend(query, key, value).float(), expected, atol=1e-6 if dtype == torch.float32 else 3e-2, rtol=0.02)
-
-
-@pytest.mark.parametrize("road", sorted({road for *_, road in ROADS}))
-def test_every_road_drops_attention_weights(road, monkeypatch):
-    monkeypatch.setattr("cct_lightning.encoders.ROADS", (("any", None, None, road),))
-    ones = torch.ones(1, 1, 1, 4), torch.ones(1, 1, 1000, 4), torch.ones(1, 1, 1000, 4)
-    torch.manual_seed(0)
-    assert attend(*ones, dropout=0.5).mean().item() == pytest.approx(1, abs=0.15)
-    assert attend(*ones, dropout=0.5).mean().item() != 1
-
-
-def test_the_table_of_roads_ends_with_a_row_for_all():
-    assert ROADS[-1][:3] == ("any", None, None)
 
 
 def test_gradient_checkpointing_changes_no_gradient():

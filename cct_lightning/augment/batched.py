@@ -12,11 +12,12 @@ from torch import Tensor
 
 from cct_lightning.augment import AugmentConfig, operations
 from cct_lightning.augment.sample import RANDAUGMENT, RATIO, TRIVIALAUGMENT
+from cct_lightning.augment.tables import TABLES, lookup
 from cct_lightning.randomness import bits, key, uniform
 
 # In this order the samples of a batch are sorted, so that each kind of work is one stretch of it.
 ROWS, COLUMNS = ("shear_x", "translate_x"), ("shear_y", "translate_y")
-ORDER = (*operations.TABLES, "color", "sharpness", *ROWS, *COLUMNS, "rotate", "identity")
+ORDER = (*TABLES, "color", "sharpness", *ROWS, *COLUMNS, "rotate", "identity")
 PIECE = 1024  # images at a time on a CPU: more do not fit into its caches, which takes twice as long
 
 
@@ -251,12 +252,12 @@ class BatchAugment:
         """Applies the operations that map values: one lookup for all of them."""
         tables = [
             make(batch.images[stretches[name]], arguments[stretches[name]]).expand(-1, len(self.fill), -1)
-            for name, make in operations.TABLES.items()
+            for name, make in TABLES.items()
             if stretches[name].stop > stretches[name].start
         ]
         if tables:
             part = batch.images[: sum(map(len, tables))]
-            part.copy_(operations.lookup(part, torch.cat(tables)))
+            part.copy_(lookup(part, torch.cat(tables)))
 
     def _geometry(self, batch: _Batch, stretches: dict[str, slice], arguments: Tensor, cubic: Tensor, drawn: Tensor) -> None:
         """Applies the operations that move pixels: one call for rows, one for columns and one for rotations."""
@@ -285,5 +286,5 @@ class BatchAugment:
         B, C, H, W = part.shape
         words = bits(self.streams["noise"], epoch, batch.sent(indices[erased]), -(-C * H * W // 8))
         random = words.view(torch.uint8)[:, : C * H * W].reshape(B, H, W, C).permute(0, 3, 1, 2)
-        noise = operations.lookup(random, batch.sent(self.noise).expand(B, -1, -1))
+        noise = lookup(random, batch.sent(self.noise).expand(B, -1, -1))
         part.copy_(operations.erase(part, batch.sent(erase_boxes(draws[erased, 1:], H, W)), noise))

@@ -4,101 +4,17 @@ Nothing is drawn here, nothing waits for a GPU, and no sample depends on another
 of most results, is channels_last. Arguments are on the device of the images.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+
+from cct_lightning.augment.tables import TABLES, blend, grey, lookup, to_uint8
 
 # A position or a blend is exact but for the rounding of float32; Pillow cuts off, so that 77 times weights that sum to 0.9999999 must stay 77.
 ROUNDING = 1 / 512
 
 
-def _to_uint8(values: Tensor) -> Tensor:
-    """Cuts off the fraction of values in 0..255; by way of int32, which is twice as fast on a CPU."""
-    return values.int().to(torch.uint8)
-
-
 def _per_sample(argument: Tensor) -> Tensor:
     return argument.view(-1, 1, 1, 1)
-
-
-# Operations that map each value by itself. Their tables are (B, C, 256) or, where the channels share one, (B, 1, 256), uint8.
-
-
-def _values(images: Tensor) -> Tensor:
-    return torch.arange(256, device=images.device, dtype=torch.int32)
-
-
-def lookup(images: Tensor, tables: Tensor) -> Tensor:
-    """Replaces every value by its entry in the sample's table, (B, C, 256) uint8."""
-    B, C, H, W = images.shape
-    places = images.permute(0, 2, 3, 1).reshape(B, H * W * C).int()
-    starts = torch.arange(0, B * C * 256, 256, dtype=torch.int32, device=images.device).view(B, C)
-    places += starts[:1].repeat(1, H * W)
-    places += starts[:, :1]
-    return tables.flatten().index_select(0, places.flatten()).view(B, H, W, C).permute(0, 3, 1, 2)
-
-
-def autocontrast_table(images: Tensor, _: Tensor) -> Tensor:
-    low, high = images.amin((2, 3)).double()[..., None], images.amax((2, 3)).double()[..., None]
-    scale = torch.full_like(low, 255) / (high - low)  # in float64 and in this order, as in Pillow: the result is cut off
-    stretched = (_values(images) * scale + -low * scale).clamp_(0, 255)
-    return torch.where(high > low, stretched, _values(images)).to(torch.uint8)
-
-
-def equalize_table(images: Tensor, _: Tensor) -> Tensor:
-    B, C = images.shape[:2]
-    places = images.flatten(2).long() + torch.arange(0, 256 * B * C, 256, device=images.device).view(B, C, 1)
-    ones = torch.ones(1, dtype=torch.int32, device=images.device).expand(places.numel())
-    # One dimension: the only one for which CUDA has a deterministic scatter_add.
-    histogram = torch.zeros(B * C * 256, dtype=torch.int32, device=images.device).scatter_add_(0, places.flatten(), ones).view(B, C, 256)
-    last = histogram.gather(2, images.amax((2, 3)).long()[..., None])
-    step = (places.shape[2] - last).div_(255, rounding_mode="floor")  # 0 where the channel is flat, too
-    below = histogram.cumsum(2, dtype=torch.int32) - histogram
-    levelled = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255)
-    return torch.where(step > 0, levelled, _values(images)).to(torch.uint8)
-
-
-def invert_table(images: Tensor, _: Tensor) -> Tensor:
-    return (255 - _values(images)).to(torch.uint8).expand(len(images), 1, 256)
-
-
-def posterize_table(images: Tensor, bits: Tensor) -> Tensor:
-    unit = torch.ones_like(bits, dtype=torch.int32).bitwise_left_shift(8 - bits.int().clamp(1, 8))[:, None, None]
-    return (_values(images) & -unit).to(torch.uint8)
-
-
-def solarize_table(images: Tensor, threshold: Tensor) -> Tensor:
-    values = _values(images)
-    return torch.where(values < threshold[:, None, None], values, 255 - values).to(torch.uint8)
-
-
-def solarize_add_table(images: Tensor, amount: Tensor) -> Tensor:
-    values = _values(images)
-    return torch.where(values < 128, (values + amount.int()[:, None, None]).clamp_(max=255), values).to(torch.uint8)
-
-
-def contrast_table(images: Tensor, factor: Tensor) -> Tensor:
-    grey = _grey(images)
-    count = grey[0].numel()
-    mean = (2 * grey.sum((1, 2)) + count) // (2 * count)  # rounded
-    return _to_uint8(_blend(mean.float()[:, None, None], _values(images).float(), factor[:, None, None]))
-
-
-def brightness_table(images: Tensor, factor: Tensor) -> Tensor:
-    return _to_uint8((_values(images) * factor[:, None, None]).clamp_(0, 255))
-
-
-TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "autocontrast": autocontrast_table,
-    "equalize": equalize_table,
-    "invert": invert_table,
-    "posterize": posterize_table,
-    "solarize": solarize_table,
-    "solarize_add": solarize_add_table,
-    "contrast": contrast_table,
-    "brightness": brightness_table,
-}
 
 
 def _mapped(name: str, images: Tensor, argument: Tensor) -> Tensor:
@@ -145,27 +61,11 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
     return _mapped("brightness", images, factor)
 
 
-# Operations that look at more than one value.
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Makes Pillow's mode L of the images, (B, H, W) int32: ITU-R 601-2 in 16 bits behind the point."""
-    if images.shape[1] == 1:
-        return images[:, 0].int()
-    red, green, blue = images.int().unbind(1)
-    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
-
-
-def _blend(other: Tensor, image: Tensor, factor: Tensor) -> Tensor:
-    """Goes from ``other`` (factor 0) to the image (1) and beyond, in 0..255; float32 and in this order, as ``Image.blend``."""
-    return other.add((image - other).mul_(factor)).clamp_(0, 255)
-
-
 def color(images: Tensor, factor: Tensor) -> Tensor:
     """Between grey (0) and the image (1), and beyond; ``ImageEnhance.Color`` in Pillow, to the bit."""
     if images.shape[1] == 1:
         return images
-    return _to_uint8(_blend(_grey(images)[:, None].float(), images.float(), _per_sample(factor)))
+    return to_uint8(blend(grey(images)[:, None].float(), images.float(), _per_sample(factor)))
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
@@ -176,7 +76,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     image = images.float()
     smooth = image.clone()
     smooth[:, :, 1:-1, 1:-1] = ((sums + 6.5) / 13).floor_()
-    return _to_uint8(_blend(smooth, image, _per_sample(factor)))
+    return to_uint8(blend(smooth, image, _per_sample(factor)))
 
 
 def _weights(fraction: Tensor, cubic: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -194,7 +94,7 @@ def _filled(values: Tensor, inside: Tensor, fill: Tensor) -> Tensor:
     """Cuts off fractions and puts the colour ``fill`` (C,) where ``inside`` (B, H, W) is false; branches would cost the most here."""
     fill = fill.float().view(-1, 1, 1)
     values = values.add_(ROUNDING).clamp_(0, 255).floor_()
-    return _to_uint8(values.sub_(fill).mul_(inside[:, None].float()).add_(fill))
+    return to_uint8(values.sub_(fill).mul_(inside[:, None].float()).add_(fill))
 
 
 def shift_rows(images: Tensor, offsets: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
@@ -290,7 +190,7 @@ def resized_crop(images: Tensor, boxes: Tensor, cubic: Tensor) -> Tensor:
     values = images.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format).view(B, H * C, W)
     values = torch.bmm(values, _interpolation(left, wide, W, cubic).mT).add_(0.5).clamp_(0, 255).floor_()  # Pillow rounds in between, too
     values = torch.bmm(_interpolation(top, high, H, cubic), values.view(B, H, C * W)).add_(0.5).clamp_(0, 255)
-    return _to_uint8(values).view(B, H, C, W).permute(0, 2, 1, 3)
+    return to_uint8(values).view(B, H, C, W).permute(0, 2, 1, 3)
 
 
 def shift_and_flip(images: Tensor, down: Tensor, right: Tensor, flip: Tensor, most: int) -> Tensor:

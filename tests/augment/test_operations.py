@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import ImageEnhance, ImageOps
 
-from cct_lightning.augment import operations
+from cct_lightning.augment import operations, tables
 
 SOURCE = np.random.default_rng(0)
 NOISE = SOURCE.integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -163,7 +163,7 @@ def test_samples_of_a_batch_have_arguments_of_their_own():
     boxes = torch.tensor([(0, 0, 9, 9), (1, 5, 20, 11), (0, 9, 1, 23), (10, 0, 22, 32)])
     offsets, moves = torch.linspace(-40, 40, 128).view(4, 32), torch.tensor([-2, 0, 1, 2])
     calls = {
-        "lookup": lambda s: operations.lookup(images[s], operations.brightness_table(images[s], factors[s]).expand(-1, 3, -1)),
+        "lookup": lambda s: tables.lookup(images[s], tables.brightness_table(images[s], factors[s]).expand(-1, 3, -1)),
         "contrast": lambda s: operations.contrast(images[s], factors[s]),
         "color": lambda s: operations.color(images[s], factors[s]),
         "sharpness": lambda s: operations.sharpness(images[s], factors[s]),
