@@ -18,7 +18,7 @@ def processor() -> str:
 
 def machine(device: str, threads: int, *packages: ModuleType) -> str:
     """Describes hardware and versions in a line."""
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {threads} thread(s)"
+    where = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else f"{processor()}, {threads} thread(s)"
     return f"{where}; " + ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, *packages))
 
 

@@ -116,6 +116,8 @@ def main() -> None:
     fit, bare = (Measured.seconds[name][2:] for name in ("fit", "bare"))
     print(f"\n{machine(options.device, options.threads, L)}; n = {len(fit)} turns of {STEPS} steps")
     print(f"{options.arch}, batch {options.batch}: ms per step of `cct fit` {spread([1e3 * s for s in fit])}, bare {spread([1e3 * s for s in bare])}")
+    rates = {name: spread([options.batch / s for s in seconds], ",.0f") for name, seconds in (("`cct fit`", fit), ("bare", bare))}
+    print(f"images/s, augmentation included: {', '.join(f'{name} {rate}' for name, rate in rates.items())}")
     print(f"`cct fit` / bare: {spread([a / b for a, b in zip(fit, bare, strict=True)], '.3f')}")
     print(f"ms more per step: {spread([1e3 * (a - b) for a, b in zip(fit, bare, strict=True)])}")
 
