@@ -75,7 +75,7 @@ class KeyedSampler(DistributedSampler[BatchKey]):
             yield BatchKey(self.epoch, number, share.tolist())
 
 
-CHUNK = 1024  # images that are cut out and augmented together, at least: few large operations instead of many small ones
+CHUNK = 1024  # images that are cut out and augmented together, about: few large operations instead of many small ones
 
 
 class MemoryLoader:
@@ -100,7 +100,7 @@ class MemoryLoader:
     def __iter__(self) -> Iterator[Batch]:
         keys = iter(self.sampler)
         while first := list(islice(keys, 1)):
-            group = [*first, *islice(keys, CHUNK // max(len(first[0].indices), 1))]
+            group = [*first, *islice(keys, max(CHUNK // max(len(first[0].indices), 1) - 1, 0))]
             indices = torch.tensor([index for key in group for index in key.indices])
             images, targets = self._cut(self.images, indices).permute(0, 3, 1, 2), self._cut(self.targets, indices)
             if self.augment is not None:
