@@ -75,6 +75,7 @@ def noisy(num_workers):
     return torch.cat(images)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # a single core will do
 def test_draws_do_not_depend_on_the_workers_and_never_repeat():
     alone, two = noisy(0), noisy(2)
     assert torch.equal(alone, two)
