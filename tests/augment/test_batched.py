@@ -253,8 +253,13 @@ def test_rotations_are_those_of_the_other_road():
 
 def test_both_roads_have_the_same_keys():
     config = AugmentConfig(**CONFIGS["everything"])
-    SampleAugment(config, (16, 16), MEAN, STD, 0)(IMAGES[0].permute(1, 2, 0).contiguous().numpy(), 0, 0)
-    BatchAugment(config, (16, 16), MEAN, STD, 0)(IMAGES, 0, INDICES)
+    image = IMAGES[0].permute(1, 2, 0).contiguous().numpy()
+    one = SampleAugment(config, (16, 16), MEAN, STD, 0)(image, 0, 0)
+    many = BatchAugment(config, (16, 16), MEAN, STD, 0)(IMAGES, 0, INDICES)
+    assert one.shape == image.shape
+    assert not np.array_equal(one, image)
+    assert many.shape == IMAGES.shape
+    assert not torch.equal(many, IMAGES)
 
 
 @each_config
