@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cct_lightning.augment.batched import BatchAugment
 from cct_lightning.augment.sample import SampleAugment, fit
-from cct_lightning.data.sets import Array, Split, decode
+from cct_lightning.data.sets import Split
+from cct_lightning.images import Array, decode
 from cct_lightning.randomness import generator
 
 

@@ -17,8 +17,9 @@ from cct_lightning.augment.batch import draw_mix, mix_batch, normalize
 from cct_lightning.augment.batched import BatchAugment
 from cct_lightning.augment.sample import SampleAugment, fit
 from cct_lightning.data.loader import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
-from cct_lightning.data.sets import DATASETS, Array, Split, decode, folder_class_names, named_folder, read_split, split_folder
+from cct_lightning.data.sets import DATASETS, Split, folder_class_names, named_folder, read_split, split_folder
 from cct_lightning.errors import InputError, check_range, did_you_mean
+from cct_lightning.images import Array, decode
 from cct_lightning.randomness import generator
 
 HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here,

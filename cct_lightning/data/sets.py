@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 
 from cct_lightning.errors import InputError
+from cct_lightning.images import SUFFIXES, Array
 
-Array = np.ndarray[Any, Any]
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images: uint8 arrays (H, W, C), or files that ``decode`` reads; targets are class indices (n,)."""
+    """Labelled images: uint8 arrays (H, W, C), or files that ``images.decode`` reads; targets are class indices (n,)."""
 
     images: Sequence[Array] | Sequence[Path] | Array
     targets: Array
@@ -50,29 +47,6 @@ class DataSet:
     class_names: tuple[str, ...] | None = None
     own_splits: tuple[str, ...] = ("train", "test")
     note: str = "torchvision downloads it where there is a network"
-
-
-def decode(image: Array | Path, in_chans: int) -> Array:
-    """Reads a file as uint8 (H, W, C), turned upright as its EXIF tag says; an array is returned as it is.
-
-    Raises:
-        InputError: The file is no image, or damaged.
-    """
-    if isinstance(image, np.ndarray):
-        return image
-    try:
-        with PIL.Image.open(image) as file:
-            file.load()
-            # exif_transpose takes as long as decoding a small image, so only where there is something to read the orientation from
-            turned = file.format == "TIFF" or any("exif" in str(name).lower() or "xmp" in str(name).lower() for name in file.info)
-            upright = PIL.ImageOps.exif_transpose(file) if turned else file
-            if upright.mode in ("I", "F", "I;16", "I;16B", "I;16L"):  # 16 bits: Pillow would cut them off at 255
-                deep = np.asarray(upright, dtype=np.float64)
-                upright = PIL.Image.fromarray((deep / (257 if deep.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
-            pixels = np.asarray(upright.convert("L" if in_chans == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"{image} can't be read as an image ({str(error).splitlines()[0][:80]}): mend it or move it out of the data set.") from None
-    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def class_folders(folder: Path) -> list[Path]:

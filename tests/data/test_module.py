@@ -6,7 +6,8 @@ from pictures import write_images
 
 from cct_lightning import AugmentConfig, ImageDataModule, InputError
 from cct_lightning.augment.sample import fit
-from cct_lightning.data.sets import decode, read_folder
+from cct_lightning.data.sets import read_folder
+from cct_lightning.images import decode
 
 
 def digits(**options):
