@@ -39,6 +39,11 @@ class AugmentConfig:
     cutmix: float = 0.0
     mix_off_epoch: int = 0
 
+    @property
+    def is_random(self) -> bool:
+        """Whether an image may look different from one epoch to the next."""
+        return bool(self.crop_scale or self.shift or self.flip or self.policy != "none" or self.cutout or self.erase or self.mixup or self.cutmix)
+
     def __post_init__(self) -> None:
         if self.crop_scale is not None:
             check_range("augment.crop_scale[0]", self.crop_scale[0], 0, self.crop_scale[1], exclusive="low")

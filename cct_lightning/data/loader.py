@@ -1,5 +1,8 @@
 """Batches by index: a sampler that says which images make up a batch, and what cuts them out of memory or reads them from files."""
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -48,15 +51,21 @@ class KeyedSampler(DistributedSampler[BatchKey]):
         train: Shuffle, and drop the last partial batch.
         rank: Number of this device.
         world_size: Number of devices.
+        targets: Of the whole data set, (n,), where the classes shall be balanced: an epoch then takes every class equally often. Images of
+            rare classes come again under their index + n, index + 2 n, ..., so that they are augmented anew.
     """
 
-    def __init__(self, indices: Array, batch_size: int, seed: int, train: bool, rank: int = 0, world_size: int = 1) -> None:
-        self.indices, self.batch_size, self.train = indices, batch_size, train
+    def __init__(
+        self, indices: Array, batch_size: int, seed: int, train: bool, rank: int = 0, world_size: int = 1, targets: Array | None = None
+    ) -> None:
+        self.indices, self.batch_size, self.train, self.targets = indices, batch_size, train, targets
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
+        self.skip = 0  # batches of this epoch that are done, in a run that goes on inside it
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.skip = epoch, 0
 
     def __len__(self) -> int:
         if self.train:
@@ -65,15 +74,29 @@ class KeyedSampler(DistributedSampler[BatchKey]):
         return min(-(-len(self.indices) // self.batch_size), len(self.indices) // self.world_size)
 
     def __iter__(self) -> Iterator[BatchKey]:  # type: ignore[override]
-        order = self.indices
+        order = self.indices if self.targets is None else self._balance(self.targets)
         if self.train:
             order = order[torch.randperm(len(order), generator=generator(self.seed, "order", self.epoch)).numpy()]
             batches = np.split(order[: len(self) * self.batch_size], len(self))
         else:
             batches = np.array_split(order, len(self))
-        for number, batch in enumerate(batches):
+        done, self.skip = self.skip, 0
+        for number, batch in enumerate(batches[done:], done):
             share = np.array_split(batch, self.world_size)[self.rank]
             yield BatchKey(self.epoch, number, share.tolist())
+
+    def _balance(self, targets: Array) -> Array:
+        """Returns as many images as there are, the same number of each class but for the rest of the division."""
+        chosen = targets[self.indices]
+        labels = np.unique(chosen)
+        each = -(-len(self.indices) // len(labels))
+        taken = []
+        for label in labels:
+            members = self.indices[chosen == label]
+            laps = range(-(-each // len(members)))
+            orders = [torch.randperm(len(members), generator=generator(self.seed, "balanced", self.epoch, int(label), lap)).numpy() for lap in laps]
+            taken.append(np.concatenate([members[order] + lap * len(targets) for lap, order in zip(laps, orders, strict=True)])[:each])
+        return np.concatenate(taken)
 
 
 CHUNK = 1024  # images that are cut out and augmented together, about: few large operations instead of many small ones
@@ -83,7 +106,7 @@ class MemoryLoader:
     """Cuts batches out of images in memory and augments them there, some batches at a time; nothing is copied but what is needed.
 
     Args:
-        images: uint8 (n, H, W, C), in the size of the network, on the host or on the device.
+        images: uint8 (n, H, W, C), in the size of the network, or features (n, ...) of them, on the host or on the device.
         targets: Classes (n,), likewise.
         sampler: Says which images make up a batch.
         device: Where the batches go; augmentation is computed there.
@@ -103,10 +126,13 @@ class MemoryLoader:
         while first := list(islice(keys, 1)):
             group = [*first, *islice(keys, max(CHUNK // max(len(first[0].indices), 1) - 1, 0))]
             indices = torch.tensor([index for key in group for index in key.indices])
-            images, targets = self._cut(self.images, indices).permute(0, 3, 1, 2), self._cut(self.targets, indices)
+            rows = indices % len(self.images)
+            images, targets = self._cut(self.images, rows), self._cut(self.targets, rows)
+            if images.ndim == 4:
+                images = images.permute(0, 3, 1, 2)
             if self.augment is not None:
                 images = self.augment(images, first[0].epoch, indices)
-            start, indices = 0, self._move(indices)
+            start, indices = 0, self._move(rows)
             for key in group:
                 part = slice(start, start := start + len(key.indices))
                 yield Batch(images[part], targets[part], indices[part], key.epoch, key.number)
@@ -141,12 +167,12 @@ class BatchDataset(Dataset[Batch]):
     def __getitem__(self, batch: BatchKey) -> Batch:
         images = np.empty((len(batch.indices), *self.image_size, self.in_chans), np.uint8)
         for row, index in enumerate(batch.indices):
-            image = decode(self.split.images[index], self.in_chans)
+            image = decode(self.split.images[index % len(self.split)], self.in_chans)
             images[row] = self.augment(image, batch.epoch, index) if self.augment else fit(image, self.image_size, self.crop_pct)
         # (B, H, W, C) in memory is channels_last for torch, the layout convolutions like best
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        targets = torch.from_numpy(self.split.targets[batch.indices].astype(np.int64))
-        return Batch(pixels, targets, torch.tensor(batch.indices, dtype=torch.int64), batch.epoch, batch.number)
+        rows = np.array(batch.indices, np.int64) % len(self.split)
+        return Batch(pixels, torch.from_numpy(self.split.targets[rows].astype(np.int64)), torch.from_numpy(rows), batch.epoch, batch.number)
 
 
 def make_loader(dataset: BatchDataset, sampler: KeyedSampler, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
@@ -159,7 +185,25 @@ def make_loader(dataset: BatchDataset, sampler: KeyedSampler, num_workers: int, 
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_the_run,
     )
+
+
+def _leave_signals_to_the_run(_: int) -> None:
+    """Has a worker outlive the Ctrl-C or SIGTERM that a terminal or a cluster sends to all processes: the run ends at its next step, not before.
+
+    A SIGTERM of the run's own, which ends its workers, is obeyed; systems that don't tell who sent it (macOS, Windows) keep the default.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _as_it_is(batch: Any) -> Any:

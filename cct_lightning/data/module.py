@@ -1,7 +1,7 @@
 """The LightningDataModule: which images are for what, and how they reach the device."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import PIL.Image
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
@@ -17,7 +18,7 @@ from cct_lightning.augment.batch import draw_mix, mix_batch, normalize
 from cct_lightning.augment.batched import BatchAugment
 from cct_lightning.augment.sample import SampleAugment, fit
 from cct_lightning.data.loader import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
-from cct_lightning.data.sets import DATASETS, Split, folder_class_names, named_folder, read_split, split_folder
+from cct_lightning.data.sets import DATASETS, Split, folder_class_names, named_folder, read_split, read_table, split_folder
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.images import Array, decode
 from cct_lightning.randomness import generator
@@ -29,6 +30,27 @@ BATCHED_PIXELS = 96  # longest side up to which images are augmented a batch at 
 Loader = DataLoader[Batch] | MemoryLoader
 
 
+def _per_channel(name: str, values: Sequence[float], channels: int) -> list[float]:
+    """Returns a mean or deviation for each channel: the average of the colours' for grey, grey's for every colour."""
+    if name == "std":
+        for value in values:
+            check_range("data.std", value, 0, exclusive="low")
+    if len(values) == channels:
+        return list(values)
+    if len(values) not in (1, 3):
+        raise InputError(f"data.{name}={list(values)} has {len(values)} values, and the images {channels} channel(s): give {channels}.")
+    return [round(sum(values) / len(values), 6)] * channels
+
+
+def _as_channels(images: Array, channels: int) -> Array:
+    """Turns uint8 images (n, H, W, 1 or 3) into grey, as Pillow weighs the colours, or into colour."""
+    if images.shape[-1] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    return (images @ np.array([0.299, 0.587, 0.114], np.float32)).round().astype(np.uint8)[..., None]  # type: ignore[no-any-return]
+
+
 class ImageDataModule(L.LightningDataModule):
     """Labelled images for training, validation and test.
 
@@ -37,8 +59,9 @@ class ImageDataModule(L.LightningDataModule):
     the training images is set aside.
 
     Args:
-        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, flowers102 or image_folder.
-        root: Folder where the data set lies or is downloaded to; for image_folder the folder of class folders.
+        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, flowers102, image_folder or csv.
+        root: Folder where the data set lies or is downloaded to; for image_folder the folder of class folders, for csv a file with the columns
+            path and label, and split (train, val or test) where you split.
         batch_size: Images in a training batch, over all devices.
         image_size: Side of the images given to the network, or height and width, pixels; null: the data set's own.
         cache: device keeps the images on the GPU, host in memory, none reads files each time; auto: images of the network's size on the GPU up
@@ -48,6 +71,11 @@ class ImageDataModule(L.LightningDataModule):
         split_seed: Seed of these splits; apart from the run's, so that all runs are tested on the same images.
         fraction: Share of each class of the training images that is used.
         per_class: Number of training images of each class that is used; null: all that fraction leaves.
+        in_chans: 1 reads the images as grey, 3 in colour; null: the data set's own.
+        mean: Mean of each channel, 0..1, that is subtracted; null: the data set's own.
+        std: Standard deviation of each channel, 0..1, that is divided by; null: the data set's own.
+        sampler: shuffle takes every training image once an epoch; balanced takes every class equally often, so that images of rare classes come
+            several times, augmented differently, and of frequent ones only some.
         crop_pct: Share of the image that evaluation sees, along each side; the rest is cut off.
         augment: Augmentation of the training images.
         num_workers: Processes that read or augment images one by one; null: one for each core but one. Images in memory of the network's size,
@@ -70,6 +98,10 @@ class ImageDataModule(L.LightningDataModule):
         split_seed: int = 0,
         fraction: float = 1.0,
         per_class: int | None = None,
+        in_chans: Literal[1, 3] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        sampler: Literal["shuffle", "balanced"] = "shuffle",
         crop_pct: float = 1.0,
         augment: AugmentConfig = AugmentConfig(),
         num_workers: int | None = None,
@@ -93,16 +125,22 @@ class ImageDataModule(L.LightningDataModule):
         self.image_size: tuple[int, int] = (size[0], size[1])
         check_range("data.image_size", min(size), 1)
         check_range("data.augment.shift", augment.shift, 0, min(size), exclusive="high")
-        self.in_chans, self.mean, self.std = len(about.mean), list(about.mean), list(about.std)
+        self.in_chans = in_chans or len(about.mean)
+        self.mean, self.std = _per_channel("mean", mean or about.mean, self.in_chans), _per_channel("std", std or about.std, self.in_chans)
         self.folder = folder = self.root if dataset == "image_folder" else named_folder(dataset, self.root)
-        names = folder_class_names(folder) if folder else about.class_names or [str(i) for i in range(about.num_classes or 0)]
+        self._table = read_table(self.root) if dataset == "csv" else None
+        known = self._table.class_names if self._table else about.class_names
+        names = folder_class_names(folder) if folder else known or [str(i) for i in range(about.num_classes or 0)]
         self.class_names = list(names)
         self.num_classes = len(self.class_names)
         self.batch_size, self.cache, self.crop_pct, self.num_workers = batch_size, cache, crop_pct, num_workers
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
-        self.fraction, self.per_class, self.augment = fraction, per_class, augment
+        self.fraction, self.per_class, self.sampler, self.augment = fraction, per_class, sampler, augment
         self.seed = torch.initial_seed() if seed is None else seed
         self.splits: dict[str, tuple[Split, Array]] = {}  # images, and which of them are meant
+        self._encode: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._encoded: dict[int, tuple[torch.Tensor, Array]] = {}  # features of a split and which of them are computed, by its id
+        self._position = (0, 0)  # epoch and batch where the next training begins
         self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # images and targets of a split in memory, by its id
 
     @property
@@ -118,12 +156,14 @@ class ImageDataModule(L.LightningDataModule):
     def _has_own(self, split: str) -> bool:
         if self.folder is not None:
             return split_folder(self.folder, split) is not None
+        if self._table is not None:
+            return split in self._table.splits
         return split in self.about.own_splits
 
     def prepare_data(self) -> None:
         """Downloads the data set where it is missing; on one process of each machine."""
-        if self.folder is not None:
-            return  # class folders are there or not
+        if self.folder is not None or self._table is not None:
+            return  # files of the user's are there or not
         for split in ("train", "test"):
             read_split(self.dataset, self.root, split, download=True)
 
@@ -183,14 +223,16 @@ class ImageDataModule(L.LightningDataModule):
         cached: dict[int, Split] = {}
         for number, split in heaps.items():
             images: Any = split.images
+            files = None if isinstance(images, np.ndarray) else images
             if isinstance(images, np.ndarray):
+                images = _as_channels(images, self.in_chans)
                 if images.shape[1:3] != self.image_size:
                     images = np.stack([fit(image, self.image_size) for image in images])
             elif self.cache != "none" and (self.cache != "auto" or self._fits_into_memory(images)):
                 used = set(np.concatenate([chosen for other, chosen in self.splits.values() if other is split]).tolist())
                 images = [decode(image, self.in_chans) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
                 images = self._as_array(images)
-            cached[number] = Split(images, split.targets)
+            cached[number] = Split(images, split.targets, files)
         self.splits = {name: (cached[id(split)], chosen) for name, (split, chosen) in self.splits.items()}
 
     def _as_array(self, images: list[Array]) -> list[Array] | Array:
@@ -224,6 +266,43 @@ class ImageDataModule(L.LightningDataModule):
             why = str(error).splitlines()[0][:60]
             raise InputError(f"{file} can't be read as an image ({why}): mend it or move it out of the data set.") from None
 
+    @property
+    def class_counts(self) -> list[int]:
+        """Returns the number of training images of each class."""
+        split, chosen = self.splits["train"]
+        return np.bincount(split.targets[chosen], minlength=self.num_classes).tolist()  # type: ignore[no-any-return]
+
+    def use_features(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Puts what a frozen encoder makes of the images in their place: each is computed once, when its split is first asked for.
+
+        Args:
+            encode: Maps images, float normalised (B, C, H, W) on the device, to features (B, ...).
+        """
+        self._encode = encode
+
+    def _features(self, stage: str, device: torch.device) -> torch.Tensor | None:
+        """Computes the features of a stage's images, without augmentation, as rows of one tensor for all stages of a data set.
+
+        Returns:
+            Features (n, ...), on the host; None where they take more than ``HOST_CACHE_BYTES``.
+        """
+        split, chosen = self.splits[stage]
+        whole, done = self._encoded.get(id(split), (None, np.zeros(len(split), bool)))
+        missing = chosen[~done[chosen]]
+        for batch in self._images(split, KeyedSampler(missing, self.batch_size, self.seed, train=False), device) if len(missing) else ():
+            assert self._encode is not None
+            features = self._encode(normalize(batch.images.to(device), self.mean, self.std)).float().cpu()
+            if whole is None:
+                if (size := features[0].nbytes * len(split)) > HOST_CACHE_BYTES:
+                    rank_zero_info(f"the features of {len(split):,} images take {size / 2**30:.1f} GiB: they are computed anew each epoch.")
+                    return None
+                whole = torch.empty((len(split), *features.shape[1:]))  # rows that are never written take no memory
+            whole[batch.indices.cpu()] = features
+        done[chosen] = True
+        assert whole is not None
+        self._encoded[id(split)] = whole, done
+        return whole
+
     def _loader(self, stage: str, train: bool = False) -> Loader:
         split, chosen = self.splits[stage]
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -240,8 +319,17 @@ class ImageDataModule(L.LightningDataModule):
                 rank_zero_info(f"data.batch_size={self.batch_size} is more than the {len(chosen)} training images: using {batch_size}.")
         if len(chosen) < world:
             raise InputError(f"The {stage} split has {len(chosen)} image(s), fewer than the {world} devices.")
-        sampler = KeyedSampler(chosen, batch_size, self.seed, train, rank, world)
+        balanced = split.targets if train and self.sampler == "balanced" else None
+        sampler = KeyedSampler(chosen, batch_size, self.seed, train, rank, world, balanced)
+        if train:
+            (sampler.epoch, sampler.skip), self._position = self._position, (0, 0)
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        if self._encode is not None and (features := self._features(stage, device)) is not None:
+            return MemoryLoader(features, torch.from_numpy(split.targets.astype(np.int64)), sampler, device)
+        return self._images(split, sampler, device, train)
+
+    def _images(self, split: Split, sampler: KeyedSampler, device: torch.device, train: bool = False) -> Loader:
+        """Makes the loader of a split's images: cut out of memory where they lie there in the network's size, else read one by one."""
         about = (self.augment, self.image_size, tuple(self.mean), tuple(self.std), self.seed)
         batched = isinstance(split.images, np.ndarray) and max(self.image_size) <= BATCHED_PIXELS and (train or self.crop_pct == 1.0)
         if batched:
@@ -270,6 +358,18 @@ class ImageDataModule(L.LightningDataModule):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
         return min(max(cores - 1, 1), 8)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Says where the training stands: the epoch, and how many of its batches are done."""
+        loop = self.trainer.fit_loop  # type: ignore[union-attr]
+        epoch: Any = loop.epoch_progress.current
+        batch: Any = loop.epoch_loop.batch_progress.current
+        return {"epoch": epoch.processed, "batches": batch.processed if epoch.started > epoch.processed else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Has the next training begin there. Lightning asks for its batches, and workers fetch them, before it knows the epoch itself."""
+        if self.trainer.state.fn == TrainerFn.FITTING:  # type: ignore[union-attr]
+            self._position = state_dict["epoch"], state_dict["batches"]
+
     def train_dataloader(self) -> Loader:
         return self._loader("train", train=True)
 
@@ -278,11 +378,13 @@ class ImageDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         if "test" not in self.splits:
-            raise InputError(f"data.root={self.root} has no test folder: add one, or use `cct validate`.")
+            raise InputError(f"data.root={self.root} has no test images: add a test folder, set a share aside (data.test_fraction), or use `cct validate`.")
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalises on the device, and mixes neighbours while training."""
+        if batch.images.dtype != torch.uint8:
+            return batch  # features
         images, targets = normalize(batch.images, self.mean, self.std), batch.targets
         if self.trainer is not None and self.trainer.training:
             drawn = draw_mix(self.augment, self.seed, batch.epoch, batch.number)

@@ -1,9 +1,10 @@
 """Data sets by name: where their images and labels come from. To add one: a function that reads it, and a line of ``DATASETS``."""
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,10 +17,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images: uint8 arrays (H, W, C), or files that ``images.decode`` reads; targets are class indices (n,)."""
+    """Labelled images: uint8 arrays (H, W, C), or files that ``images.decode`` reads; targets are class indices (n,).
+
+    ``files`` names what the arrays were decoded from, once the data module has read the split; None where they come from no files.
+    """
 
     images: Sequence[Array] | Sequence[Path] | Array
     targets: Array
+    files: Sequence[Path] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -104,6 +109,61 @@ def read_folder(root: Path, split: str, download: bool = False) -> Split | None:
     return Split(files, np.array(targets))
 
 
+class Table(NamedTuple):
+    """What a CSV of labelled images says: the class names, sorted, and the images of each split that it names."""
+
+    class_names: list[str]
+    splits: dict[str, Split]
+
+
+def read_table(path: Path) -> Table:
+    """Reads a CSV with the columns path and label, and where it has one split (train, val or test; without it all images are one heap).
+
+    Paths are relative to the folder of the CSV; commas, semicolons and tabs separate.
+
+    Raises:
+        InputError: No such file or columns, an image that is missing or listed twice, a label of val or test that train has not.
+    """
+    if not path.is_file():
+        raise InputError(f"data.root={path} is no file: data.dataset=csv takes a CSV with the columns path and label.")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason}, byte {error.start}): save it as such.") from None
+    header = lines[0] if lines else ""
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count))
+    columns = {str(name).strip().lower(): name for name in rows.fieldnames or []}
+    if not {"path", "label"} <= columns.keys():
+        raise InputError(f"{path}: its first line names the columns {header[:60]!r}; it must have path and label, and may have split.")
+    names_of_splits = {name: split for split, names in SPLITS.items() for name in names}
+    found: dict[str, tuple[list[Path], list[str]]] = {}
+    seen: dict[Path, int] = {}
+    for number, row in enumerate(rows, start=2):
+        image, label, split = ((row.get(columns.get(column, ""), "") or "").strip() for column in ("path", "label", "split"))
+        where = f"{path}, line {number}"
+        if not image or not label:
+            raise InputError(f"{where}: path={image!r}, label={label!r}; every line needs both.")
+        if "split" in columns and split.lower() not in names_of_splits:
+            raise InputError(f"{where}: split={split!r} is unknown: train, val or test.")
+        file = path.parent / Path(image).expanduser()
+        if file in seen:
+            raise InputError(f"{where}: {image} is listed in line {seen[file]} already; every image has one label and one split.")
+        if not file.is_file():
+            raise InputError(f"{where}: there is no file {file}. Paths are relative to {path.parent}.")
+        seen[file] = number
+        files, labels = found.setdefault(names_of_splits.get(split.lower(), "train"), ([], []))
+        files.append(file)
+        labels.append(label)
+    class_names = sorted(set(found.get("train", ([], []))[1]))
+    if len(class_names) < 2:
+        raise InputError(f"{path}: the training images have {len(class_names)} class(es): {', '.join(class_names) or '-'}; at least two are needed.")
+    for split, (_, labels) in found.items():
+        if odd := sorted(set(labels) - set(class_names)):
+            raise InputError(f"{path}: {split} has the label(s) {', '.join(odd[:5])}, which no training image has.")
+    number_of = {name: number for number, name in enumerate(class_names)}
+    return Table(class_names, {split: Split(files, np.array([number_of[label] for label in labels])) for split, (files, labels) in found.items()})
+
+
 def _read_digits(root: Path, split: str, download: bool) -> Split | None:
     if split != "train":
         return None
@@ -165,6 +225,7 @@ DATASETS: dict[str, DataSet] = {
     "cifar100": DataSet(_torchvision("CIFAR100"), (32, 32), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), CIFAR100),
     "flowers102": DataSet(_read_flowers, None, 102, (0.4353, 0.3773, 0.2872), (0.2966, 0.2455, 0.2698), None, ("train", "val", "test")),
     "image_folder": DataSet(read_folder, None, None, IMAGENET_MEAN, IMAGENET_STD, note="it is a folder of yours"),
+    "csv": DataSet(lambda root, split, _: read_table(root).splits.get(split), None, None, IMAGENET_MEAN, IMAGENET_STD, note="it is a file of yours"),
 }
 
 

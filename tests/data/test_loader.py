@@ -121,3 +121,49 @@ def test_two_devices_augment_as_one_does():
 def test_an_epoch_out_of_memory_differs_from_the_next():
     first, second = (torch.cat([batch.images for batch in in_memory(train(epoch=epoch), AUGMENT)]) for epoch in (0, 1))
     assert not torch.equal(first, second)
+
+
+UNEVEN = np.array([0] * 90 + [1] * 10 + [2] * 4)
+
+
+def balanced(epoch=0, seed=0, rank=0, world_size=1):
+    sampler = KeyedSampler(np.arange(104), 20, seed, True, rank, world_size, targets=UNEVEN)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def test_a_balanced_epoch_takes_every_class_equally_often_and_follows_from_seed_and_epoch():
+    batches = list(balanced())
+    drawn = np.array([index for batch in batches for index in batch.indices])
+    assert len(batches) == 5
+    counts = np.bincount(UNEVEN[drawn % 104])
+    assert counts.sum() == 100
+    assert counts.max() - counts.min() <= 5  # what the last partial batch would have held is left out
+    assert list(balanced()) == batches
+    assert list(balanced(epoch=1)) != batches
+    halves = [list(balanced(rank=rank, world_size=2)) for rank in range(2)]
+    assert [a.indices + b.indices for a, b in zip(*halves, strict=True)] == [batch.indices for batch in batches]
+
+
+def test_an_image_that_comes_again_comes_under_another_index():
+    drawn = [index for batch in balanced() for index in batch.indices]
+    assert len(set(drawn)) == len(drawn)
+    of_the_rare = [index for index in drawn if UNEVEN[index % 104] == 2]
+    again = {index % 104 for index in of_the_rare}
+    assert len(of_the_rare) > len(again) == 4
+
+
+def test_an_image_that_comes_again_is_augmented_anew():
+    images = np.random.default_rng(0).integers(0, 256, (104, 8, 8, 3), dtype=np.uint8)
+    config = (AugmentConfig(shift=3, flip=0.5), (8, 8), (0.5,) * 3, (0.25,) * 3, 0)
+    split = Split(images, UNEVEN)
+    memory = MemoryLoader(torch.from_numpy(images), torch.from_numpy(UNEVEN), balanced(), torch.device("cpu"), BatchAugment(*config))
+    files = BatchDataset(split, (8, 8), 3, SampleAugment(*config))
+    for batches in (list(memory), [files[key] for key in balanced()]):
+        rare = [(int(index), image) for batch in batches for image, target, index in zip(*batch[:3], strict=True) if target == 2]
+        index = rare[0][0]
+        assert 100 <= index < 104
+        same = [image for other, image in rare if other == index]
+        assert len(same) > 1
+        assert any(not torch.equal(same[0], image) for image in same[1:])
+        assert all(torch.equal(batch.targets, torch.from_numpy(UNEVEN)[batch.indices]) for batch in batches)

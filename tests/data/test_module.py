@@ -1,11 +1,14 @@
 import lightning as L
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from pictures import write_images
 
 from cct_lightning import AugmentConfig, ImageDataModule, InputError
+from cct_lightning.augment.batch import normalize
 from cct_lightning.augment.sample import fit
+from cct_lightning.data.module import _as_channels
 from cct_lightning.data.sets import read_folder
 from cct_lightning.images import decode
 
@@ -105,7 +108,7 @@ def test_no_test_folder_means_no_test(tmp_path):
     data = ImageDataModule("image_folder", root=str(tmp_path), image_size=32)
     data.setup("fit")
     assert not data.has_test
-    with pytest.raises(InputError, match="has no test folder"):
+    with pytest.raises(InputError, match="has no test images: add a test folder"):
         data.test_dataloader()
 
 
@@ -225,3 +228,85 @@ def test_images_on_a_gpu_are_those_on_the_host():
         assert torch.equal(ours.indices.cpu(), theirs.indices)
         # interpolation may fall on the other side of a whole number
         assert (ours.images.cpu().int() - theirs.images.int()).abs().max() <= 1
+
+
+def test_a_table_is_split_or_keeps_its_own_splits(tmp_path):
+    write_images(tmp_path / "images", 2, 10, 16)
+    rows = [f"images/class000{label}/{number}.png,c{label}" for label in range(2) for number in range(10)]
+    (tmp_path / "heap.csv").write_text("\n".join(["path,label", *rows]))
+    heap = ImageDataModule("csv", root=str(tmp_path / "heap.csv"), image_size=16)
+    heap.setup("fit")
+    assert heap.class_names == ["c0", "c1"]
+    assert (heap.has_validation, heap.has_test) == (True, True)
+    assert {name: len(chosen) for name, (_, chosen) in heap.splits.items()} == {"test": 4, "val": 2, "train": 14}
+    assert heap.class_counts == [7, 7]
+
+    splits = [f"{row},{'val' if number % 5 == 0 else 'train'}" for number, row in enumerate(rows)]
+    (tmp_path / "splits.csv").write_text("\n".join(["path,label,split", *splits]))
+    own = ImageDataModule("csv", root=str(tmp_path / "splits.csv"), image_size=16)
+    own.setup("fit")
+    assert (own.has_validation, own.has_test) == (True, False)
+    assert {name: len(chosen) for name, (_, chosen) in own.splits.items()} == {"val": 4, "train": 16}
+
+
+def test_channels_and_normalisation_may_be_others_than_the_sets(tmp_path):
+    write_images(tmp_path / "train", 2, 4, 16)
+    grey = ImageDataModule("image_folder", root=str(tmp_path), image_size=16, in_chans=1, batch_size=2)
+    assert grey.mean == [pytest.approx((0.485 + 0.456 + 0.406) / 3, abs=1e-6)]
+    grey.setup("fit")
+    assert next(iter(grey.train_dataloader())).images.shape[1] == 1
+
+    colour = ImageDataModule("digits", in_chans=3, batch_size=2, mean=[0.1, 0.2, 0.3], std=[1.0])
+    assert (colour.mean, colour.std) == ([0.1, 0.2, 0.3], [1.0, 1.0, 1.0])
+    colour.setup("fit")
+    images = next(iter(colour.train_dataloader())).images
+    assert images.shape[1] == 3
+    assert torch.equal(images[:, 0], images[:, 2])
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"mean": [0.5, 0.5]}, r"data\.mean=\[0\.5, 0\.5\] has 2 values, and the images 1 channel"),
+    ({"std": [0.0]}, r"data\.std=0\.0 is out of range"),
+])  # fmt: skip
+def test_normalisation_that_does_not_fit_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        ImageDataModule("digits", **options)
+
+
+def test_a_set_in_colour_becomes_grey_as_pillow_does_it():
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    grey = _as_channels(images, 1)
+    expected = np.stack([np.asarray(PIL.Image.fromarray(image).convert("L")) for image in images])
+    assert np.abs(grey[..., 0].astype(int) - expected).max() <= 1
+
+
+def test_features_are_computed_once_for_each_image_and_lie_under_its_index():
+    data = ImageDataModule("digits", batch_size=32, per_class=5)
+    data.setup("fit")
+    seen = []
+
+    def encode(images):
+        seen.append(len(images))
+        return images.flatten(1)
+
+    plain = {
+        name: {int(i): image for batch in data._loader(name) for image, i in zip(batch.images, batch.indices, strict=True)} for name in data.splits
+    }
+    data.use_features(encode)
+    for _ in range(2):
+        for name, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader()), ("test", data.test_dataloader())):
+            for batch in loader:
+                assert data.on_after_batch_transfer(batch, 0) is batch
+                for feature, index in zip(batch.images, batch.indices, strict=True):
+                    torch.testing.assert_close(feature, normalize(plain[name][int(index)][None], data.mean, data.std).flatten())
+    assert sum(seen) == sum(len(chosen) for _, chosen in data.splits.values())
+
+
+def test_features_that_are_too_many_are_computed_anew(monkeypatch, caplog):
+    monkeypatch.setattr("cct_lightning.data.module.HOST_CACHE_BYTES", 1000)
+    data = ImageDataModule("digits", batch_size=32)
+    data.setup("fit")
+    data.use_features(lambda images: images.flatten(1))
+    with caplog.at_level("INFO"):
+        assert next(iter(data.train_dataloader())).images.ndim == 4
+    assert "the features of 1,797 images take" in caplog.text

@@ -8,7 +8,7 @@ import pytest
 from pictures import write_images
 
 from cct_lightning import InputError
-from cct_lightning.data.sets import DATASETS, read_folder, read_split
+from cct_lightning.data.sets import DATASETS, read_folder, read_split, read_table
 
 
 def test_digits_are_the_whole_set_and_uint8():
@@ -125,3 +125,60 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, make, message):
     make(tmp_path / "root")
     with pytest.raises(InputError, match=message):
         [read_folder(tmp_path / "root", split) for split in ("train", "val", "test")]
+
+
+def write_table(folder, text, count=3):
+    write_images(folder / "images", 2, count, 8)
+    (folder / "labels.csv").write_text(text, encoding="utf-8")
+    return folder / "labels.csv"
+
+
+HEAP = "".join(f"images/class000{label}/{number}.png,{name}\n" for label, name in ((0, "dark, very"), (1, "bright")) for number in range(3))
+HEAP = HEAP.replace("dark, very", '"dark, very"')
+
+
+@pytest.mark.parametrize("text", ["path,label\n" + HEAP, "\ufeffPath,Label\n" + HEAP, "label,path\n" + "".join(
+    ",".join(reversed(line.split(",", 1))) + "\n" for line in HEAP.splitlines()
+)])  # fmt: skip
+def test_a_table_is_one_heap_with_sorted_classes(tmp_path, text):
+    table = read_table(write_table(tmp_path, text))
+    assert table.class_names == ["bright", "dark, very"]
+    assert set(table.splits) == {"train"}
+    assert table.splits["train"].images[0] == tmp_path / "images/class0000/0.png"
+    assert table.splits["train"].targets.tolist() == [1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_may_name_splits_and_use_other_marks(tmp_path, mark):
+    rows = ["path,label,split"]
+    for label in range(2):
+        rows += [f"images/class000{label}/{number}.png,c{label},{split}" for number, split in enumerate(("train", "Validation", "test"))]
+    table = read_table(write_table(tmp_path, "\n".join(rows).replace(",", mark)))
+    assert {name: split.targets.tolist() for name, split in table.splits.items()} == {"train": [0, 1], "val": [0, 1], "test": [0, 1]}
+
+
+A, B = "images/class0000/0.png,a\n", "images/class0001/0.png,b\n"
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "its first line names the columns ''"),
+    ("file,class\n" + A, "its first line names the columns 'file,class'"),
+    ("path,label\n" + A, r"the training images have 1 class\(es\): a;"),
+    ("path,label\n" + A + B + A, r"line 4: images/class0000/0\.png is listed in line 2 already"),
+    ("path,label\n" + A + "images/none.png,b\n", r"line 3: there is no file .*images/none\.png\. Paths are relative to"),
+    ("path,label\n" + A + "images/class0001/0.png,\n", r"line 3: path='images/class0001/0\.png', label=''; every line needs both"),
+    ("path,label,split\nimages/class0000/0.png,a,training\n", "line 2: split='training' is unknown"),
+    ("path,label,split\nimages/class0000/0.png,a,train\nimages/class0001/0.png,b,train\nimages/class0001/1.png,c,val\n",
+     r"val has the label\(s\) c, which no training image has"),
+])  # fmt: skip
+def test_a_table_that_does_not_fit_is_refused(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        read_table(write_table(tmp_path, text))
+
+
+def test_a_table_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "labels.csv").write_bytes(b"path,label\n\xff\xfe")
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        read_table(tmp_path / "labels.csv")
+    with pytest.raises(InputError, match=r"none\.csv is no file"):
+        read_table(tmp_path / "none.csv")

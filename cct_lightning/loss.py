@@ -1,0 +1,48 @@
+"""The loss: cross-entropy with label smoothing, and classes that weigh as much as each other however few their images are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss.
+
+    Args:
+        class_weights: balanced weighs every image by n / (K * images of its class), so that all classes count the same.
+    """
+
+    class_weights: Literal["none", "balanced"] = "none"
+
+
+def class_weights(counts: Sequence[int]) -> Tensor:
+    """Returns the weight of each class, n / (K * its images), (K,): 1 where all have as many; ``balanced`` in scikit-learn.
+
+    A class without images has weight 0: nothing could be learned of it.
+    """
+    images = torch.tensor(counts, dtype=torch.float32)
+    used = images > 0
+    return torch.where(used, images.sum() / (used.sum() * images.clamp(min=1)), 0.0)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """Computes the mean cross-entropy of a batch, weighted by the weights of the targets' classes.
+
+    torch divides by the number of images where targets are probabilities and by the sum of their weights where they are indices; here it
+    is the sum of weights in both, so that the loss keeps its scale whether MixUp is on or off.
+
+    Args:
+        logits: (B, K).
+        targets: Class indices (B,), or probabilities (B, K).
+        label_smoothing: Share of each target that is spread over all classes.
+        weights: Of the classes, (K,).
+    """
+    if weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    total = weights[targets].sum() if targets.ndim == 1 else (targets @ weights).sum()
+    return F.cross_entropy(logits, targets, weights.to(logits.dtype), reduction="sum", label_smoothing=label_smoothing) / total
