@@ -4,13 +4,15 @@ import inspect
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from timm.models import register_model
+from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_cfg
+from timm.models._hub import download_from_hf
 from torch import Tensor, nn
 
 from cct_lightning.checkpoints import LoadReport, load_weights
@@ -186,7 +188,15 @@ def create_model(
     attn_drop: float = 0.1,
     proj_drop: float = 0.0,
     head_hidden_dim: int | None = None,
+    embed_dim: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    mlp_ratio: float | None = None,
+    kernel_size: int | None = None,
+    num_conv_layers: int | None = None,
     pretrained: str | Path | None = None,
+    new_head: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> ImageClassifier:
     """Builds a network by name; what is None is what the name says.
 
@@ -206,8 +216,16 @@ def create_model(
         attn_drop: Dropout of attention weights.
         proj_drop: Dropout behind positions, projections and in the MLP.
         head_hidden_dim: Width of a hidden tanh layer of the head.
-        pretrained: File of weights, see ``load_weights``; ``load_report`` of the result says what was loaded. Head and pooling may
-            differ from the file's where num_classes and pooling are given.
+        embed_dim: D.
+        depth: Number of transformer layers.
+        num_heads: Heads of the attention.
+        mlp_ratio: Width of the MLP's hidden layer over D.
+        kernel_size: Side of the tokenizer's kernels or patches, pixels.
+        num_conv_layers: Convolutions of a CCT's tokenizer.
+        pretrained: Where weights come from, see ``sources.SOURCES``; ``load_report`` of the result says what was loaded. Head and pooling
+            may differ from the file's where num_classes and pooling are given.
+        new_head: The head starts at zero even where the weights have one that fits.
+        class_names: Of the logits; a head for other names starts at zero, too.
 
     Raises:
         InputError: Unknown names, sizes that don't fit, options that a timm network can't honour, weights that don't fit.
@@ -215,7 +233,16 @@ def create_model(
     dropouts = {"drop_path": drop_path, "attn_drop": attn_drop, "proj_drop": proj_drop}
     for name, rate in dropouts.items():
         check_range(name, rate, 0, 1, exclusive="high")
-    check_range("head_hidden_dim", 1 if head_hidden_dim is None else head_hidden_dim, 1)
+    shape: dict[str, Any] = {
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        "kernel_size": kernel_size,
+        "num_conv_layers": num_conv_layers,
+    }
+    for name, count in {**shape, "head_hidden_dim": head_hidden_dim}.items():
+        check_range(name, 1 if count is None else count, 1)
+    check_range("mlp_ratio", 1 if mlp_ratio is None else mlp_ratio, 0, exclusive="low")
     check_range("num_classes", 1 if num_classes is None else num_classes, 0)
     variant = VARIANTS.get(arch)
     if variant is None and not arch.startswith("timm/"):
@@ -228,15 +255,19 @@ def create_model(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     ours = {"position": position, "class_token_position": class_token_position, "residual_norm": residual_norm}
     ours = {name: value for name, value in ours.items() if value is not None}
+    shape = {name: value for name, value in (shape | {"mlp_ratio": mlp_ratio}).items() if value is not None}
     if variant:
+        if num_conv_layers is not None and variant.tokenizer == "patch":
+            raise InputError(f"num_conv_layers={num_conv_layers} can't be chosen for arch={arch}, which cuts patches: take a cct_... arch.")
+        variant = replace(variant, **shape)
         encoder = _preset_encoder(variant, in_chans, size, class_token, {**ours, **dropouts})
     else:
-        encoder = _timm_encoder(arch, in_chans, size, class_token, ours, dropouts)
+        encoder = _timm_encoder(arch, in_chans, size, class_token, {**ours, **shape}, dropouts)
     classes = num_classes if num_classes is not None else variant.num_classes if variant else 1000
     model = ImageClassifier(encoder, POOLINGS[kind](encoder.embed_dim, encoder.num_heads), classes, head_hidden_dim)
     if pretrained is not None:
         allow = [part for part, given in (("head", num_classes), ("pooling", pooling)) if given is not None]
-        model.load_report = load_weights(model, pretrained, allow)
+        model.load_report = load_weights(model, pretrained, allow, new_head, class_names)
     return model
 
 
@@ -279,25 +310,46 @@ TIMM_NAMES = {
     "proj_drop_rate": "proj_drop",
     "global_pool": "pooling",
 }
-OPTIONS = [name for name in inspect.signature(create_model).parameters if name not in ("arch", "pretrained")]
+OPTIONS = [name for name in inspect.signature(create_model).parameters if name not in ("arch", "pretrained", "new_head", "class_names")]
+
+
+def _weights_of(name: str, cfg: dict[str, Any], cache_dir: Any) -> str:
+    """Returns the file or folder of the weights that timm's description of a network names."""
+    source, place = _resolve_pretrained_source(cfg)
+    if source == "hf-hub":
+        hub_id, file = place if isinstance(place, tuple) else (place, "model.safetensors")
+        return str(download_from_hf(hub_id, file, cache_dir=cache_dir))
+    if source not in ("local-dir", "file"):
+        raise InputError(f"pretrained=True: no weights are published for {name}. Give a file: cct_lightning.create_model({name!r}, pretrained=FILE).")
+    return str(place)
 
 
 def _entrypoint(name: str) -> Callable[..., ImageClassifier]:
     def entrypoint(
         pretrained: bool = False, pretrained_cfg: Any = None, pretrained_cfg_overlay: Any = None, cache_dir: Any = None, **options: Any
     ) -> ImageClassifier:
-        if pretrained:
-            raise InputError(
-                f"pretrained=True: no weights are published for {name}. Give a file: cct_lightning.create_model({name!r}, pretrained=FILE)."
-            )
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()  # type: ignore[no-untyped-call]
+        weights = _weights_of(name, cfg, cache_dir) if pretrained else None
         if options.pop("features_only", False):
             raise InputError(f"features_only=True is not offered for {name}, which has one grid of tokens; use forward_features(images).")
-        ours = {TIMM_NAMES.get(option, option): value for option, value in options.items()}
+        # What config.json says of the network that the weights are of. timm adds it to the caller's options, which win under either name.
+        saved = options.pop("pretrained_model_args", {})
+        if isinstance(pretrained_cfg, dict):
+            channels, *size = cfg["input_size"]
+            saved = {"num_classes": cfg["num_classes"], "in_chans": channels, "img_size": size, **saved}
+        theirs, ours = ({TIMM_NAMES.get(option, option): value for option, value in args.items()} for args in (saved, {**saved, **options}))
         for option in ours.keys() - OPTIONS:
             raise InputError(f"{name} has no option {option!r}.{did_you_mean(option, OPTIONS, listed=20)}")
+        if isinstance(ours.get("image_size"), list):
+            ours["image_size"] = tuple(ours["image_size"])
         model = create_model(name, **ours)
-        size = {"input_size": (model.encoder.in_chans, *model.encoder.image_size), "num_classes": model.num_classes}
-        model.pretrained_cfg = model.default_cfg = {**(pretrained_cfg or default_cfgs[name]), **size}  # type: ignore[assignment]
+        if weights is not None:
+            parts = {"head": "num_classes", "pooling": "pooling"}
+            model.load_report = load_weights(model, weights, [part for part, key in parts.items() if ours.get(key) != theirs.get(key)])
+        if model.num_classes != cfg["num_classes"]:
+            cfg.pop("label_names", None)
+        now = {"input_size": (model.encoder.in_chans, *model.encoder.image_size), "num_classes": model.num_classes}
+        model.pretrained_cfg = model.default_cfg = {**cfg, **now}  # type: ignore[assignment]
         return model
 
     entrypoint.__name__ = entrypoint.__qualname__ = name

@@ -4,13 +4,16 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from vit_pytorch.cct import CCT
 
-from cct_lightning import POOLINGS, ConvTokenizer, ImageClassifier, InputError, PatchTokenizer, ViTEncoder, create_model, load_weights
+from cct_lightning import POOLINGS, ConvTokenizer, ImageClassifier, InputError, PatchTokenizer, TimmEncoder, ViTEncoder, create_model, load_weights
+from cct_lightning.checkpoints import KEY
 from cct_lightning.encoders import sine_table
+from cct_lightning.sources import sha256
 
 # An independent implementation agrees to 4e-6 in float32; a wrong epsilon, the smallest mistake known, costs 2e-4.
 TOLERANCE = 3e-5
@@ -103,8 +106,165 @@ def test_another_number_of_classes_starts_the_head_anew(file):
     model = create_model("cct_2_3x2_32", num_classes=4, pretrained=file)
     assert model.load_report.new == ["head.bias", "head.weight"]
     assert set(model.load_report.dropped) == {"head.bias", "head.weight"}
-    fresh = create_model("cct_2_3x2_32", num_classes=4)
-    assert torch.equal(model.head.weight, fresh.head.weight)
+    assert not model.head.weight.any()
+    assert not model.head.bias.any()
+
+
+def test_a_head_that_fits_may_start_anew(file):
+    kept = create_model("cct_2_3x2_32", num_classes=10, pretrained=file)
+    assert "head.weight" in kept.load_report.loaded
+    anew = create_model("cct_2_3x2_32", num_classes=10, pretrained=file, new_head=True)
+    assert not anew.head.weight.any()
+    assert anew.load_report.new == ["head.bias", "head.weight"]
+    assert "(the head at zero)" in str(anew.load_report)
+
+
+def test_a_hidden_layer_of_a_new_head_does_not_start_at_zero(file):
+    model = create_model("cct_2_3x2_32", num_classes=4, head_hidden_dim=8, pretrained=file)
+    assert model.head.hidden.weight.any()
+    assert not model.head.out.weight.any()
+
+
+@pytest.mark.parametrize(("names", "kept"), [(["a", "b"], True), (["b", "a"], False), (["a", "c"], False), (None, True)])
+def test_a_head_is_kept_for_the_same_classes_alone(tmp_path, names, kept):
+    source = create_model("cct_2_3x2_32", num_classes=2)
+    torch.save({"state_dict": source.state_dict(), KEY: {"class_names": ["a", "b"]}}, tmp_path / "run.ckpt")
+    model = create_model("cct_2_3x2_32", num_classes=2, class_names=names, pretrained=tmp_path / "run.ckpt")
+    assert torch.equal(model.head.weight, source.head.weight) == kept
+    assert ("the weights know other classes (a, b) than these" in str(model.load_report)) == (not kept)
+
+
+@pytest.mark.parametrize("arch", ["cct_2_3x2_32", "cvt_2_4_32"])
+def test_the_first_convolution_is_fitted_to_the_channels(tmp_path, arch):
+    source = create_model(arch, num_classes=3).eval()
+    torch.save(source.state_dict(), tmp_path / "colour.pth")
+    grey = create_model(arch, num_classes=3, in_chans=1, pretrained=tmp_path / "colour.pth").eval()
+    (name,) = grey.load_report.resized
+    assert grey.load_report.resized[name] == ("3 channel(s)", "1 (summed or spread)")
+    torch.save(grey.state_dict(), tmp_path / "grey.pth")
+    colour = create_model(arch, num_classes=3, pretrained=tmp_path / "grey.pth").eval()
+    images = IMAGES[:, :1]
+    with torch.no_grad():  # a grey image means the same to all three
+        torch.testing.assert_close(grey(images), source(images.expand(-1, 3, -1, -1)), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(colour(images.expand(-1, 3, -1, -1)), grey(images), atol=TOLERANCE, rtol=0)
+
+
+TIMM = "vit_tiny_patch16_224"
+
+
+def small_timm(name=TIMM, **options):
+    """A network of timm's with random weights, norms and biases, small enough for a test."""
+    torch.manual_seed(1)
+    model = timm.create_model(name, img_size=48, num_classes=6, depth=2, embed_dim=24, num_heads=3, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def on_timm(model, pooling="class_token", classes=6):
+    """Ours around the same network as yet untrained."""
+    inner = timm.create_model(TIMM, img_size=model.patch_embed.img_size, num_classes=0, global_pool="", depth=2, embed_dim=24, num_heads=3)
+    encoder = TimmEncoder(inner, POOLINGS[pooling].class_token)
+    return ImageClassifier(encoder, POOLINGS[pooling](24, 3), classes)
+
+
+def test_timms_weights_give_timms_logits(tmp_path):
+    source = small_timm()
+    save_file(source.state_dict(), tmp_path / "timm.safetensors")
+    model = on_timm(source)
+    report = load_weights(model, tmp_path / "timm.safetensors")
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), source(images), atol=1e-5, rtol=0)
+    assert report.format == "timm"
+    assert not report.new
+    assert not report.dropped
+
+
+def test_the_last_norm_of_timm_is_found_behind_its_pool(tmp_path):
+    source = small_timm(global_pool="avg")
+    assert "fc_norm.weight" in source.state_dict()
+    save_file(source.state_dict(), tmp_path / "timm.safetensors")
+    model = on_timm(source, "mean")
+    assert not load_weights(model, tmp_path / "timm.safetensors").new
+    assert torch.equal(model.encoder.model.norm.weight, source.fc_norm.weight)
+
+
+@pytest.mark.parametrize("pooling", sorted(set(POOLINGS) - {"masked_class_token"}))
+def test_timms_weights_serve_any_pooling_and_number_of_classes(tmp_path, pooling):
+    source = small_timm()
+    torch.save({"model": source.state_dict()}, tmp_path / "timm.pth")
+    model = on_timm(source, pooling, classes=2)
+    report = load_weights(model, tmp_path / "timm.pth", allow=("head", "pooling"))
+    assert torch.equal(model.encoder.model.blocks[1].attn.qkv.weight, source.blocks[1].attn.qkv.weight)
+    assert {"head.weight", "head.bias"} == {name for name in report.new if name.startswith("head.")}
+
+
+def test_timms_positions_are_resized_by_timm(tmp_path, monkeypatch):
+    source = small_timm()
+    save_file(source.state_dict(), tmp_path / "timm.safetensors")
+    model = on_timm(timm.create_model(TIMM, img_size=64, num_classes=0, depth=2, embed_dim=24, num_heads=3))
+    report = load_weights(model, tmp_path / "timm.safetensors")
+    assert report.resized == {"encoder.model.pos_embed": ("10 positions", "17 (bicubic)")}
+
+
+def test_timms_weights_by_name_need_a_network_or_a_file(monkeypatch):
+    def no_network(*args, **options):
+        raise RuntimeError("no address for huggingface.co")
+
+    model = on_timm(small_timm())
+    monkeypatch.setattr("cct_lightning.checkpoints.timm.create_model", no_network)
+    with pytest.raises(InputError, match=r"timm/vit_tiny_patch16_224: the weights can't be had \(no address for huggingface.co\)"):
+        load_weights(model, f"timm/{TIMM}")
+
+
+def test_timms_weights_by_name_are_those_that_timm_has(monkeypatch):
+    source = small_timm()
+    model = on_timm(source)
+    monkeypatch.setattr(
+        "cct_lightning.checkpoints.timm.create_model", lambda name, pretrained: source if (name, pretrained) == (TIMM, True) else None
+    )
+    report = load_weights(model, f"timm/{TIMM}")
+    assert report.source == f"timm/{TIMM}"
+    assert torch.equal(model.head.weight, source.head.weight)
+
+
+def test_timms_weights_need_timms_network(tmp_path):
+    with pytest.raises(InputError, match=r"choose it with model\.arch=timm/vit_tiny_patch16_224"):
+        create_model("cct_2_3x2_32", pretrained=f"timm/{TIMM}")
+    save_file(small_timm().state_dict(), tmp_path / "timm.safetensors")
+    with pytest.raises(InputError, match=r"They are of a timm network: choose it with model\.arch=timm/NAME"):
+        create_model("vit_2_4_32", pretrained=tmp_path / "timm.safetensors")
+
+
+def export_folder(folder, model, **about):
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    ours = {"weights": "model.safetensors", "sha256": sha256(folder / "model.safetensors"), "class_names": None, **about}
+    (folder / "config.json").write_text(json.dumps({KEY: ours}))
+    return folder
+
+
+def test_an_exported_folder_is_read(tmp_path):
+    source = create_model("cct_2_3x2_32", num_classes=3)
+    folder = export_folder(tmp_path / "export", source)
+    model = create_model("cct_2_3x2_32", pretrained=folder, num_classes=3)
+    assert torch.equal(model.head.weight, source.head.weight)
+
+
+def test_an_exported_folder_whose_file_changed_is_refused(tmp_path):
+    folder = export_folder(tmp_path / "export", create_model("cct_2_3x2_32"))
+    with open(folder / "model.safetensors", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match=r"model\.safetensors is not the file that .*config\.json describes"):
+        create_model("cct_2_3x2_32", pretrained=folder)
+
+
+def test_a_graph_is_no_start(tmp_path):
+    folder = export_folder(tmp_path / "export", create_model("cct_2_3x2_32"), weights="model.onnx")
+    with pytest.raises(InputError, match=r"model\.onnx is a graph to predict with"):
+        create_model("cct_2_3x2_32", pretrained=folder)
 
 
 def test_another_pooling_is_reported(file):
@@ -151,7 +311,7 @@ def test_class_position_is_kept_or_folded(fold, tmp_path):
 
 def test_positions_are_resized_as_the_reference_does(file):
     model = create_model("cct_2_3x2_32", image_size=(48, 24), pretrained=file)
-    assert model.load_report.resized == {"encoder.pos_embed": ("8x8", "12x6")}
+    assert model.load_report.resized == {"encoder.pos_embed": ("8x8", "12x6 (bilinear)")}
     grid = twin().state_dict()["classifier.positional_emb"].reshape(1, 8, 8, 128).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(grid, (12, 6), mode="bilinear", align_corners=False)
     torch.testing.assert_close(model.encoder.pos_embed, resized.flatten(2).transpose(1, 2))
@@ -188,7 +348,7 @@ def test_our_own_weights_come_back(tmp_path):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"arch": "cct_4_3x2_32"}, r"missing in the file: encoder\.blocks\.2\.attn\.proj\.bias"),
-    ({"arch": "cct_2_3x2_32", "in_chans": 1}, r"encoder\.tokenizer\.convs\.0\.weight is \(64, 3, 3, 3\) in the file, \(64, 1, 3, 3\) in the network"),
+    ({"arch": "cct_2_3x2_32", "kernel_size": 5}, r"tokenizer\.convs\.0\.weight is \(64, 3, 3, 3\) in the file, \(64, 3, 5, 5\) in the network"),
     ({"arch": "cct_2_3x2_32", "position": "none"}, r"not in the network: encoder\.pos_embed"),
     ({"arch": "cct_7_3x1_32"}, r"does not fit this network"),
     ({"arch": "cvt_2_4_32"}, r"does not fit this network"),

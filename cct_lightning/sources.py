@@ -1,0 +1,130 @@
+"""Where weights come from: a file, an exported folder, the ten published files of SHI-Labs/Compact-Transformers by name, timm by name."""
+
+import hashlib
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from cct_lightning.errors import InputError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that SHI-Labs offer: where they lie, the network, and the data set whose normalisation and classes they know."""
+
+    folder: str
+    arch: str
+    dataset: str
+
+
+URL = "https://shi-labs.com/projects/cct/checkpoints"
+# The tables of README.md in SHI-Labs/Compact-Transformers; a name is that of the file there.
+PUBLISHED: dict[str, Published] = {
+    "cct_7_3x1_32_cifar10_300epochs": Published("pretrained", "cct_7_3x1_32", "cifar10"),
+    "cct_7_3x1_32_sine_cifar10_1500epochs": Published("pretrained", "cct_7_3x1_32_sine", "cifar10"),
+    "cct_7_3x1_32_sine_cifar10_5000epochs": Published("pretrained", "cct_7_3x1_32_sine", "cifar10"),
+    "cct_7_3x1_32_cifar100_300epochs": Published("pretrained", "cct_7_3x1_32_c100", "cifar100"),
+    "cct_7_3x1_32_sine_cifar100_1500epochs": Published("pretrained", "cct_7_3x1_32_sine_c100", "cifar100"),
+    "cct_7_3x1_32_sine_cifar100_5000epochs": Published("pretrained", "cct_7_3x1_32_sine_c100", "cifar100"),
+    "cct_7_7x2_224_flowers102": Published("pretrained", "cct_7_7x2_224_sine", "flowers102"),
+    "cct_14_7x2_224_imagenet": Published("pretrained", "cct_14_7x2_224", "imagenet"),
+    "cct_14_7x2_384_imagenet": Published("finetuned", "cct_14_7x2_384", "imagenet"),
+    "cct_14_7x2_384_flowers102": Published("finetuned", "cct_14_7x2_384_fl", "flowers102"),
+}
+SECONDS = 30  # without a byte, after which a download is given up
+
+
+def weights_folder() -> Path:
+    """Returns where downloaded weights are kept: ``CCT_HOME``, else ~/.cache/cct-lightning, each with weights/ below."""
+    return Path(os.environ.get("CCT_HOME", "~/.cache/cct-lightning")).expanduser() / "weights"
+
+
+def check_source(source: str) -> None:
+    """Refuses a source that is neither there nor a name; nothing is read or downloaded.
+
+    Raises:
+        InputError: Says what may be given.
+    """
+    path = Path(source).expanduser()
+    if source in PUBLISHED or source.startswith("timm/") or path.is_file() or (path / "config.json").is_file() or (path / "checkpoints").is_dir():
+        return
+    if path.is_dir():
+        raise InputError(f"{path} is a folder without weights: give a run's folder, one that `cct export` wrote, or a file.")
+    near = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".ckpt", ".pth", ".pt", ".safetensors"))[:5]
+    hint = f" Beside it: {', '.join(near)}." if near else did_you_mean(source, PUBLISHED) if len(path.parts) == 1 and not path.suffix else ""
+    raise InputError(
+        f"There is no file {path}.{hint}\n"
+        f"  Weights come from a file (a run's best.ckpt, .pth, .safetensors), an exported folder, timm/NAME, or by the name of published ones:\n"
+        f"  {', '.join(PUBLISHED)}."
+    )
+
+
+def locate(source: str | Path) -> Path:
+    """Returns the file or exported folder of a source; published weights are downloaded where they are not on this machine.
+
+    Raises:
+        InputError: There is no such source, or it can't be downloaded.
+    """
+    check_source(str(source))
+    if str(source) in PUBLISHED and not Path(source).is_file():
+        return download(str(source))
+    path = Path(source).expanduser()
+    if (path / "checkpoints").is_dir():  # a run
+        found = [file for name in ("best", "last") if (file := path / "checkpoints" / f"{name}.ckpt").is_file()]
+        if not found:
+            raise InputError(f"{path} is a run without checkpoints: it was stopped before its first epoch ended.")
+        return found[0]
+    return path
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(name: str, base: str = URL) -> Path:
+    """Fetches published weights once and remembers their SHA-256 in a file beside them, which every later use is compared with.
+
+    Their authors state no sums, so the first download is taken at its word: over https, and read without running code.
+
+    Args:
+        name: Of ``PUBLISHED``.
+        base: The address that the folders are below.
+
+    Raises:
+        InputError: No network, a broken download, or a file that has changed since.
+    """
+    path = weights_folder() / f"{name}.pth"
+    noted = path.with_suffix(".sha256")
+    url = f"{base}/{PUBLISHED[name].folder}/{name}.pth"
+    if not path.is_file():
+        part = path.with_name(f"{path.name}.part-{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with urllib.request.urlopen(url, timeout=SECONDS) as answer, open(part, "wb") as file:
+                length, done = int(answer.headers.get("Content-Length") or 0), 0
+                while chunk := answer.read(2**20):
+                    file.write(chunk)
+                    done += len(chunk)
+            if length and done != length:
+                raise OSError(f"{done} of {length} bytes came")
+            digest = sha256(part)
+            if noted.is_file() and noted.read_text().split()[0] != digest:
+                raise InputError(f"{url} is another file than before: its sha256 is {digest}, {noted} remembers another. Nothing was kept.")
+            noted.write_text(f"{digest}  {path.name}\n")
+            os.replace(part, path)
+        except (OSError, ValueError) as error:
+            part.unlink(missing_ok=True)
+            if isinstance(error, InputError):
+                raise
+            reason = str(getattr(error, "reason", error)).splitlines()[0][:120]
+            raise InputError(
+                f"{name} can't be downloaded ({reason}).\n  From {url}\n"
+                f"  Where there is a network, fetch it and give the file: --model.pretrained {name}.pth"
+            ) from None
+        print(f"downloaded {path}\n  sha256 {digest}, remembered")
+    elif noted.is_file() and noted.read_text().split()[0] != sha256(path):
+        raise InputError(f"{path} has changed since it was downloaded: its sha256 is not that of {noted.name}. Delete both to fetch it again.")
+    return path
