@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from cct_lightning.optim import ScheduleConfig as ScheduleConfig
     from cct_lightning.pooling import POOLINGS as POOLINGS
     from cct_lightning.pooling import Pooling as Pooling
+    from cct_lightning.predictor import Predictor as Predictor
+    from cct_lightning.predictor import load as load
     from cct_lightning.tokenizers import ConvTokenizer as ConvTokenizer
     from cct_lightning.tokenizers import PatchTokenizer as PatchTokenizer
 
@@ -37,7 +39,7 @@ _HOMES = {
     "AugmentConfig": "augment", "load_weights": "checkpoints", "ImageDataModule": "data", "Encoder": "encoders", "TimmEncoder": "encoders",
     "Tokens": "encoders", "ViTEncoder": "encoders", "InputError": "errors", "ImageClassifier": "models", "create_model": "models",
     "LitClassifier": "module", "OptimConfig": "optim", "ScheduleConfig": "optim", "POOLINGS": "pooling", "Pooling": "pooling",
-    "ConvTokenizer": "tokenizers", "PatchTokenizer": "tokenizers",
+    "Predictor": "predictor", "load": "predictor", "ConvTokenizer": "tokenizers", "PatchTokenizer": "tokenizers",
 }  # fmt: skip
 __all__ = ["__version__", *_HOMES]
 
