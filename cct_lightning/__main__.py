@@ -1,20 +1,67 @@
 """The light front of ``cct``: help, recipes and early errors, answered at once. What trains or tests is handed on to cli.py."""
 
+import json
 import os
 import re
 import sys
 import textwrap
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
 import cct_lightning
 from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.sources import check_source
 
 COMMANDS = {
     "fit": "train: cct fit -c digits [--model.pooling class_token] [any key]",
+    "finetune": "train on a folder or a CSV of your own: cct finetune DIR [--model.pretrained SOURCE] [any key]",
+    "resume": "go on with a run that was stopped: cct resume runs/digits/20261120-095029",
     "test": "measure a checkpoint on the test images: cct test runs/.../best.ckpt",
     "validate": "the same on the validation images: cct validate runs/.../best.ckpt",
+    "predict": "classify images: cct predict runs/.../best.ckpt PATH... [--out FILE]",
+    "export": "write a network for other programs: cct export runs/.../best.ckpt --format onnx",
     "recipes": "list the recipes; cct recipes NAME prints one",
+}
+EVALUATION = (
+    "CHECKPOINT [--key value] ...",
+    "What is not given is as in the training: the checkpoint knows. Any key of `cct fit --help` may differ, such as --data.root DIR,\n"
+    "--data.batch_size N or --trainer.accelerator cpu; -c RECIPE lays a file over what the checkpoint says.",
+)
+# Of the commands but fit: what follows the command, and what is worth knowing.
+HELP = {
+    "finetune": (
+        "DIR [--model.pretrained SOURCE] [-c RECIPE] [--key value] ...",
+        """DIR holds a folder of images for each class, or train and val (and test) with such folders; or it is a CSV with the columns path and label,
+and split (train, val or test) where you split. What has no val or test gets one set aside.
+
+SOURCE is one of
+  runs/.../best.ckpt, a run's folder or an exported one       network, image size, channels and normalisation are taken over
+  FILE.pth, FILE.safetensors                                  weights of SHI-Labs/Compact-Transformers or vit-pytorch, the network read off them;
+                                                              of timm with --model.arch timm/NAME
+  timm/NAME                                                   timm's, where there is a network
+  cct_7_3x1_32_cifar10_300epochs, ...                         SHI-Labs' ten published files, where there is a network
+without it the network is trained from scratch. The head is made anew, positions are resized; what became of each tensor is printed.
+
+Everything may be changed, as in `cct fit --help`:
+  --data.image_size 64                       larger images, and so more tokens
+  --model.pooling map                        another pooling
+  -c linear_probe                            train pooling and head alone, on features that are computed once
+  --model.optim.layer_decay 0.6              lower rates for the lower layers
+  --model.loss.class_weights balanced, --data.sampler balanced     for classes of uneven size""",
+    ),
+    "resume": (
+        "RUN [--extend-to EPOCHS] [--key value]",
+        """RUN is the folder of a run, runs/<recipe>/<time>, or its checkpoints/last.ckpt. The run goes on in this folder from where last.ckpt was
+written, as the same run of W&B, and ends with the same weights and measures as if it had never stopped. Ctrl-C and SIGTERM write last.ckpt
+before they end a run; after a kill it is that of the last epoch that ended.
+
+--extend-to EPOCHS trains a run of whole epochs on to so many in all, with the learning rates of a run of that length from there on.
+
+What the run is stays as in its config.yaml; where it is computed may change:""",
+    ),
+    "test": EVALUATION,
+    "validate": EVALUATION,
 }
 RECIPES = next(folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes") if folder.is_dir())
 
@@ -72,12 +119,14 @@ def _print_recipes(names: list[str]) -> None:
 
 
 def _print_keys(command: str) -> None:
-    from cct_lightning.keys import FROM_DATA, known_keys
+    from cct_lightning.keys import FROM_DATA, WHERE, known_keys
 
-    print(f"cct {command} {'-c RECIPE' if command == 'fit' else 'CHECKPOINT'} [--key value] ...\n\n{COMMANDS[command]}\n")
-    if command != "fit":
-        print("What is not given is as in the training: the checkpoint knows. Any key of `cct fit --help` may differ, such as --data.root DIR,\n"
-              "--data.batch_size N or --trainer.accelerator cpu; -c RECIPE lays a file over what the checkpoint says.")  # fmt: skip
+    usage, text = HELP.get(command, ("-c RECIPE [--key value] ...", ""))
+    print(f"cct {command} {usage}\n\n{COMMANDS[command]}\n")
+    if text:
+        print(text)
+        if command == "resume":
+            print("\n".join(f"  --{key} {known_keys()[key].type}".replace(" | None", "") for key in WHERE))
         return
     for key in known_keys().values():
         group, _, name = key.name.partition(".")
@@ -107,7 +156,24 @@ def _check_keys(given: dict[str, str]) -> None:
         raise InputError(f"{given[key]}: there is no key {key!r}.{did_you_mean(key, known_keys(), listed=0)} `cct fit --help` lists all keys.")
 
 
-def _read_recipe(path: Path, command: str) -> dict[str, str]:
+def _with_default_recipe(words: list[str]) -> list[str]:
+    """Turns the words of ``finetune DIR ...`` into those of a ``fit`` of the default recipe on it; what follows wins.
+
+    Raises:
+        InputError: There is no such folder or file.
+    """
+    if not words or words[0].startswith("-"):
+        raise InputError(f"finetune begins with your images: cct finetune {'DIR'} [--model.pretrained SOURCE]. DIR holds a folder for each class,\n"
+                         "  or train and val (and test) with such folders, or is a CSV with the columns path and label.")  # fmt: skip
+    place = Path(words[0]).expanduser()
+    if not place.exists():
+        raise InputError(f"There is no folder or file {words[0]}.")
+    if place.is_file() and place.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        raise InputError(f"{words[0]} is neither a folder of class folders nor a .csv with the columns path and label.")
+    return ["-c", "finetune", "--data.dataset", "csv" if place.is_file() else "image_folder", "--data.root", words[0], *words[1:]]
+
+
+def _read_recipe(path: Path, fits: bool) -> dict[str, str]:
     """Returns the keys of a recipe, each with the file's name, after a first check of their values."""
     import yaml
 
@@ -125,10 +191,103 @@ def _read_recipe(path: Path, command: str) -> dict[str, str]:
         raise InputError(f"{path}: {group} is a group of keys, such as {group}: {{...}}; it can't be set to a value.")
     keys = flatten(recipe)
     for key, value in keys.items():
-        if command == "fit" and key.startswith("model.") and key.removeprefix("model.") in FROM_DATA:
+        if fits and key.startswith("model.") and key.removeprefix("model.") in FROM_DATA:
             raise InputError(f"{path}: {key} flows from the data to the model: set it there, as in data.image_size, or leave it out.")
         check_value(key, value, str(path))
+        if key == "model.pretrained" and value and fits and "CCT_RESUME" not in os.environ:  # a resumed run needs it no more
+            check_source(str(value))
     return dict.fromkeys(keys, str(path))
+
+
+def _newest_run(folder: Path) -> str:
+    """Ends an error message with the last run below a folder."""
+    found = sorted(folder.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    return f" The last run there: cct resume {found[-1].parent.parent}" if found else ""
+
+
+def _find_run(word: str) -> Path:
+    """Returns the folder of a run, given by itself, its last.ckpt or its config.yaml.
+
+    Raises:
+        InputError: It is no run, or one that can't be resumed.
+    """
+    path = Path(os.path.abspath(Path(word).expanduser()))
+    if path.name == "last.ckpt" and path.parent.name == "checkpoints":
+        path = path.parent.parent
+    elif path.name in ("config.yaml", "checkpoints"):
+        path = path.parent
+    elif path.suffix == ".ckpt":
+        raise InputError(f"{word}: a run is resumed from its last.ckpt: cct resume {os.path.relpath(path.parent.parent)}")
+    run = path if Path(word).is_absolute() else Path(os.path.relpath(path))
+    if not run.is_dir():
+        raise InputError(f"There is no run {word}.{_newest_run(Path('runs'))}")
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run} is no run: it holds no config.yaml. Runs lie in runs/<recipe>/<time>.{_newest_run(run)}")
+    if not (run / "checkpoints" / "last.ckpt").is_file():
+        raise InputError(
+            f"{run} has no checkpoints/last.ckpt: it was stopped before its first epoch ended, or keeps no checkpoints.\n"
+            f"  It can start anew: cct fit -c {run / 'config.yaml'}"
+        )
+    return run
+
+
+def _prepare_resume(words: list[str]) -> list[str]:
+    """Checks the words of ``resume``; returns them with the run's folder first.
+
+    Raises:
+        InputError: There is no such run, or a key would make another one of it.
+    """
+    from cct_lightning.keys import WHERE, check_value
+
+    runs, flags = [], []
+    given = iter(words)
+    for word in given:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            runs.append(word)
+            continue
+        key, value = name.lstrip("-"), value if equals else next(given, "")
+        flags.append((key, value))
+    if len(runs) != 1:
+        raise InputError(f"resume goes on with one run: cct resume runs/<recipe>/<time>.{'' if runs else _newest_run(Path('runs'))}")
+    run = _find_run(runs[0])
+    for key, value in flags:
+        if key in ("c", "config", "ckpt_path"):
+            raise InputError(f"resume takes no --{key}: the run's own config.yaml and last.ckpt say all. Another run: cct fit -c {run}/config.yaml")
+        if key == "extend-to":
+            if not value.isdecimal():
+                raise InputError(f"--extend-to {value}: give the number of epochs in all, such as 100.")
+            continue
+        _check_keys({key: "command line"})
+        if key not in WHERE:
+            longer = " To train on: --extend-to EPOCHS." if key in ("trainer.max_epochs", "trainer.max_steps") else ""
+            raise InputError(
+                f"--{key} would make it another run, and resume goes on with the same one.{longer}\n"
+                f"  A new one that differs in this: cct fit -c {run}/config.yaml --{key} {value}\n"
+                f"  What may differ when a run is resumed: {', '.join(WHERE)}."
+            )
+        if not value:
+            raise InputError(f"--{key} needs a value.")
+        check_value(key, value, "command line")
+    _read_recipe(run / "config.yaml", fits=False)
+    return [str(run), *(word for key, value in flags for word in (f"--{key}", value))]
+
+
+def _say_finished(run: Path) -> bool:
+    """Tells whether a run has ended by itself, and if so says what can be done with it."""
+    import yaml
+
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not summary.get("finished"):
+        return False
+    print(f"{run} is finished: {summary['epochs']} epochs, {summary['steps']} steps.")
+    if yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["trainer"]["max_steps"] == -1:
+        print(f"  cct resume {run} --extend-to EPOCHS   trains it on to so many epochs in all")
+    print(f"  cct fit -c {run / 'config.yaml'} --model.pretrained {run}   starts a run from its weights")
+    return True
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -142,6 +301,11 @@ def prepare(arguments: list[str]) -> list[str]:
     command, *rest = arguments
     if command not in COMMANDS:
         raise InputError(f"There is no command {command!r}.{did_you_mean(command, COMMANDS)}")
+    if command == "resume":
+        return [command, *_prepare_resume(rest)]
+    if command == "finetune":
+        rest = _with_default_recipe(rest)
+    fits = command in ("fit", "finetune")
     out, recipes = [command], 0
     given: dict[str, str] = {}
     words = iter(rest)
@@ -150,15 +314,18 @@ def prepare(arguments: list[str]) -> list[str]:
         if name in ("-c", "--config"):
             value = value if equals else next(words, "")
             path = find_recipe(value)
-            given |= _read_recipe(path, command)
+            given |= _read_recipe(path, fits)
             recipes += 1
             out += ["--config", str(path)]
             continue
         key = name.removeprefix("--").removesuffix("+")
         if name.startswith("--") and key.removeprefix("model.") in FROM_DATA and key.startswith("model."):
             raise InputError(f"{key} flows from the data to the model: set it there, as in --data.image_size, or leave it out.")
-        if command == "fit" and key == "ckpt_path":
-            raise InputError("fit does not take --ckpt_path: --model.pretrained FILE starts a new run from the weights of a file.")
+        if fits and key == "ckpt_path":
+            raise InputError(
+                f"{command} does not take --ckpt_path: --model.pretrained FILE starts a new run from the weights of a file,\n"
+                "  `cct resume RUN` goes on with a run."
+            )
         if name.startswith("--") and key in groups():
             raise InputError(f"{name} is a group of keys: give one of them, as in {next(k for k in known_keys() if k.startswith(key))}.")
         if name.startswith("--") and key not in ("ckpt_path", "print_config", "verbose"):
@@ -166,6 +333,8 @@ def prepare(arguments: list[str]) -> list[str]:
             if key in known_keys() and not name.endswith("+"):
                 following = value if equals else next(iter(rest[rest.index(word) + 1 :]), "")
                 check_value(key, following, "command line")
+                if key == "model.pretrained" and following not in ("", "null"):
+                    check_source(following)
         out.append(word)
     _check_keys(given)
     if command == "fit" and not recipes:
@@ -203,10 +372,14 @@ def main() -> None:
             print(cct_lightning.__version__)
         elif arguments[0] == "recipes":
             _print_recipes(arguments[1:])
+        elif arguments[0] in ("predict", "export"):  # plain torch: they need no Lightning, which takes 10 s to import
+            import_module(f"cct_lightning.{arguments[0]}").main(arguments[1:])
         elif arguments[0] in COMMANDS and {"-h", "--help"} & set(arguments):
             _print_keys(arguments[0])
         else:
             prepared = prepare(arguments)
+            if prepared[0] == "resume" and "--extend-to" not in prepared and _say_finished(Path(prepared[1])):
+                return
             # On cores that others use, too, OpenMP's idle threads spin for milliseconds and steal the time of those that work: a run took
             # twenty times as long. 3,000 turns are some ten microseconds, and cost 4 % on a quiet machine (benchmarks/README.md).
             os.environ.setdefault("GOMP_SPINCOUNT", "3000")

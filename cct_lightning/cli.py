@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,19 +13,22 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from cct_lightning import finetune, resume
 from cct_lightning.callbacks import ProgressBar, Throughput
 from cct_lightning.checkpoints import KEY, read_checkpoint
 from cct_lightning.data import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
-from cct_lightning.hardware import cpu_seconds, default_precision, keep_freed_memory
+from cct_lightning.evaluation import Report, check_class_names, describe_report, make_report, write_report
+from cct_lightning.hardware import default_precision, keep_freed_memory
 from cct_lightning.keys import FROM_DATA
 from cct_lightning.models import count_flops
 from cct_lightning.module import LitClassifier
@@ -41,20 +44,48 @@ class SaveConfig(SaveConfigCallback):
         if self.already_saved or stage != "fit":
             return
         self.already_saved = True
-        text = self.parser.dump(self.config, skip_none=False, format="yaml")
-        recipe = yaml.safe_load(text)
+        path = Path(trainer.default_root_dir, self.config_filename)
+        resumed = resume.VARIABLE in os.environ
+        if resumed:  # the same run, wherever it is computed; only its length may be another
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+            recipe["trainer"]["max_epochs"] = self.config.trainer.max_epochs
+        else:
+            text = self.parser.dump(self.config, skip_none=False, format="yaml")
+            recipe = yaml.safe_load(text)
         pl_module.recipe = recipe
         if trainer.is_global_zero:
-            Path(trainer.default_root_dir, self.config_filename).write_text(text, encoding="utf-8")
+            if not resumed:
+                path.write_text(text, encoding="utf-8")
             for logger in trainer.loggers:
                 if not isinstance(logger, CSVLogger):
                     logger.log_hyperparams(recipe)
 
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Writes the new length of a resumed run, now that nothing more can hinder it."""
+        path = Path(trainer.default_root_dir, self.config_filename)
+        if trainer.is_global_zero and yaml.safe_load(path.read_text(encoding="utf-8")) != pl_module.recipe:
+            with resume.replacing(path) as file:
+                file.write(yaml.safe_dump(pl_module.recipe, sort_keys=False).encode())
 
+
+STAGES = {"val": "validation", "test": "test"}
 MONITORS = ("val/accuracy", "val/loss", "val/f1", "val/calibration_error", "val/top5")
 
 
-class BestCheckpoint(ModelCheckpoint):
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps a file of the run's folder, wherever that has been moved between two sittings."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        moved = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
+        self.current_score = state_dict["current_score"]  # which Lightning 2.6 leaves out
+
+
+class BestCheckpoint(RunCheckpoint):
     """Keeps the best epoch, of equal ones the last: with few validation images the first 100 % comes long before the network is done.
 
     Attributes:
@@ -62,12 +93,29 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     accuracy: float | None = None
+    _validated = False  # since it chose last: a run given in steps may end inside an epoch
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
+        super().on_validation_end(trainer, pl_module)
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        if self._validated:
+            self._validated = False
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         tie = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
         if chosen := tie or super().check_monitor_top_k(trainer, current):
             self.accuracy = float(trainer.callback_metrics["val/accuracy"])
         return chosen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "accuracy": self.accuracy}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.accuracy = state_dict["accuracy"]
 
 
 class CLI(LightningCLI):
@@ -119,76 +167,100 @@ class CLI(LightningCLI):
                 raise InputError(f"checkpoint.monitor={monitor} is no measure of the validation.{did_you_mean(monitor, MONITORS)}")
             base = Path(config.trainer.default_root_dir or "runs")
             self.run_dir = make_run_dir(_recipe_name(Path(str(paths[0]))) if paths else "run", base)
+            self.resumed_from = os.environ.get(resume.VARIABLE)
+            resume.lock(self.run_dir, patience=8 if self.resumed_from else 0)
         else:
             config.trainer.enable_checkpointing = False
             config.trainer.logger = config.trainer.logger or False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        if self.subcommand != "fit":
-            return super().instantiate_trainer(**kwargs)
         config = self.config_init[self.subcommand]
+        if self.subcommand != "fit":
+            folder = self._report_folder("test" if self.subcommand == "test" else "val", Path(config.ckpt_path))
+            return super().instantiate_trainer(default_root_dir=config.trainer.default_root_dir or str(folder), **kwargs)
         if not self.datamodule.has_validation:
             config.trainer.limit_val_batches = 0
         given = config.trainer.logger
         loggers: list[Logger] = [] if given in (None, True, False) else list(given) if isinstance(given, (list, tuple)) else [given]
-        loggers.append(CSVLogger(self.run_dir, name="", version=""))
-        name = f"{self.run_dir.parent.name}-{self.run_dir.name}"
+        loggers.append(resume.MetricsFile(self.run_dir, name="", version=""))
+        name = f"{self.run_dir.resolve().parent.name}-{self.run_dir.resolve().name}"
         if (tracker := wandb_logger(config.wandb, self.run_dir, name)) is not None:
             loggers.append(tracker)
         self.trainer_defaults["callbacks"] = self._callbacks(config)
-        return super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run_dir), **kwargs)
+        trainer = super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run_dir), **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = resume.WholeFileIO()
+        return trainer
 
     def _callbacks(self, config: Any) -> list[Callback]:
-        """The callbacks of every run: images per second, and the best and the last checkpoint, each on its own so that last is the last."""
-        self.throughput = Throughput()
+        """The callbacks of every run: images per second, what lets it be resumed, and the best and the last checkpoint, each on its own so that
+        last is the last."""
+        keeps = config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run
+        self.throughput, self.sitting = Throughput(), resume.Sitting(self.run_dir, keeps)
         self.best: BestCheckpoint | None = None
-        callbacks: list[Callback] = [self.throughput]
+        callbacks: list[Callback] = [self.throughput, self.sitting]
         given = config.trainer.callbacks or []
         given = given if isinstance(given, list) else [given]
         if config.trainer.enable_progress_bar is not False and not any(isinstance(callback, Bar) for callback in given):
             callbacks.append(ProgressBar())
-        if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
+        if keeps:
             folder = self.run_dir / "checkpoints"
             if self.datamodule.has_validation and config.trainer.limit_val_batches != 0:
                 keep = config.checkpoint
                 self.best = BestCheckpoint(folder, "best", monitor=keep.monitor, mode=keep.mode, enable_version_counter=False)
                 callbacks.append(self.best)
-            callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
+            callbacks.append(RunCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
         return callbacks
 
     def before_fit(self) -> None:
         """Says what became of the weights that were loaded, and starts the clock."""
         if self.model.model.load_report is not None and self.trainer.is_global_zero:
             print(self.model.model.load_report)
+        if self.model.freeze_part == "backbone" and not self.datamodule.augment.is_random and self.model.engine != "graph":
+            self.datamodule.use_features(self.model.encode)
+            if self.trainer.is_global_zero:
+                print("the backbone is frozen and no augmentation is on: its features are computed once")
         self._flops: int | None
         try:
             self._flops = count_flops(self.model.model)
         except Exception:  # torch's counter fails on some networks of timm's; a missing figure shall stop no training
             self._flops = None
-        self._began, self._computed = time.perf_counter(), cpu_seconds()
+        self.sitting.start_clock()
 
     def fit(self, **arguments: Any) -> None:
-        """Trains. Lightning ends the process on Ctrl-C: the summary is written before, without touching the test images."""
+        """Trains. Lightning ends the process on Ctrl-C and SIGTERM: the summary is written before, without touching the test images."""
+        if self.resumed_from:
+            if self.trainer.is_global_zero:
+                print(f"going on from {self.resumed_from}")
+            arguments |= {"ckpt_path": self.resumed_from, "weights_only": True}
         try:
             self.trainer.fit(**arguments)
-        except SystemExit:
-            if self.trainer.interrupted:
-                self.after_fit()
-                sys.exit(130)
-            raise
+        except SystemExit as ended:
+            if not self.trainer.interrupted:
+                raise
+            self.after_fit()
+            number = self.sitting.received or (signal.SIGTERM if isinstance(ended, SIGTERMException) else signal.SIGINT)
+            # A launched process that fails has Lightning kill the first one, which is writing the summary.
+            sys.exit(128 + number if self.trainer.is_global_zero else 0)
 
     def after_fit(self) -> None:
         """Measures the test images, once, with the best weights; writes and prints the summary."""
-        seconds, computed = time.perf_counter() - self._began, cpu_seconds() - self._computed
+        seconds, computed = self.sitting.spent()
         trainer = self.trainer
-        last = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        last = self.sitting.measures | {name: float(value) for name, value in trainer.callback_metrics.items()}
         epochs, steps = trainer.current_epoch, trainer.global_step
         best_path = os.path.relpath(self.best.best_model_path) if self.best and self.best.best_model_path else ""
+        last_path = os.path.relpath(path) if (path := self.run_dir / "checkpoints" / "last.ckpt").is_file() else ""
         tested: Mapping[str, float] = {}
         if self.datamodule.has_test and trainer.limit_test_batches != 0 and not trainer.interrupted:
-            tested = trainer.test(self.model, self.datamodule, ckpt_path=best_path or None, verbose=False, weights_only=True)[0]
+            self.model.collect = True
+            tested = trainer.test(self.model, self.datamodule, ckpt_path=best_path or last_path or None, verbose=False, weights_only=True)[0]
+            if trainer.is_global_zero and (best_path or last_path):
+                _, folder, problem = self._write_report("test", tested, Path(best_path or last_path))
+                if problem:
+                    print(f"{folder} can't be written ({problem.strerror or problem}).")
         summary = {
-            "recipe": self.run_dir.parent.name,
+            "recipe": self.run_dir.resolve().parent.name,
             "run_dir": str(self.run_dir),
             "arch": self.model.model_config["arch"],
             "pooling": type(self.model.model.pooling).__name__,
@@ -204,16 +276,17 @@ class CLI(LightningCLI):
             "epochs": epochs,
             "steps": steps,
             "best_checkpoint": best_path or None,
-            "last_checkpoint": os.path.relpath(last_path) if (last_path := self.run_dir / "checkpoints" / "last.ckpt").is_file() else None,
+            "last_checkpoint": last_path or None,
             "load_report": asdict(report) if (report := self.model.model.load_report) else None,
             "device": device_name(trainer),
             "devices": trainer.world_size,
             "seed": self.config.fit.seed_everything,
             "finished": not trainer.interrupted,
+            "resumed": self.sitting.number - 1,
         }
         if trainer.is_global_zero:
-            path = self.run_dir / "summary.json"
-            path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            with resume.replacing(self.run_dir / "summary.json") as file:
+                file.write((json.dumps(summary, indent=2) + "\n").encode())
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.experiment.finish()  # what is not written now would be lost with the process
@@ -227,22 +300,57 @@ class CLI(LightningCLI):
         """Runs the trainer's validation without its table."""
         self.trainer.validate(verbose=False, weights_only=True, **arguments)
 
+    def before_test(self) -> None:
+        self._prepare_report()
+
+    def before_validate(self) -> None:
+        if not self.datamodule.has_validation:
+            raise InputError("there are no validation images: data.val_fraction=0 sets none aside; give another share, or use `cct test`.")
+        self._prepare_report()
+
+    def _prepare_report(self) -> None:
+        """Refuses classes that are not the checkpoint's, before anything is run."""
+        data, config = self.datamodule, self.config[self.subcommand]
+        where = f"data.dataset={config.data.dataset}" if data.about.num_classes and not data.folder else f"data.root={config.data.root}"
+        check_class_names(config.ckpt_path, self.model.class_names, self.model.model.num_classes, data.class_names, where)
+        self.model.collect = True
+
     def after_test(self) -> None:
-        self._print_measures("test")
+        self._print_report("test")
 
     def after_validate(self) -> None:
-        self._print_measures("val")
+        self._print_report("val")
 
     @rank_zero_only
-    def _print_measures(self, stage: str) -> None:
-        measures = {name.split("/")[1]: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
-        print("  ".join(f"{name} {value:.4f}" for name, value in measures.items()))
+    def _print_report(self, stage: str) -> None:
         config = self.config[self.subcommand]
-        checkpoint = Path(config.ckpt_path or "")
-        if checkpoint.is_file():
-            path = checkpoint.with_name(f"{checkpoint.stem}-{config.data.dataset}-{stage}.json")
-            path.write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
-            print(f"written to {path}")
+        if self.model.outcomes is None:
+            raise InputError("no image was measured: leave out trainer.limit_test_batches=0 and trainer.limit_val_batches=0.")
+        report, folder, problem = self._write_report(stage, self.trainer.callback_metrics, Path(config.ckpt_path))
+        data = config.data.dataset if self.datamodule.about.num_classes else config.data.root
+        there = len(self.datamodule.splits[stage][1])
+        limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
+        print(describe_report(report, f"{STAGES[stage]} of {data}: {report.n:,}{limited} images", config.ckpt_path, folder, problem))
+
+    def _report_folder(self, stage: str, checkpoint: Path) -> Path:
+        """Names the folder beside the checkpoint for what an evaluation finds: its tables, and the pictures of ``TestReport``."""
+        return checkpoint.with_name(f"{checkpoint.stem}-{self.datamodule.dataset}-{stage}")
+
+    def _write_report(self, stage: str, measured: Mapping[str, Any], checkpoint: Path) -> tuple[Report, Path, OSError | None]:
+        """Writes what an evaluation found into a folder beside the checkpoint; returns it, the folder, and why it can't be written."""
+        assert self.model.outcomes is not None
+        data, (split, chosen) = self.config[self.subcommand].data, self.datamodule.splits[stage]
+        set_aside = split is self.datamodule.splits["train"][0]  # the indices then count all images
+        measures = {name.removeprefix(f"{stage}/"): float(value) for name, value in measured.items() if name.startswith(f"{stage}/")}
+        source = data.dataset if set_aside else f"the {STAGES[stage]} split"
+        report = make_report(self.model.outcomes, self.datamodule.class_names, split.files, source, measures)
+        folder = self._report_folder(stage, checkpoint)
+        images = {name: value for name, value in data.as_dict().items() if name != "augment"}  # which is for training alone
+        try:
+            write_report(report, folder, {"checkpoint": checkpoint.name, "split": stage, "split_size": len(chosen), "data": images})
+        except OSError as error:
+            return report, folder, error
+        return report, folder, None
 
 
 def _recipe_name(path: Path) -> str:
@@ -300,6 +408,10 @@ def run(arguments: list[str]) -> None:
     is_first = "CCT_RUN_DIR" not in os.environ
     try:
         with tempfile.TemporaryDirectory() as folder:
+            if arguments[0] == "finetune":
+                arguments = finetune.arguments_of(arguments, Path(folder))
+            elif arguments[0] == "resume":
+                arguments = resume.arguments_of(arguments)
             if arguments[0] != "fit":
                 arguments = from_checkpoint(arguments, Path(folder))
             sys.argv[1:] = arguments  # what is parsed, and what a launch of more processes repeats
@@ -319,6 +431,8 @@ def run(arguments: list[str]) -> None:
     except (MisconfigurationException, ModuleNotFoundError, OSError) as error:  # of accelerators, loggers and folders that are not there
         raise InputError(str(error)) from error
     except (ValueError, RuntimeError) as error:
+        if isinstance(error.__cause__, InputError):  # of a callback, wrapped by the parser in what it has against every other type
+            raise InputError(str(error.__cause__)) from error
         if "Error(s) in loading state_dict" in str(error):
             raise InputError(
                 f"the checkpoint's weights do not fit this network: {str(error).splitlines()[1].strip()[:150]}\n"
@@ -328,5 +442,8 @@ def run(arguments: list[str]) -> None:
             raise InputError(str(error)) from error
         raise
     finally:
+        resume.unlock()
+        if is_first:
+            os.environ.pop(resume.VARIABLE, None)
         if is_first and (run_dir := os.environ.pop("CCT_RUN_DIR", None)):
             _discard(run_dir)  # the variable was for the processes of this run; the next one gets a folder of its own

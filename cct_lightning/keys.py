@@ -21,12 +21,18 @@ GROUPS = {
     "checkpoint": (PACKAGE / "tracking.py", "CheckpointConfig"),
 }
 NESTED = {
+    "LossConfig": PACKAGE / "loss.py",
     "OptimConfig": PACKAGE / "optim.py",
     "ScheduleConfig": PACKAGE / "optim.py",
     "AugmentConfig": PACKAGE / "augment" / "__init__.py",
 }
 PYTHON_ONLY = {"model.model"}
 FROM_DATA = ("num_classes", "image_size", "in_chans", "class_names", "mean", "std")  # flow from data to model in `fit`
+# Where a run is computed, not what it is: these may differ when it is resumed.
+WHERE = (
+    "data.root", "data.cache", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.enable_progress_bar", "wandb.mode",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,8 @@ def allowed(key: str) -> tuple[str, ...] | None:
     if key == "data.dataset":
         return _names(PACKAGE / "data" / "sets.py", "DATASETS")
     kind = known_keys()[key].type if key in known_keys() else ""
-    return tuple(ast.literal_eval(f"({kind[8:-1]},)")) if kind.startswith("Literal[") else None
+    literal = re.match(r"Literal\[(.*?)\]", kind)
+    return tuple(str(name) for name in ast.literal_eval(f"({literal[1]},)")) if literal else None
 
 
 def check_value(key: str, value: object, where: str) -> None:
@@ -157,6 +164,6 @@ def check_value(key: str, value: object, where: str) -> None:
         InputError: The key takes one of a few names, and this is none of them.
     """
     names = allowed(key)
-    if names is None or value in names or value in (None, "null") or (key == "model.arch" and str(value).startswith("timm/")):
+    if names is None or str(value) in names or value in (None, "null") or (key == "model.arch" and str(value).startswith("timm/")):
         return
     raise InputError(f"{where}: {key}={value} is unknown.{did_you_mean(value, names)}")

@@ -21,6 +21,8 @@ from cct_lightning.checkpoints import KEY, read_checkpoint
 from cct_lightning.encoders import Position, ViTEncoder
 from cct_lightning.engine import Engine, StepGraph, check_graph, choose_engine, make_plain
 from cct_lightning.errors import InputError, check_range
+from cct_lightning.evaluation import Outcomes
+from cct_lightning.loss import LossConfig, class_weights, cross_entropy
 from cct_lightning.models import ImageClassifier, create_model
 from cct_lightning.optim import OptimConfig, ScheduleConfig, create_optimizer, create_scheduler, fit_schedule
 from cct_lightning.randomness import reseed
@@ -61,9 +63,18 @@ class LitClassifier(L.LightningModule):
         attn_drop: Dropout of attention weights.
         proj_drop: Dropout behind positions, projections and in the MLP.
         head_hidden_dim: Width of a hidden tanh layer of the head; null: the head is one linear layer.
+        embed_dim: Width of a token; null: the arch's, as in the five keys below.
+        depth: Number of transformer layers.
+        num_heads: Heads of the attention; they divide embed_dim.
+        mlp_ratio: Width of the MLP's hidden layer over embed_dim.
+        kernel_size: Side of the tokenizer's kernels or patches, pixels.
+        num_conv_layers: Convolutions of a CCT's tokenizer.
         label_smoothing: Share of each target that is spread over all classes.
-        pretrained: File of weights to start from: a checkpoint of a run, or weights of SHI-Labs/Compact-Transformers or vit-pytorch.
+        pretrained: Weights to start from: a checkpoint of a run, an exported folder, a file of SHI-Labs/Compact-Transformers, vit-pytorch or
+            timm; by name, where there is a network: one of SHI-Labs' published weights, such as cct_7_3x1_32_cifar10_300epochs, or timm/NAME.
+        new_head: Start the head at zero even where the weights have one that fits; it always is where classes differ.
         freeze: backbone trains the pooling and the head alone.
+        loss: The loss.
         optim: The optimizer.
         schedule: The learning rate over the run.
         engine: How a step runs: eager; compile (torch.compile); graph, compiled and replayed as one CUDA graph of forward, backward and
@@ -91,9 +102,17 @@ class LitClassifier(L.LightningModule):
         attn_drop: float = 0.1,
         proj_drop: float = 0.0,
         head_hidden_dim: int | None = None,
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mlp_ratio: float | None = None,
+        kernel_size: int | None = None,
+        num_conv_layers: int | None = None,
         label_smoothing: float = 0.1,
         pretrained: str | None = None,
+        new_head: bool = False,
         freeze: Literal["none", "backbone"] = "none",
+        loss: LossConfig = LossConfig(),
         optim: OptimConfig = OptimConfig(),
         schedule: ScheduleConfig = ScheduleConfig(),
         engine: Literal["auto", "eager", "compile", "graph"] = "auto",
@@ -104,19 +123,22 @@ class LitClassifier(L.LightningModule):
         network: dict[str, Any] = {
             "pooling": pooling, "num_classes": num_classes, "image_size": tuple(image_size) if image_size else None, "in_chans": in_chans,
             "position": position, "class_token_position": class_token_position, "residual_norm": residual_norm, "drop_path": drop_path,
-            "attn_drop": attn_drop, "proj_drop": proj_drop, "head_hidden_dim": head_hidden_dim,
+            "attn_drop": attn_drop, "proj_drop": proj_drop, "head_hidden_dim": head_hidden_dim, "embed_dim": embed_dim, "depth": depth,
+            "num_heads": num_heads, "mlp_ratio": mlp_ratio, "kernel_size": kernel_size, "num_conv_layers": num_conv_layers,
         }  # fmt: skip
         self.own_model = model is not None
         self._epoch_loss = torch.zeros(())
-        self.model = model or create_model(arch, pretrained=pretrained, **network)
+        self.model = model or create_model(arch, pretrained=pretrained, new_head=new_head, class_names=class_names, **network)
         self.model_config: dict[str, Any] = {
             "arch": arch, **network, "image_size": list(self.model.encoder.image_size), "num_classes": self.model.num_classes,
             "position": self.model.encoder.position if isinstance(self.model.encoder, ViTEncoder) else position,
             "class_names": list(class_names) if class_names else None, "mean": list(mean) if mean else None, "std": list(std) if std else None,
-            "label_smoothing": label_smoothing, "freeze": freeze, "optim": asdict(optim), "schedule": asdict(schedule), "engine": engine,
+            "label_smoothing": label_smoothing, "freeze": freeze, "loss": asdict(loss), "optim": asdict(optim), "schedule": asdict(schedule),
+            "engine": engine,
         }  # fmt: skip
         self.class_names, self.mean, self.std = class_names, mean, std
-        self.label_smoothing, self.freeze_part, self.optim, self.schedule = label_smoothing, freeze, optim, schedule
+        self.label_smoothing, self.freeze_part, self.loss, self.optim, self.schedule = label_smoothing, freeze, loss, optim, schedule
+        self._class_weights: Tensor | None = None
         self.recipe: dict[str, Any] | None = None  # the whole configuration as run, where a command line set one
         self.seed = torch.initial_seed()  # before anything reseeds
         if freeze == "backbone":
@@ -124,11 +146,16 @@ class LitClassifier(L.LightningModule):
         self.engine: Engine = engine
         self._graph: StepGraph | None = None
         self._records = False  # whether the run's steps are recorded
+        self.collect = False  # whether an evaluation keeps what came of each image, for a report; batches then hold indices behind the targets
+        self.outcomes: Outcomes | None = None  # of the last such evaluation
+        self._collected: list[Outcomes] = []  # of its batches
         self.val_metrics, self.val_loss = metrics(self.model.num_classes, "val/"), MeanMetric()
         self.test_metrics, self.test_loss = metrics(self.model.num_classes, "test/"), MeanMetric()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classifies images (B, C, H, W), uint8 or float normalised: logits (B, K)."""
+        """Classifies images (B, C, H, W), uint8 or float normalised, or what ``encode`` made of them: logits (B, K)."""
+        if images.ndim < 4:
+            return self._classify(images)
         if images.dtype == torch.uint8:
             if self.mean is None or self.std is None:
                 raise InputError("uint8 images given to a LitClassifier without mean and std: pass both, or normalise the images yourself.")
@@ -136,6 +163,22 @@ class LitClassifier(L.LightningModule):
         images = images.to(next(self.model.parameters()).dtype)  # precision bf16-true and 16-true turn the weights, not the images
         # Evaluation runs as it is: its batches have other sizes, and each size would be compiled anew.
         logits: Tensor = self.model(images) if self.training else self.model._call_impl(images)  # type: ignore[no-untyped-call]
+        return logits
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Computes what the trained parts of a network with a frozen encoder read, of images float normalised (B, C, H, W).
+
+        Returns:
+            Features (B, D) where the pooling has nothing to train, else tokens (B, P + N, D); in the precision of the run.
+        """
+        with self.trainer.precision_plugin.forward_context():
+            tokens = self.model.encoder(images.to(next(self.model.parameters()).dtype))
+            return torch.cat(tokens, dim=1) if any(True for _ in self.model.pooling.parameters()) else self.model.pooling(tokens)
+
+    def _classify(self, encoded: Tensor) -> Tensor:
+        encoded = encoded.to(next(self.model.parameters()).dtype)
+        logits: Tensor = self.model.head(encoded) if encoded.ndim == 2 else self.model.forward_head(encoded)
         return logits
 
     def train(self, mode: bool = True) -> "LitClassifier":
@@ -157,6 +200,10 @@ class LitClassifier(L.LightningModule):
     def on_fit_start(self) -> None:
         """Compiles where the engine says so, and refuses what a recorded step can't honour."""
         trainer = self.trainer
+        if self.loss.class_weights == "balanced":
+            if (counts := getattr(trainer.datamodule, "class_counts", None)) is None:  # type: ignore[attr-defined]
+                raise InputError("model.loss.class_weights=balanced needs a data module with class_counts, as ImageDataModule has: leave it out.")
+            self._class_weights = class_weights(counts).to(self.device)
         engine = choose_engine(self.engine, self.device, trainer.estimated_stepping_batches)
         self._graph, self._records = None, engine == "graph"
         if self._records:
@@ -188,7 +235,7 @@ class LitClassifier(L.LightningModule):
         return loss
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
+        return cross_entropy(self(images), targets, self.label_smoothing, self._class_weights)
 
     def _replay(self, images: Tensor, targets: Tensor) -> Tensor:
         """Takes the whole step, optimizer included; what Lightning then does is empty, see ``backward`` and ``optimizer_step``."""
@@ -214,6 +261,9 @@ class LitClassifier(L.LightningModule):
         if not self._records:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
+    def on_train_start(self) -> None:
+        self._epoch_loss = self._epoch_loss.to(self.device)  # a checkpoint is read before the GPU is in use
+
     def on_train_epoch_start(self) -> None:
         self._epoch_loss = torch.zeros((), device=self.device)
 
@@ -228,6 +278,8 @@ class LitClassifier(L.LightningModule):
         logits = self(images).float()
         measures.update(logits, targets)
         loss.update(F.cross_entropy(logits, targets, reduction="none"))
+        if self.collect:
+            self._collected.append(Outcomes.of(batch[2], targets, logits))
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         self._evaluate(batch, self.val_metrics, self.val_loss)
@@ -247,6 +299,12 @@ class LitClassifier(L.LightningModule):
             self.log(name, value, prog_bar=name == f"{stage}/accuracy")
         measures.reset()
         loss.reset()
+        if self.collect:
+            self.outcomes, self._collected = Outcomes.join(self._collected), []
+            if (world := self.trainer.world_size) > 1:
+                parts: list[Any] = [None] * world  # the devices have different numbers of images
+                torch.distributed.all_gather_object(parts, self.outcomes)
+                self.outcomes = Outcomes.join(parts)
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Returns probabilities (B, K)."""
@@ -286,6 +344,7 @@ class LitClassifier(L.LightningModule):
             "grid_size": list(self.model.encoder.grid_size),
             "recipe": self.recipe,
             "seed": self.seed,
+            "epoch_loss": float(self.trainer.strategy.reduce(self._epoch_loss.clone(), reduce_op="mean")),  # so far, for a stop inside an epoch
             "versions": {
                 "cct_lightning": cct_lightning.__version__,
                 "torch": str(torch.__version__),
@@ -293,6 +352,10 @@ class LitClassifier(L.LightningModule):
                 "timm": timm.__version__,
             },
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the loss of an epoch that was stopped."""
+        self._epoch_loss = torch.zeros(()) + checkpoint.get(KEY, {}).get("epoch_loss", 0.0)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -315,7 +378,7 @@ class LitClassifier(L.LightningModule):
         if about["model"] is None and "model" not in changes:
             raise InputError(f"{checkpoint_path} was trained with a network of its own: build it and pass it as model=.")
         config = {**(about["model"] or {}), **changes}
-        for name, kind in (("optim", OptimConfig), ("schedule", ScheduleConfig)):
+        for name, kind in (("loss", LossConfig), ("optim", OptimConfig), ("schedule", ScheduleConfig)):
             if isinstance(config.get(name), Mapping):
                 config[name] = kind(**config[name])
         module = cls(**config)

@@ -21,7 +21,10 @@ HARMLESS_WARNINGS = (
     r".*The number of training batches \(\d+\) is smaller than the logging interval.*",
     r".*callbacks used to create the checkpoint need to be provided.*",  # a test needs none of the training's
     r".*Checkpoint directory .* exists and is not empty.*",
+    r".*It is recommended to use `self\.log\(.*sync_dist=True.*",  # the measures were gathered over the devices before
+    r".*module\(s\) in eval mode at the start of training.*",  # a frozen backbone is
     r".*Starting from v1\.9\.0, `tensorboardX`.*",
+    r".*ended before the epoch ended and your dataloader is not resumable.*",  # ours skips what is done, by the data module's state
 )
 HARMLESS_MESSAGES = (
     "💡 Tip",
@@ -32,6 +35,7 @@ HARMLESS_MESSAGES = (
     "to estimate number of stepping batches",
     "`Trainer.fit` stopped",
     "Restoring states from the checkpoint path",
+    "Restored all states from the checkpoint",
     "Loaded model weights from the checkpoint",
 )
 

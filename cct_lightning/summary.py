@@ -28,7 +28,9 @@ def describe(summary: Mapping[str, Any]) -> str:
     lines = [
         "",
         f"{summary['recipe']}: {summary['arch']}, {summary['epochs']} epochs ({summary['steps']} steps) in {summary['seconds']:.1f} s "
-        f"on {summary['device']}" + ("" if summary["finished"] else " (interrupted)"),
+        f"on {summary['device']}"
+        + (f", in {1 + summary['resumed']} sittings" if summary["resumed"] else "")
+        + ("" if summary["finished"] else " (interrupted)"),
         f"  validation accuracy  best {_percent(summary['val_accuracy'])}, last {_percent(summary['val_accuracy_last'])}",
         f"  test accuracy        {test}",
         f"  network              {summary['num_parameters']:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
@@ -36,8 +38,10 @@ def describe(summary: Mapping[str, Any]) -> str:
         else f"  network              {summary['num_parameters']:,} parameters",
         f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)",
         f"  files                {run_dir}: config.yaml, metrics.csv, summary.json"
+        + "".join(f", {name}" for name in ("pictures", "report.html") if Path(run_dir, name).exists())
         + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),
         "next",
+        *([f"  cct resume {run_dir}"] if not summary["finished"] and summary["last_checkpoint"] else []),
         # A run that was not tested has no test images, or was interrupted.
         *(f"  cct {'test' if summary['test_accuracy'] is not None or not summary['finished'] else 'validate'} {c}" for c in checkpoints[:1]),
         f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary['seed'] + 1}",

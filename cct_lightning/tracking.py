@@ -90,6 +90,12 @@ def wandb_mode(mode: str) -> str:
     return "online" if _key_is_configured(urlparse(url).hostname or "") and _answers(url) else "offline"
 
 
+def wandb_id(run_dir: Path) -> str | None:
+    """Returns the id under which the run is tracked, by the name of a folder that W&B left, run-<time>-<id>; None for a new run."""
+    found = next((run_dir / "wandb").glob("*run-*-*"), None)
+    return found.name.partition("run-")[2].partition("-")[2] if found else None
+
+
 def wandb_logger(config: WandbConfig, run_dir: Path, name: str) -> "WandbLogger | None":
     """Builds the logger that writes into the run folder, or None where W&B is disabled.
 
@@ -105,9 +111,11 @@ def wandb_logger(config: WandbConfig, run_dir: Path, name: str) -> "WandbLogger 
 
     def build(offline: bool) -> WandbLogger:
         settings = wandb.Settings(init_timeout=INIT_SECONDS)
+        # W&B's own process has a working directory of its own
         logger = WandbLogger(
-            name=name, project=config.project, entity=config.entity, tags=config.tags or None, save_dir=run_dir, offline=offline, settings=settings
-        )
+            name=name, project=config.project, entity=config.entity, tags=config.tags or None, save_dir=run_dir.resolve(), offline=offline,
+            settings=settings, id=wandb_id(run_dir),
+        )  # fmt: skip
         logger._wandb_init.pop("anonymous", None)  # W&B warns of this argument, which Lightning 2.6 always passes
         return logger
 
@@ -121,6 +129,7 @@ def wandb_logger(config: WandbConfig, run_dir: Path, name: str) -> "WandbLogger 
         if config.mode != "auto":
             raise InputError(f"wandb.mode={config.mode}: {reason} Set WANDB_API_KEY, or choose wandb.mode offline.") from error
         print(f"W&B does not take the run ({reason}): tracking it offline in {run_dir}/wandb")
+        wandb.teardown()  # its process would go on to hold the run's id
         return build(offline=True)
     return logger
 

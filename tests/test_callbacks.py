@@ -1,3 +1,5 @@
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from cct_lightning.callbacks import EMA, ProgressBar, Throughput
+from cct_lightning.callbacks.progress import clock
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cct_lightning import ImageDataModule, InputError, LitClassifier
@@ -99,32 +102,111 @@ def test_ema_refuses_what_it_cannot_honour(tmp_path):
 
 
 def test_throughput_counts_training_alone(monkeypatch):
-    clock = [0.0]
+    clock, logged = [0.0], []
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    callback, trainer, batch = Throughput(warmup_steps=2), SimpleNamespace(global_step=0, world_size=2), (None, torch.zeros(8))
+    callback, trainer, batch = Throughput(warmup_steps=2), SimpleNamespace(global_step=0, world_size=2, log_every_n_steps=3), (None, torch.zeros(8))
+    module = SimpleNamespace(log_dict=logged.append, device=torch.device("cpu"))
     assert callback.images_per_second is None
     for _ in range(2):
-        callback.on_train_epoch_start(trainer, None)
+        callback.on_train_epoch_start(trainer, module)
         for _ in range(4):
-            clock[0] += 0.5
+            clock[0] += 0.125  # waits for the batch
+            callback.on_train_batch_start(trainer, module, batch, 0)
+            clock[0] += 0.375
             trainer.global_step += 1
-            callback.on_train_batch_end(trainer, None, None, batch, 0)
+            callback.on_train_batch_end(trainer, module, None, batch, 0)
         clock[0] += 100  # validation
-        callback.on_validation_end(trainer, None)
+        callback.on_validation_end(trainer, module)
     assert callback.images_per_second == pytest.approx(2 * 8 / 0.5)
     assert callback.images == 6 * 16
+    assert logged == [{"perf/images_per_s": 32, "perf/step_ms": 375, "perf/data_ms": 125}] * 2
 
 
-def test_the_progress_bar_is_drawn_by_the_clock_and_at_the_end(monkeypatch):
-    clock = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    bar, drawn = ProgressBar(per_second=2), []
-    for step in range(1, 21):
-        clock[0] += 0.125
-        if bar._should_update(step, 20):
-            drawn.append(step)
-    assert drawn == [1, 5, 9, 13, 17, 20]
-    assert not bar._should_update(21, None)  # a loader of unknown length
+@pytest.mark.parametrize(("name", "peak"), [("NVIDIA H200", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("Mine", None)])
+def test_the_share_of_a_gpus_operations_follows_from_counted_ones(monkeypatch, name, peak):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 3 * 2**30)
+    callback = Throughput()
+    callback.flops_per_image, callback._steps, callback._images, callback._stepped = 10**9, 10, 20_000, 2.0
+    found = callback._measures(torch.device("cuda"), 2)
+    assert found["perf/gpu_mem"] == 3
+    assert found.get("perf/mfu") == (pytest.approx(3e9 * 10_000 / (2 * peak)) if peak else None)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def stand_in(**options):
+    """What the progress bar reads of a trainer, in the middle of a run."""
+    throughput = Throughput()
+    throughput.images, throughput.seconds = 24_690, 10.0
+    metrics = {"train/loss": torch.tensor(0.5123)}
+    group = {"lr": 9.12e-4}
+    return SimpleNamespace(**{
+        "global_step": 100, "estimated_stepping_batches": 400, "current_epoch": 4, "max_epochs": 20, "callback_metrics": metrics,
+        "optimizers": [SimpleNamespace(param_groups=[group])], "callbacks": [throughput], "training": True, "sanity_checking": False, **options,
+    })  # fmt: skip
+
+
+def at(monkeypatch, seconds, stream):
+    monkeypatch.setattr("time.monotonic", lambda: seconds[0])
+    monkeypatch.setattr(ProgressBar, "_stream", stream)
+
+
+def test_the_progress_bar_tells_what_one_wants_to_know(monkeypatch):
+    seconds = [50.0]
+    at(monkeypatch, seconds, io.StringIO())
+    bar, trainer = ProgressBar(), stand_in(global_step=0)
+    bar.on_train_start(trainer, None)
+    seconds[0], trainer.global_step = 150.0, 100
+    trainer.callback_metrics["val/accuracy"] = torch.tensor(0.9)
+    bar.on_validation_end(trainer, None)
+    trainer.callback_metrics["val/accuracy"] = torch.tensor(0.875)
+    bar.on_validation_end(trainer, None)
+    expected = "epoch 5/20  step 100/400  loss 0.512  lr 9.1e-04  2,469 images/s  val 87.5 % (best 90.0 %)  5:00 left"
+    assert bar._line(trainer) == expected
+    assert bar._line(stand_in(global_step=400, current_epoch=20)).endswith("1:40 in all")
+
+
+def test_a_terminal_has_one_line_that_is_drawn_by_the_clock(monkeypatch):
+    seconds, stream = [100.0], Terminal()
+    at(monkeypatch, seconds, stream)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((40, 20)))
+    bar, trainer = ProgressBar(per_second=2), stand_in()
+    bar.on_train_start(trainer, None)
+    for _ in range(16):
+        seconds[0] += 0.125
+        bar.on_train_batch_end(trainer, None, None, None, 0)
+    drawn = stream.getvalue().split("\r\x1b[K")[1:]
+    assert len(drawn) == 4
+    assert all(len(line) == 39 for line in drawn)
+    assert "\n" not in stream.getvalue()
+
+
+def test_a_log_file_has_few_lines_and_the_last(monkeypatch):
+    seconds, stream = [100.0], io.StringIO()
+    at(monkeypatch, seconds, stream)
+    bar, trainer = ProgressBar(log_every_seconds=10), stand_in()
+    bar.on_train_start(trainer, None)
+    for step in range(60):
+        seconds[0] += 0.5
+        trainer.global_step = 100 + step
+        bar.on_train_batch_end(trainer, None, None, None, 0)
+        bar.on_validation_batch_end(trainer, None, None, None, 0)
+    bar.on_train_end(trainer, None)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert "\r" not in stream.getvalue()
+    bar.disable()
+    bar.on_train_end(trainer, None)
+    assert len(stream.getvalue().splitlines()) == 4
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3600, "1:00:00"), (86_399, "23:59:59")])
+def test_durations_are_written_as_clocks(seconds, text):
+    assert clock(seconds) == text
 
 
 def test_the_folder_is_no_package_of_its_own():

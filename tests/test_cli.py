@@ -13,6 +13,7 @@ from pictures import write_images
 
 from cct_lightning import LitClassifier
 from cct_lightning.checkpoints import KEY
+from cct_lightning.cli import CLI
 
 CHECKOUT = Path(__file__).parents[1]
 SHORT = ("--data.per_class", 10, "--data.batch_size", 32, "--trainer.max_epochs", 2, "--trainer.enable_progress_bar", "false")
@@ -32,7 +33,7 @@ def test_a_run_leaves_everything_in_its_folder(cct, tmp_path):
     assert outcome.code == 0, outcome.err
     run = only(tmp_path.glob("runs/digits/*"))
     assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.csv", "summary.json", "checkpoints"}
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "best-digits-test"}
 
     summary = json.loads((run / "summary.json").read_text())
     assert summary["run_dir"] == str(run.relative_to(tmp_path))
@@ -67,19 +68,52 @@ def test_the_checkpoint_knows_its_run_and_flags_win(cct, tmp_path):
 
     tested = cct("test", best.relative_to(tmp_path))
     assert tested.code == 0, tested.err
-    measures = json.loads((best.parent / "best-digits-test.json").read_text())
-    assert measures["accuracy"] == pytest.approx(summary["test_accuracy"])
-    assert f"accuracy {measures['accuracy']:.4f}" in tested.out
+    measures = json.loads((best.parent / "best-digits-test" / "measures.json").read_text())
+    assert {name: measures[name] for name in summary["test"]} == pytest.approx(summary["test"])
+    assert f"accuracy {100 * measures['accuracy']:.2f} %" in tested.out
 
     cct("validate", best, "--data.split_seed", 3)  # other images: the flag wins over what the checkpoint says
-    other = json.loads((best.parent / "best-digits-val.json").read_text())
+    other = json.loads((best.parent / "best-digits-val" / "measures.json").read_text())
     cct("validate", best)
-    assert json.loads((best.parent / "best-digits-val.json").read_text()) != other
+    assert json.loads((best.parent / "best-digits-val" / "measures.json").read_text()) != other
     assert len(list(tmp_path.glob("runs/*/*"))) == 1
     assert cct("test", "-c", "smoke", best).code == 0  # a recipe is laid over what the checkpoint says
 
     module = LitClassifier.load_from_checkpoint(best)
     assert type(module.model.pooling).__name__ == "MeanPooling"
+
+
+def test_flags_win_over_the_checkpoint_which_lightnings_own_command_line_does_the_other_way_round(cct, tmp_path, monkeypatch):
+    write_images(tmp_path / "pets", 2, 12)
+    write_images(tmp_path / "more", 2, 20)
+    cct(
+        "fit", "-c", "image_folder", "--data.root", "pets", "--data.image_size", 32, "--model.arch", "cct_2_3x2_32", "--data.batch_size", 16,
+        "--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false",
+    )  # fmt: skip
+    best = only(tmp_path.glob("runs/*/*/checkpoints/best.ckpt"))
+    other = tmp_path / "other.ckpt"  # what Lightning's save_hyperparameters would leave in a checkpoint
+    torch.save(torch.load(best, weights_only=True) | {"hyper_parameters": {"label_smoothing": 0.75}}, other)
+    seen = []
+    monkeypatch.setattr(CLI, "after_test", lambda self: seen.append(self))
+
+    def tested(*words):
+        outcome = cct("test", other, *words)
+        assert outcome.code == 0, outcome.err
+        cli = seen.pop()
+        data, model, trainer = cli.datamodule, cli.model, cli.trainer
+        n = len(model.outcomes.indices)
+        return str(data.root), data.batch_size, data.crop_pct, model.label_smoothing, trainer.precision, trainer.limit_test_batches, n
+
+    flags = (
+        "--data.root", "more", "--data.batch_size", 3, "--data.crop_pct", 1, "--model.label_smoothing", 0.5, "--trainer.precision", "64-true",
+        "--trainer.limit_test_batches", 2,
+    )  # fmt: skip
+    assert tested("--trainer.precision", "32-true") == ("pets", 16, 0.9, 0.1, "32-true", 1.0, 4)
+    assert tested(*flags) == ("more", 3, 1.0, 0.5, "64-true", 2, 6)
+    (tmp_path / "overlay.yaml").write_text("data: {root: more, batch_size: 3}")
+    assert tested("-c", "overlay.yaml", "--data.batch_size", 5)[:2] == ("more", 5)  # flag, recipe, checkpoint
+    monkeypatch.delattr(CLI, "_parse_ckpt_path")
+    assert tested(*flags)[3] == 0.75
 
 
 def test_a_written_configuration_repeats_the_run_to_the_bit(cct, tmp_path):
@@ -172,7 +206,7 @@ def test_a_run_without_validation_or_checkpoints(cct, tmp_path):
     outcome = cct("fit", "-c", "digits", *SHORT, "--data.val_fraction", 0)
     assert outcome.code == 0, outcome.err
     run = only(tmp_path.glob("runs/digits/*"))
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "last-digits-test"}
     assert json.loads((run / "summary.json").read_text())["val_accuracy"] is None
     assert cct("fit", "-c", "digits", *SHORT, "--trainer.enable_checkpointing", "false").code == 0
     assert cct("fit", "-c", "digits", *SHORT, "--trainer.fast_dev_run", "true").code == 0
@@ -277,11 +311,13 @@ def test_two_processes_make_one_run(overlay, cct, tmp_path):
     test = [index for rank in seen for index in rank["test"][0]]
     assert len(test) == len(set(test)) == 359
 
+    both = [(run / "checkpoints" / "best-digits-test" / name).read_text() for name in ("classes.csv", "confusion.csv")]
     # Measures are over both ranks: one process finds the same on the same weights, from one plain checkpoint.
     summary = json.loads((run / "summary.json").read_text())
     assert summary["devices"] == 2
     assert cct("test", run / "checkpoints" / "best.ckpt").code == 0
-    alone = json.loads((run / "checkpoints" / "best-digits-test.json").read_text())
+    assert [(run / "checkpoints" / "best-digits-test" / name).read_text() for name in ("classes.csv", "confusion.csv")] == both
+    alone = json.loads((run / "checkpoints" / "best-digits-test" / "measures.json").read_text())
     assert alone["accuracy"] == pytest.approx(summary["test_accuracy"], abs=1e-6)
     assert alone["calibration_error"] == pytest.approx(summary["test"]["calibration_error"], abs=1e-5)
 

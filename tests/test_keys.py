@@ -7,18 +7,24 @@ from lightning.pytorch import Trainer
 from cct_lightning import AugmentConfig, ImageDataModule, LitClassifier, OptimConfig, ScheduleConfig
 from cct_lightning.data import DATASETS
 from cct_lightning.keys import allowed, flatten, groups_without_keys, known_keys, unknown_keys
+from cct_lightning.loss import LossConfig
 from cct_lightning.models import VARIANTS
 from cct_lightning.pooling import POOLINGS
 from cct_lightning.tracking import CheckpointConfig, WandbConfig
 
 
 def test_keys_are_those_of_the_classes():
-    expected = {f"model.{name}" for name in inspect.signature(LitClassifier).parameters} - {"model.model", "model.optim", "model.schedule"}
+    expected = {f"model.{name}" for name in inspect.signature(LitClassifier).parameters} - {
+        "model.model",
+        "model.loss",
+        "model.optim",
+        "model.schedule",
+    }
     expected |= {f"data.{name}" for name in inspect.signature(ImageDataModule).parameters} - {"data.augment"}
     expected |= {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
     for prefix, config in (
-        ("model.optim", OptimConfig), ("model.schedule", ScheduleConfig), ("data.augment", AugmentConfig), ("wandb", WandbConfig),
-        ("checkpoint", CheckpointConfig),
+        ("model.loss", LossConfig), ("model.optim", OptimConfig), ("model.schedule", ScheduleConfig), ("data.augment", AugmentConfig),
+        ("wandb", WandbConfig), ("checkpoint", CheckpointConfig),
     ):  # fmt: skip
         expected |= {f"{prefix}.{field.name}" for field in fields(config)}
     assert set(known_keys()) == expected | {"seed_everything"}

@@ -1,4 +1,5 @@
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -79,7 +80,7 @@ def test_weights_of_a_run_start_another(tmp_path):
     module, trainer = trained(tmp_path)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     model = create_model("cct_2_3x2_32", image_size=32, in_chans=1, num_classes=3, pretrained=tmp_path / "run.ckpt")
-    assert model.load_report.resized == {"encoder.pos_embed": ("4x4", "8x8")}
+    assert model.load_report.resized == {"encoder.pos_embed": ("4x4", "8x8 (bilinear)")}
     assert torch.equal(model.encoder.norm.weight, module.model.encoder.norm.weight)
 
 
@@ -97,6 +98,20 @@ def test_a_network_of_ones_own(tmp_path):
     with pytest.raises(InputError, match=r"own\.ckpt was trained with a network of its own: build it and pass it as model="):
         LitClassifier.load_from_checkpoint(tmp_path / "own.ckpt")
     assert LitClassifier.load_from_checkpoint(tmp_path / "own.ckpt", model=own).model is own
+
+
+def test_what_came_of_each_image_is_kept_where_asked_alone(tmp_path):
+    module, trainer = trained(tmp_path)
+    assert module.outcomes is None
+    module.collect = True
+    ours = data()
+    measured = trainer.test(module, ours, verbose=False)[0]
+    split, chosen = ours.splits["test"]
+    assert np.array_equal(module.outcomes.indices, chosen)
+    assert np.array_equal(module.outcomes.targets, split.targets[chosen])
+    assert float((module.outcomes.predicted == module.outcomes.targets).float().mean()) == pytest.approx(measured["test/accuracy"])
+    trainer.validate(module, ours, verbose=False)
+    assert np.array_equal(module.outcomes.indices, ours.splits["val"][1])  # the last evaluation's alone
 
 
 def test_uint8_images_are_normalised_and_floats_are_not():

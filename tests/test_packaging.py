@@ -21,7 +21,7 @@ def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path):
     assert {name.split("/")[0] for name in names} == {"cct_lightning", f"cct_lightning-{PYPROJECT_VERSION}.dist-info"}
     files = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "cct_lightning").rglob("*.py")}
     files |= {f"cct_lightning/{path.parent.name}/{path.name}" for folder in ("callbacks", "recipes") for path in (CHECKOUT / folder).glob("*.py")}
-    files |= {f"cct_lightning/recipes/{path.name}" for path in (CHECKOUT / "recipes").glob("*.yaml")}
+    files |= {f"cct_lightning/{path.relative_to(CHECKOUT).as_posix()}" for path in (CHECKOUT / "recipes").rglob("*.yaml")}
     assert {name for name in names if "dist-info" not in name} == files | {"cct_lightning/py.typed"}
 
 

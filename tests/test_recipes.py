@@ -10,13 +10,13 @@ from pictures import write_images
 from cct_lightning.__main__ import header, recipe_paths
 from cct_lightning.keys import flatten, groups_without_keys, unknown_keys
 
-OVERLAYS = {"smoke", "ddp", "fsdp"}
+OVERLAYS = {"smoke", "ddp", "fsdp", "linear_probe"}
 RECIPES = sorted(set(recipe_paths()) - OVERLAYS)
 # recipe: classes, side and channels of the stand-in; None needs none
 STAND_INS = {
     "digits": None, "mnist": (10, 28, True), "fashion_mnist": (10, 28, True), "cifar10": (10, 32, False), "cifar10_small": (10, 32, False),
     "cifar100": (100, 32, False), "vit_lite": (10, 32, False), "cvt": (10, 32, False), "flowers102": (102, 64, False),
-    "imagenet": (3, 64, False), "image_folder": (3, 64, False),
+    "imagenet": (3, 64, False), "image_folder": (3, 64, False), "finetune": (3, 64, False),
     **dict.fromkeys(("cifar10_cpu_2min", "cifar10_cpu_10min", "cifar10_1min", "cifar10_3min", "cifar10_9min"), (10, 32, False)),
 }  # fmt: skip
 
@@ -63,8 +63,36 @@ def test_the_recipe_is_one_short_file_that_says_what_it_is(name):
     if name in OVERLAYS:
         assert lines[0].startswith("Overlay: ")
     else:
-        assert lines[1].split("  ")[0].startswith(f"cct fit -c {name}")
+        assert lines[1].split("  ")[0].startswith("cct finetune DIR" if name == "finetune" else f"cct fit -c {name}")
         assert recipe["seed_everything"] == 0
         assert any(line.startswith(("Measured", "Published", "A starting point")) for line in lines)
     for line in lines:
         assert not line.startswith("Published") or any("README" in other for other in lines), "a published figure needs its source"
+
+
+SWEEPS = sorted((Path(__file__).parents[1] / "recipes" / "sweeps").glob("*.yaml"))
+
+
+def values_of(parameter):
+    """Returns what W&B may draw: all values of a list, both ends of a range."""
+    return parameter.get("values") or [parameter[name] for name in ("value", "min", "max") if name in parameter]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_names_keys_and_values_that_there_are(path, cct):
+    sweep = yaml.safe_load(path.read_text())
+    assert header(path)[1].startswith(f"wandb sweep recipes/sweeps/{path.name}")
+    assert sweep["method"] in ("grid", "random", "bayes")
+    assert sweep["metric"]["name"] in ("val/accuracy", "test/accuracy")
+    assert sweep["command"][:3] == ["cct", "fit", "-c"]
+    assert sweep["command"][4:] == ["${args}"]
+    assert sweep["command"][3] in RECIPES
+    assert not unknown_keys(list(sweep["parameters"]))
+    if sweep["method"] == "grid":
+        assert all("values" in parameter or "value" in parameter for parameter in sweep["parameters"].values())
+    for turn in range(max(len(values_of(parameter)) for parameter in sweep["parameters"].values())):
+        drawn = {key: (found := values_of(parameter))[turn % len(found)] for key, parameter in sweep["parameters"].items()}
+        outcome = cct(*sweep["command"][1:4], *(f"--{key}={value}" for key, value in drawn.items()), "--print_config")
+        assert outcome.code == 0, outcome.err
+        printed = flatten(yaml.safe_load(outcome.out))
+        assert {key: printed[key] for key in drawn} == drawn

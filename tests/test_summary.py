@@ -4,7 +4,7 @@ WHOLE = {
     "recipe": "digits", "run_dir": "runs/digits/1", "arch": "cct_2_3x2_32", "val_accuracy": 0.5, "val_accuracy_last": 0.25, "test_accuracy": 0.125,
     "num_parameters": 276_427, "flops_per_image": 16_292_352, "images_per_second": 2438.2, "seconds": 34.12, "epochs": 60, "steps": 1200,
     "best_checkpoint": "runs/digits/1/checkpoints/best.ckpt", "last_checkpoint": "runs/digits/1/checkpoints/last.ckpt", "device": "CPU", "seed": 0,
-    "finished": True,
+    "finished": True, "resumed": 0,
 }  # fmt: skip
 
 
@@ -29,6 +29,14 @@ def test_what_is_missing_is_a_dash():
         "cct test runs/digits/1/checkpoints/last.ckpt",
     ):
         assert part in text
+
+
+def test_a_stopped_run_says_how_to_go_on():
+    text = describe({**WHOLE, "finished": False, "resumed": 2})
+    assert "on CPU, in 3 sittings (interrupted)\n" in text
+    assert "next\n  cct resume runs/digits/1\n" in text
+    assert "cct resume" not in describe(WHOLE)
+    assert "cct resume" not in describe({**WHOLE, "finished": False, "last_checkpoint": None})
 
 
 def test_a_run_without_test_images_suggests_to_validate():

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from cct_lightning import InputError
-from cct_lightning.tracking import WandbConfig, make_run_dir, wandb_logger, wandb_mode
+from cct_lightning.tracking import WandbConfig, make_run_dir, wandb_id, wandb_logger, wandb_mode
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,21 @@ def test_auto_goes_offline_where_wandb_refuses_and_online_says_so(server, monkey
     assert logger._offline
     assert "tracking it offline" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"wandb\.mode=online: .* choose wandb\.mode offline"):
-        wandb_logger(WandbConfig("online"), tmp_path, "run")
+        wandb_logger(WandbConfig("online"), tmp_path / "other", "run")
+    wandb.teardown()
+    refused = wandb_id(tmp_path)
+    assert logger.experiment.id == refused  # one id, so that a later sitting finds the right one
+    logger.experiment.finish()
+    assert {path.name.rsplit("-", 1)[1] for path in (tmp_path / "wandb").glob("*run-*-*")} == {refused}
+
+
+@pytest.mark.parametrize("name", ["run-20261120_095029-a1-b2", "offline-run-20261120_095029-a1-b2"])
+def test_a_run_that_was_tracked_has_an_id(tmp_path, name):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "latest-run").touch()
+    assert wandb_id(tmp_path) is None
+    (tmp_path / "wandb" / name).mkdir()
+    assert wandb_id(tmp_path) == "a1-b2"
 
 
 def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):

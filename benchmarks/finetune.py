@@ -1,0 +1,71 @@
+"""Measures what a start from weights is worth: python -m benchmarks.finetune --photos DIR --weights FILE [--seeds 3] [--only NAME]
+
+Runs `cct finetune DIR` as it comes, by the default recipe, from weights and from scratch, once for each seed from 0 on. DIR holds train and
+val; FILE is the checkpoint of `cct fit -c cifar10_cpu_10min`. The accuracy is that of the last epoch on val: no epoch is chosen by it. On a CPU
+the runs have one thread; CPU-seconds are those of the training, reading of the images included.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import lightning
+import timm
+import torch
+
+from benchmarks.common import machine
+from benchmarks.time_to_accuracy import mean_and_deviation
+
+# The same network throughout, but for the last row.
+CONTESTANTS = {
+    "fine-tuned, 64 px": ["--model.pretrained", "WEIGHTS", "--data.image_size", "64"],
+    "fine-tuned, 32 px": ["--model.pretrained", "WEIGHTS"],
+    "linear probe, 64 px": ["-c", "linear_probe", "--model.pretrained", "WEIGHTS", "--data.image_size", "64"],
+    "from scratch, 64 px": ["--model.arch", "cct_2_3x2_32", "--data.image_size", "64"],
+    "from scratch, the default CCT-7/7x2 at 128 px": [],
+}
+
+
+def main() -> None:
+    """Prints a line for each contestant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", choices=CONTESTANTS)
+    options = parser.parse_args()
+    on_gpu = torch.cuda.is_available()
+    print(machine("cuda" if on_gpu else "cpu", 1, lightning, timm), flush=True)
+    environment = os.environ | ({} if on_gpu else {"OMP_NUM_THREADS": "1"})
+    for name, flags in CONTESTANTS.items():
+        if options.only not in (None, name):
+            continue
+        found = []
+        for seed in range(options.seeds):
+            with tempfile.TemporaryDirectory() as folder:
+                words = [
+                    "finetune",
+                    options.photos,
+                    "--seed_everything",
+                    str(seed),
+                    "--wandb.mode",
+                    "disabled",
+                    "--trainer.enable_progress_bar",
+                    "false",
+                ]
+                words += ["--trainer.default_root_dir", folder, *(options.weights if word == "WEIGHTS" else word for word in flags)]
+                subprocess.run([sys.executable, "-m", "cct_lightning", *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+                (summary,) = Path(folder).glob("finetune/*/summary.json")
+                found.append(json.loads(summary.read_text()))
+        print(
+            f"{name}: val accuracy {mean_and_deviation([run['val_accuracy_last'] for run in found], 100)} %, "
+            f"{mean_and_deviation([run['cpu_seconds'] for run in found], digits=0)} CPU-seconds, n = {len(found)}", flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
