@@ -3,8 +3,11 @@
 if __name__ == "callbacks":
     raise ImportError("import cct_lightning.callbacks: the folder callbacks/ is no package of its own.")
 
+from .batch_preview import BatchPreview
 from .ema import EMA
+from .pooling_maps import PoolingMaps
 from .progress import ProgressBar
+from .test_report import TestReport
 from .throughput import Throughput
 
-__all__ = ["EMA", "ProgressBar", "Throughput"]
+__all__ = ["EMA", "BatchPreview", "PoolingMaps", "ProgressBar", "TestReport", "Throughput"]

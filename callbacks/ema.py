@@ -1,6 +1,7 @@
 """An average of the weights that is validated, tested and kept in the place of the raw ones."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,6 +73,19 @@ class EMA(Callback):
         if self._raw:
             self._put(pl_module, self._raw)
             self._raw = {}
+
+    @contextmanager
+    def raw_weights(self, pl_module: LightningModule) -> Iterator[None]:
+        """Puts the raw weights into a network that holds the average, for a while."""
+        raw, self._raw = self._raw, {}
+        if raw:
+            self._put(pl_module, raw)
+        try:
+            yield
+        finally:
+            self._raw = raw
+            if raw:
+                self._put(pl_module, self.average)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._show_raw(pl_module)  # a second fit goes on where the first one stopped

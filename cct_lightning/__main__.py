@@ -145,6 +145,7 @@ def _print_keys(command: str) -> None:
     print(
         "        trainer.precision left out: bf16-mixed where the hardware computes it (GPUs since 2020, CPUs with avx512_bf16 or AMX), else 32-true."
     )
+    print("\n  --find-lr, --find-batch-size  look for the rate where the loss falls fastest, the largest batch that fits; nothing is trained then.")
     print("\n  --print_config prints the whole configuration as a recipe.")
 
 
@@ -296,7 +297,7 @@ def prepare(arguments: list[str]) -> list[str]:
     Raises:
         InputError: An unknown command, recipe or key; a way of calling that is refused.
     """
-    from cct_lightning.keys import FROM_DATA, check_value, groups, known_keys
+    from cct_lightning.keys import FIND, FROM_DATA, check_value, groups, known_keys
 
     command, *rest = arguments
     if command not in COMMANDS:
@@ -317,6 +318,11 @@ def prepare(arguments: list[str]) -> list[str]:
             given |= _read_recipe(path, fits)
             recipes += 1
             out += ["--config", str(path)]
+            continue
+        if word in FIND:
+            if not fits:
+                raise InputError(f"{word} is for `cct fit` and `cct finetune`.")
+            out.append(word)
             continue
         key = name.removeprefix("--").removesuffix("+")
         if name.startswith("--") and key.removeprefix("model.") in FROM_DATA and key.startswith("model."):

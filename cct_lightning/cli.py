@@ -22,14 +22,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from cct_lightning import finetune, resume
-from cct_lightning.callbacks import ProgressBar, Throughput
+from cct_lightning import finetune, resume, tuning
+from cct_lightning.callbacks import EMA, ProgressBar, TestReport, Throughput
 from cct_lightning.checkpoints import KEY, read_checkpoint
 from cct_lightning.data import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.evaluation import Report, check_class_names, describe_report, make_report, write_report
 from cct_lightning.hardware import default_precision, keep_freed_memory
-from cct_lightning.keys import FROM_DATA
+from cct_lightning.keys import FIND, FROM_DATA
 from cct_lightning.models import count_flops
 from cct_lightning.module import LitClassifier
 from cct_lightning.parsing import Parser, quieten
@@ -125,6 +125,7 @@ class CLI(LightningCLI):
     model: LitClassifier
     datamodule: ImageDataModule
     run_dir: Path
+    finding: str | None = None  # one of keys.FIND: a value is looked for, and nothing trained
     _parsing: str  # the command whose parser is being built
 
     @staticmethod
@@ -180,6 +181,12 @@ class CLI(LightningCLI):
             return super().instantiate_trainer(default_root_dir=config.trainer.default_root_dir or str(folder), **kwargs)
         if not self.datamodule.has_validation:
             config.trainer.limit_val_batches = 0
+        if self.finding:
+            config.trainer.callbacks = None
+            self.throughput, self.sitting = Throughput(), resume.Sitting(self.run_dir, False)
+            alone = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "default_root_dir": str(self.run_dir)}
+            length = {"max_steps": tuning.LR_STEPS, "max_epochs": -1, "limit_val_batches": 0} if self.finding == "--find-lr" else {}
+            return super().instantiate_trainer(**alone, **length, **kwargs)
         given = config.trainer.logger
         loggers: list[Logger] = [] if given in (None, True, False) else list(given) if isinstance(given, (list, tuple)) else [given]
         loggers.append(resume.MetricsFile(self.run_dir, name="", version=""))
@@ -225,10 +232,15 @@ class CLI(LightningCLI):
             self._flops = count_flops(self.model.model)
         except Exception:  # torch's counter fails on some networks of timm's; a missing figure shall stop no training
             self._flops = None
+        self.throughput.flops_per_image = self._flops
         self.sitting.start_clock()
 
     def fit(self, **arguments: Any) -> None:
         """Trains. Lightning ends the process on Ctrl-C and SIGTERM: the summary is written before, without touching the test images."""
+        if self.finding:
+            search = tuning.find_lr if self.finding == "--find-lr" else tuning.find_batch_size
+            print(search(self.trainer, self.model, self.datamodule))
+            return
         if self.resumed_from:
             if self.trainer.is_global_zero:
                 print(f"going on from {self.resumed_from}")
@@ -245,12 +257,15 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Measures the test images, once, with the best weights; writes and prints the summary."""
+        if self.finding:
+            return
         seconds, computed = self.sitting.spent()
         trainer = self.trainer
         last = self.sitting.measures | {name: float(value) for name, value in trainer.callback_metrics.items()}
         epochs, steps = trainer.current_epoch, trainer.global_step
         best_path = os.path.relpath(self.best.best_model_path) if self.best and self.best.best_model_path else ""
         last_path = os.path.relpath(path) if (path := self.run_dir / "checkpoints" / "last.ckpt").is_file() else ""
+        raw = self._raw_accuracy()
         tested: Mapping[str, float] = {}
         if self.datamodule.has_test and trainer.limit_test_batches != 0 and not trainer.interrupted:
             self.model.collect = True
@@ -266,6 +281,7 @@ class CLI(LightningCLI):
             "pooling": type(self.model.model.pooling).__name__,
             "val_accuracy": self.best.accuracy if self.best else last.get("val/accuracy"),
             "val_accuracy_last": last.get("val/accuracy"),
+            "val_accuracy_raw": raw,
             "test_accuracy": tested.get("test/accuracy"),
             "test": {name.removeprefix("test/"): value for name, value in tested.items()},
             "num_parameters": sum(p.numel() for p in self.model.model.parameters()),
@@ -287,10 +303,27 @@ class CLI(LightningCLI):
         if trainer.is_global_zero:
             with resume.replacing(self.run_dir / "summary.json") as file:
                 file.write((json.dumps(summary, indent=2) + "\n").encode())
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, TestReport):
+                    callback.write_page(self.run_dir)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.experiment.finish()  # what is not written now would be lost with the process
             print(describe(summary))
+
+    def _raw_accuracy(self) -> float | None:
+        """Validates the last weights as they are where the callback EMA averages them: what its average is worth. None without EMA."""
+        trainer = self.trainer
+        average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)  # type: ignore[attr-defined]
+        if average is None or self.best is None or trainer.interrupted:
+            return None
+        loggers, trainer.loggers = trainer.loggers, []  # val/accuracy is the average's
+        with average.raw_weights(self.model):
+            found = trainer.validate(self.model, self.datamodule, verbose=False)[0]["val/accuracy"]
+        trainer.loggers = loggers
+        for logger in loggers:
+            logger.log_metrics({"val/accuracy_raw": found}, step=trainer.global_step)
+        return found
 
     def test(self, **arguments: Any) -> None:
         """Runs the trainer's test without its table, which ``after_test`` prints in a line."""
@@ -414,6 +447,8 @@ def run(arguments: list[str]) -> None:
                 arguments = resume.arguments_of(arguments)
             if arguments[0] != "fit":
                 arguments = from_checkpoint(arguments, Path(folder))
+            CLI.finding = next((word for word in arguments if word in FIND), None)
+            arguments = [word for word in arguments if word not in FIND]
             sys.argv[1:] = arguments  # what is parsed, and what a launch of more processes repeats
             CLI(
                 LitClassifier,

@@ -26,6 +26,7 @@ NESTED = {
     "ScheduleConfig": PACKAGE / "optim.py",
     "AugmentConfig": PACKAGE / "augment" / "__init__.py",
 }
+FIND = ("--find-lr", "--find-batch-size")  # of `cct fit`: look for a value instead of training
 PYTHON_ONLY = {"model.model"}
 FROM_DATA = ("num_classes", "image_size", "in_chans", "class_names", "mean", "std")  # flow from data to model in `fit`
 # Where a run is computed, not what it is: these may differ when it is resumed.

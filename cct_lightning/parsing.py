@@ -37,6 +37,8 @@ HARMLESS_MESSAGES = (
     "Restoring states from the checkpoint path",
     "Restored all states from the checkpoint",
     "Loaded model weights from the checkpoint",
+    "`weights_only` was not set",  # a file that Lightning's search for a batch size wrote itself
+    "Finished batch size finder, will continue",  # it does not: the recipe is the user's to change
 )
 
 
@@ -86,9 +88,12 @@ def shorten(message: str) -> str:
     objections = [line.strip().lstrip("- ") for line in rest.splitlines() if line.strip()]
     # The objections to a class say most; "Expected a ..." is said by the type, which is told anyway.
     special = [o for o in objections if not re.match(r"Expected|Does not validate|Subtypes|Errors|Given value", o)]
-    named, needs = re.search(r"class_path='([\w.]+)'", rest), re.search(r"arguments are required: ([\w, ]+)", rest)
+    needs = re.search(r"arguments are required: (\w+)([\w, ]*)", rest)
+    # Of several classes in a list the one that lacks the argument is meant.
+    lacking = rf"(?:(?!class_path).)*?\b{needs[1]}=None" if needs and f"{needs[1]}=None" in rest else ""
+    named = re.search(rf"class_path='([\w.]+)'{lacking}", rest, re.S)
     if named and needs:
-        shown, special = "", [f"{named[1].rsplit('.', 1)[-1]} needs {needs[1]}; give --{key}.{needs[1].split(',')[0]}"]
+        shown, special = "", [f"{named[1].rsplit('.', 1)[-1]} needs {needs[1]}{needs[2]}; give --{key}.{needs[1]}"]
     lines = [f"{key}{shown}: " + (special[0][:160] if special else "the value does not fit") + "."]
     if (known := known_keys().get(key)) and known.type:
         name = next((f"a {base}'s class" for base in CLASSES if base in known.type), None) or _plain_type(known.type)

@@ -1,5 +1,6 @@
 """Pictures of a run: PNG files in its folder, and the same in W&B where it is tracked."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,9 @@ def save_picture(trainer: Trainer, name: str, figure: "Figure") -> Path:
     path = Path(trainer.default_root_dir, "pictures", f"{name}.png")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120, bbox_inches="tight", facecolor="white")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # of class names in scripts that the font has not: boxes are drawn
+            figure.savefig(path, dpi=120, bbox_inches="tight", facecolor="white")
     except OSError as error:
         raise InputError(f"{path} can't be written: {error.strerror or error}.") from error
     for logger in trainer.loggers:

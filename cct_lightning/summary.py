@@ -31,7 +31,8 @@ def describe(summary: Mapping[str, Any]) -> str:
         f"on {summary['device']}"
         + (f", in {1 + summary['resumed']} sittings" if summary["resumed"] else "")
         + ("" if summary["finished"] else " (interrupted)"),
-        f"  validation accuracy  best {_percent(summary['val_accuracy'])}, last {_percent(summary['val_accuracy_last'])}",
+        f"  validation accuracy  best {_percent(summary['val_accuracy'])}, last {_percent(summary['val_accuracy_last'])}"
+        + (f"; last without EMA {_percent(raw)}" if (raw := summary["val_accuracy_raw"]) is not None else ""),
         f"  test accuracy        {test}",
         f"  network              {summary['num_parameters']:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
         if flops

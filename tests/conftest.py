@@ -22,7 +22,9 @@ def cct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
-    def run(*words: object) -> Outcome:
+    def run(*words: object, draws: bool = False) -> Outcome:
+        if words[:1] in (("fit",), ("finetune",)) and not draws and not any("callbacks" in str(word) for word in words):
+            words = (*words, "--trainer.callbacks", "null")  # the recipes' pictures take seconds to draw; test_recipes draws them
         monkeypatch.setattr(sys, "argv", ["cct", *map(str, words)])
         capfd.readouterr()
         try:

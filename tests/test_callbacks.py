@@ -1,4 +1,6 @@
+import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -92,6 +94,22 @@ def test_a_test_of_a_checkpoint_sees_its_average_whatever_was_trained_since(tmp_
     module, trainer, data = fit([EMA(0.9), watch, ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)])
     trainer.test(module, data, ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False, weights_only=True)
     torch.testing.assert_close(module.model.head.weight, averaged(watch.steps[:6], 0.9, 0))
+
+
+def test_the_accuracy_without_ema_is_that_of_the_raw_weights(cct, tmp_path):
+    options = ("--data.per_class", 20, "--trainer.max_epochs", 4, "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false")
+    outcome = cct("fit", "-c", "digits", *options, "--trainer.callbacks+=EMA", "--trainer.callbacks.decay", 0.9)
+    assert outcome.code == 0, outcome.err
+    assert cct("fit", "-c", "digits", *options).code == 0
+    averaged, plain = (json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/digits/*/summary.json")))
+    assert plain["val_accuracy_raw"] is None
+    assert averaged["val_accuracy_raw"] == pytest.approx(plain["val_accuracy_last"])  # averaging changes no step
+    assert f"; last without EMA {100 * plain['val_accuracy_last']:.2f} %" in outcome.out
+    (first, _) = sorted(tmp_path.glob("runs/digits/*/metrics.csv"))
+    rows = list(csv.DictReader(first.read_text().splitlines()))
+    assert [float(row["val/accuracy_raw"]) for row in rows if row["val/accuracy_raw"]] == [pytest.approx(averaged["val_accuracy_raw"])]
+    assert len([row for row in rows if row["val/accuracy"]]) == 4
+    assert averaged["test_accuracy"] is not None
 
 
 def test_ema_refuses_what_it_cannot_honour(tmp_path):

@@ -294,7 +294,7 @@ def test_two_processes_make_one_run(overlay, cct, tmp_path):
         "--trainer.max_epochs", "2", "--data.batch_size", "64", "--data.per_class", "64", "--model.drop_path", "0", "--model.optim.lr", "3e-4",
         "--wandb.mode", "disabled", "--trainer.enable_progress_bar", "false",
     ]  # fmt: skip
-    two = ["-c", overlay, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.callbacks+=spy.Spy"]
+    two = ["-c", overlay, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.callbacks", "[spy.Spy]"]
     command = [sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", *two, *words]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

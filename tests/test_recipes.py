@@ -40,9 +40,13 @@ def test_the_recipe_runs(name, cct, tmp_path):
         refused = cct(*words)
         assert "model.engine=graph records a CUDA graph, and the run is on cpu" in refused.err
         words += ["--model.engine", "eager"]
-    outcome = cct(*words)
+    drawn = bool(recipe["trainer"].get("callbacks"))
+    outcome = cct(*words, draws=drawn)
     assert outcome.code == 0, outcome.err
     (path,) = tmp_path.glob(f"runs/{name}/*/summary.json")
+    pictures = {picture.stem.split("-epoch")[0] for picture in path.parent.glob("pictures/*.png")}
+    assert ({"batch", "pooling"} <= pictures) == drawn
+    assert (path.parent / "report.html").is_file() == drawn
     summary = json.loads(path.read_text())
     if recipe["data"].get("val_fraction") == 0:
         assert summary["val_accuracy"] is None

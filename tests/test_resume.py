@@ -401,7 +401,7 @@ def test_workers_obey_no_signal_but_their_parents():
 
 
 def test_a_process_that_is_killed_is_resumed(fit, cct, tmp_path):
-    words = ("--trainer.max_epochs", 8)
+    words = ("--trainer.max_epochs", 8, "--trainer.callbacks", "null")
     command = [sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", *map(str, (*SMALL, *words))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)

@@ -4,7 +4,7 @@ WHOLE = {
     "recipe": "digits", "run_dir": "runs/digits/1", "arch": "cct_2_3x2_32", "val_accuracy": 0.5, "val_accuracy_last": 0.25, "test_accuracy": 0.125,
     "num_parameters": 276_427, "flops_per_image": 16_292_352, "images_per_second": 2438.2, "seconds": 34.12, "epochs": 60, "steps": 1200,
     "best_checkpoint": "runs/digits/1/checkpoints/best.ckpt", "last_checkpoint": "runs/digits/1/checkpoints/last.ckpt", "device": "CPU", "seed": 0,
-    "finished": True, "resumed": 0,
+    "finished": True, "resumed": 0, "val_accuracy_raw": None,
 }  # fmt: skip
 
 
@@ -41,3 +41,7 @@ def test_a_stopped_run_says_how_to_go_on():
 
 def test_a_run_without_test_images_suggests_to_validate():
     assert "  cct validate runs/digits/1/checkpoints/best.ckpt\n" in describe({**WHOLE, "test_accuracy": None})
+
+
+def test_an_average_is_set_beside_the_raw_weights():
+    assert "best 50.00 %, last 25.00 %; last without EMA 12.50 %\n" in describe({**WHOLE, "val_accuracy_raw": 0.125})

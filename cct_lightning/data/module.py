@@ -378,7 +378,9 @@ class ImageDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         if "test" not in self.splits:
-            raise InputError(f"data.root={self.root} has no test images: add a test folder, set a share aside (data.test_fraction), or use `cct validate`.")
+            raise InputError(
+                f"data.root={self.root} has no test images: add a test folder, set a share aside (data.test_fraction), or use `cct validate`."
+            )
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

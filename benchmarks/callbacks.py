@@ -1,0 +1,65 @@
+"""Measures what all callbacks cost: python -m benchmarks.callbacks [--rounds 5] [--root DIR]
+
+Runs `cct fit` with EMA, BatchPreview, PoolingMaps and TestReport and without, in turns, each time the same steps of the same recipe, and compares
+the images per second of summary.json: training steps with their data, without the first five and without validation, where PoolingMaps draws;
+BatchPreview draws in the first step, TestReport after the last. What drawing takes is told beside it, as a share of the whole run. One thread.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import lightning
+
+from benchmarks.common import machine, ratios, spread
+
+RUNS = {
+    "digits, CCT-2/3x2 at 16 px, batch 64": ["-c", "digits", "--trainer.max_epochs", "20"],
+    "CIFAR-10, CCT-2/3x2 at 32 px, batch 64": ["-c", "cifar10_cpu_2min", "--trainer.max_steps", "300", "--data.val_fraction", "0.02",
+                                               "--trainer.val_check_interval", "100"],
+}  # fmt: skip
+CALLBACKS = "[EMA, BatchPreview, {class_path: PoolingMaps, init_args: {every_n_epochs: 10}}, TestReport]"
+
+
+def run(words: list[str], callbacks: str) -> tuple[float, float]:
+    """Trains once; returns images per second of the steps, and seconds of the whole training."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["fit", *words, "--trainer.callbacks", callbacks, "--trainer.default_root_dir", folder, "--wandb.mode", "disabled"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "cct_lightning", *words, "--trainer.enable_progress_bar", "false"]
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        (summary,) = Path(folder).glob("*/*/summary.json")
+        found = json.loads(summary.read_text())
+    return found["images_per_second"], found["cpu_seconds"]
+
+
+def main() -> None:
+    """Prints a line for each recipe."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--root", default="~/.cache/cct-lightning", help="folder with CIFAR-10")
+    options = parser.parse_args()
+    print(machine("cpu", 1, lightning), flush=True)
+    for name, words in RUNS.items():
+        rates: dict[str, list[float]] = {CALLBACKS: [], "null": []}
+        seconds: dict[str, list[float]] = {CALLBACKS: [], "null": []}
+        for _ in range(options.rounds):
+            for callbacks in rates:
+                rate, whole = run([*words, "--data.root", options.root], callbacks)
+                rates[callbacks].append(rate)
+                seconds[callbacks].append(whole)
+        slower = [ratio - 1 for ratio in ratios(rates[CALLBACKS], rates["null"])]
+        drawing = statistics.median(seconds[CALLBACKS]) - statistics.median(seconds["null"])
+        print(
+            f"{name}: a step takes {spread([100 * share for share in slower], '+.1f')} % longer with all callbacks, n = {options.rounds}; "
+            f"with drawing the training takes {drawing:+.1f} CPU-seconds", flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

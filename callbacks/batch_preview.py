@@ -1,0 +1,109 @@
+"""What the network is trained on: the first batch as a picture."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from cct_lightning.data.loader import Batch
+from cct_lightning.errors import check_range
+from cct_lightning.images import Array
+from cct_lightning.module import LitClassifier
+from cct_lightning.pictures import save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def denormalize(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Array:
+    """Turns images (B, C, H, W), uint8 or float normalised, into pixels (B, H, W, C) as float, cut off at 0 and 1.
+
+    Without mean and std each image is stretched to its own darkest and brightest value.
+    """
+    if images.dtype == torch.uint8:
+        pixels = images / 255
+    elif mean is None or std is None:
+        low, high = images.float().amin(dim=(1, 2, 3), keepdim=True), images.float().amax(dim=(1, 2, 3), keepdim=True)
+        pixels = (images.float() - low) / (high - low).clamp(min=1e-6)
+    else:
+        pixels = images.float() * images.new_tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        pixels += images.new_tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+    return pixels.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()  # type: ignore[no-any-return]
+
+
+def show_image(axes: "Axes", image: Array) -> None:
+    """Draws pixels (H, W, C), 0..1, grey or in colour, without ticks."""
+    axes.imshow(image if image.shape[2] == 3 else image.mean(axis=2), cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def class_name(names: Sequence[str] | None, number: int, width: int = 22) -> str:
+    """Returns a class's name, without its middle where it is wider, or its number where it has none."""
+    name = names[number] if names else str(number)
+    return name if len(name) <= width else f"{name[: width // 2]}…{name[width // 2 - width + 1 :]}"
+
+
+def label(target: Tensor, names: Sequence[str] | None) -> str:
+    """Tells a class (), or of probabilities (K,) the two largest: "cat (70 %)", "+ dog (30 %)" in a line each."""
+    if target.ndim == 0:
+        return class_name(names, int(target))
+    shares, numbers = target.float().topk(min(2, len(target)))
+    told = [f"{class_name(names, number, 14)} ({100 * share:.0f} %)" for share, number in zip(shares.tolist(), numbers.tolist(), strict=True)]
+    return class_name(names, int(numbers[0])) if shares[0] >= 0.995 else "\n+ ".join(told)
+
+
+class BatchPreview(Callback):
+    """Draws the first training batch as the network sees it, augmented and mixed, into pictures/batch.png of the run: most mistakes in an
+    augmentation, in the normalisation or in the classes of a folder can be seen there.
+
+    Above each image is its class; where MixUp or CutMix is on, its two largest classes with their shares. Below is its number in the data set.
+    Colours are those of the file before mean and standard deviation were applied.
+
+    Args:
+        num_images: Images in the picture, at most; of the first device, where there are several.
+    """
+
+    def __init__(self, num_images: int = 32) -> None:
+        check_range("BatchPreview.num_images", num_images, 1, 256)
+        self.num_images = num_images
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx or trainer.current_epoch or not trainer.is_global_zero:
+            return
+        if not isinstance(pl_module, LitClassifier):
+            rank_zero_info(f"BatchPreview draws nothing: {type(pl_module).__name__} is no LitClassifier.")
+        elif batch[0].ndim != 4:
+            rank_zero_info("BatchPreview draws nothing: the batches hold features of the frozen backbone, no images.")
+        else:
+            try:
+                save_picture(trainer, "batch", self._draw(pl_module, batch))
+            except Exception as error:  # a picture shall stop no training
+                rank_zero_warn(f"BatchPreview draws nothing: {type(error).__name__}: {error}")
+
+    def _draw(self, pl_module: LitClassifier, batch: Any) -> "Figure":
+        from matplotlib.figure import Figure
+
+        images, targets = batch[0][: self.num_images], batch[1][: self.num_images].cpu()
+        pixels = denormalize(images, pl_module.mean, pl_module.std)
+        columns = min(len(pixels), 8)
+        rows = -(-len(pixels) // columns)
+        width = 1.6  # of a cell, inches, and its height: the image, two lines above it and one below
+        side = width - 0.15
+        above, below = 0.36, 0.2
+        height = side * pixels.shape[1] / pixels.shape[2] + above + below
+        figure = Figure((columns * width, rows * height))
+        for number, (image, target) in enumerate(zip(pixels, targets, strict=True)):
+            row, column = divmod(number, columns)
+            box = np.array([column * width, (rows - 1 - row) * height + below, side, height - above - below])
+            axes = figure.add_axes(tuple(box / np.tile(figure.get_size_inches(), 2)))
+            show_image(axes, image)
+            axes.set_title(label(target, pl_module.class_names), fontsize=7.5, loc="left", pad=2, linespacing=1.25, parse_math=False)
+            if isinstance(batch, Batch):
+                axes.set_xlabel(f"image {int(batch.indices[number])}", fontsize=6, color="gray", loc="left", labelpad=1.5)
+        return figure
