@@ -1,24 +1,20 @@
 """report.html: what a run did, in one file that any browser shows without a network."""
 
 import base64
-import csv
 import html
 import io
-import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import yaml
 
 from cct_lightning.curves import Series, draw_curves
+from cct_lightning.run_folder import Run, read_json, read_table, to_number
 
 PICTURE_BYTES = 3_500_000  # of all pictures together: base64 makes 4.7 MB of them
 LARGE = 250_000  # bytes of a PNG from which on it is worth packing anew
@@ -40,84 +36,8 @@ HALF = 600  # pixels up to which two pictures stand side by side
 PACKAGES = ("cct-lightning", "torch", "lightning", "timm")
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run's folder holds; what is missing or damaged is empty.
-
-    Attributes:
-        folder: As it shall stand in the commands.
-        summary: Of summary.json.
-        config: Of config.yaml.
-        config_text: The same as it is written.
-        metrics: Rows of metrics.csv, without the empty cells.
-    """
-
-    folder: Path
-    summary: Mapping[str, Any]
-    config: Mapping[str, Any]
-    config_text: str
-    metrics: list[dict[str, float]]
-
-    @classmethod
-    def read(cls, folder: Path) -> "Run":
-        """Reads a run's folder."""
-        config_text = _read(folder / "config.yaml")
-        try:
-            config = yaml.safe_load(config_text)
-        except yaml.YAMLError:
-            config = {}
-        rows = [{name: _number(cell) for name, cell in row.items() if cell} for row in _read_table(folder / "metrics.csv")]
-        return cls(folder, _read_json(folder / "summary.json"), config if isinstance(config, dict) else {}, config_text, rows)
-
-    def key(self, name: str) -> Any:
-        """Returns the value of a key of the configuration, by its dotted name; None where it is not there."""
-        value: Any = self.config
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
-
-    def column(self, name: str) -> list[tuple[dict[str, float], float]]:
-        """Returns the rows of metrics.csv that have a column, and its values."""
-        return [(row, row[name]) for row in self.metrics if name in row]
-
-    @cached_property
-    def tables(self) -> Path | None:
-        """The folder with the tables of the test that ended the run; None where there was none."""
-        checkpoint = self.summary.get("best_checkpoint") or self.summary.get("last_checkpoint")
-        if self.summary.get("test_accuracy") is None or not checkpoint:
-            return None  # an earlier sitting may have left its tables
-        folder = self.folder / "checkpoints" / f"{Path(checkpoint).stem}-{self.key('data.dataset')}-test"
-        return folder if folder.is_dir() else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_read(path))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _read_table(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(_read(path), newline="")))
-
-
-def _number(text: object) -> float:
-    try:
-        return float(str(text))
-    except ValueError:
-        return math.nan
-
-
 def _percent(value: Any, digits: int = 2) -> str:
-    return "–" if value in (None, "") or not math.isfinite(number := _number(value)) else f"{100 * number:.{digits}f} %"
+    return "–" if value in (None, "") or not math.isfinite(number := to_number(value)) else f"{100 * number:.{digits}f} %"
 
 
 def _duration(seconds: float) -> str:
@@ -162,7 +82,8 @@ def write_html(run_dir: Path) -> Path:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{_e(name)}: training report</title>
-<style>{CSS}</style>
+<style>
+{Path(__file__).with_suffix(".css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <main>
@@ -203,7 +124,7 @@ def _cards(run: Run) -> str:
     """The few numbers that count, large."""
     summary, cards = run.summary, []
     test = summary.get("test") or {}
-    accuracy, n = summary.get("test_accuracy"), _read_json(run.tables / "measures.json").get("n") if run.tables else None
+    accuracy, n = summary.get("test_accuracy"), read_json(run.tables / "measures.json").get("n") if run.tables else None
     below = ""
     if accuracy is not None and n:
         low, high = _interval(accuracy, n)
@@ -383,10 +304,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> 
 def _tables(run: Run) -> str:
     if run.tables is None:
         return '<p class="soft">The tables of the test are missing.</p>\n'
-    classes, mistakes = _read_table(run.tables / "classes.csv"), _read_table(run.tables / "mistakes.csv")
-    confusions = [row for row in _read_table(run.tables / "confusion.csv") if row["true"] != row["predicted"]]
-    confusions.sort(key=lambda row: (-_number(row["n"]), -_number(row["share"])))
-    classes.sort(key=lambda row: (_number(row["f1"] or "2"), -_number(row["n"])))
+    classes, mistakes = read_table(run.tables / "classes.csv"), read_table(run.tables / "mistakes.csv")
+    confusions = [row for row in read_table(run.tables / "confusion.csv") if row["true"] != row["predicted"]]
+    confusions.sort(key=lambda row: (-to_number(row["n"]), -to_number(row["share"])))
+    classes.sort(key=lambda row: (to_number(row["f1"] or "2"), -to_number(row["n"])))
     tables = []
     if classes:
         rows = [(row["name"], row["n"], *(_percent(row[name], 1) for name in ("precision", "recall", "f1"))) for row in classes]
@@ -440,84 +361,3 @@ def _more_pictures(run: Run, room: int) -> str:
 def _configuration(run: Run) -> str:
     content = f"<pre>{_e(run.config_text)}</pre>\n" if run.config_text else '<p class="soft">config.yaml is missing.</p>\n'
     return f'<section id="configuration"><h2>Configuration</h2>\n{_details("config.yaml", content, is_open=False)}</section>\n'
-
-
-CSS = """
-:root {
-  color-scheme: light dark;
-  --ink: #1c2230; --soft: #5f6877; --line: #e2e5ea; --page: #ffffff; --card: #f6f7f9; --blue: #0072b2; --orange: #d55e00; --warn: #fdf3e7;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ink: #e5e8ed; --soft: #9ca5b4; --line: #2e3541; --page: #13171d; --card: #1b2129; --blue: #56b4e9; --orange: #f0883e; --warn: #2b2218;
-  }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 48px 24px 64px; }
-h1 { margin: 0; font-size: 2.25rem; line-height: 1.15; font-weight: 650; letter-spacing: -0.02em; overflow-wrap: anywhere; }
-h2 { margin: 56px 0 16px; font-size: 1.35rem; font-weight: 620; letter-spacing: -0.01em; }
-h3 { margin: 0 0 8px; font-size: 0.95rem; font-weight: 600; }
-p { margin: 0; }
-.kind { color: var(--blue); font-size: 0.85rem; font-weight: 600; margin-bottom: 4px; }
-.soft, figcaption, dt { color: var(--soft); font-size: 0.875rem; }
-header .soft { font-size: 1rem; margin-top: 6px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(176px, 1fr)); gap: 12px; margin: 32px 0 28px; }
-.card { background: var(--card); border-radius: 10px; padding: 16px 18px; }
-.card > p:first-child { font-size: 0.875rem; }
-.figure { font-size: 1.65rem; line-height: 1.3; font-weight: 620; letter-spacing: -0.01em; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.main .figure { color: var(--blue); }
-.card .soft { font-size: 0.8rem; line-height: 1.4; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 14px 24px; margin: 0 0 32px; }
-dt { font-size: 0.8rem; }
-dd { margin: 0; font-size: 0.95rem; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-pre, code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 0.85rem; }
-pre { margin: 0; padding: 14px 18px; background: var(--card); border-radius: 10px; overflow-x: auto; line-height: 1.5; }
-.command { white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; }
-.notes { margin-top: 32px; padding: 14px 18px; background: var(--warn); border-left: 3px solid var(--orange); border-radius: 4px 10px 10px 4px; }
-.notes ul { margin: 0; padding-left: 18px; }
-.notes li + li { margin-top: 4px; }
-figure { margin: 0; min-width: 0; }
-figcaption { margin-top: 8px; max-width: 60ch; }
-img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 24px 32px; margin-bottom: 12px; }
-.charts svg { display: block; width: 100%; height: auto; }
-.charts text { font-family: inherit; font-variant-numeric: tabular-nums; }
-.pictures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 40px; align-items: start; margin-bottom: 32px; }
-.pictures .broad { grid-column: 1 / -1; }
-details { border-top: 1px solid var(--line); }
-details:last-of-type { border-bottom: 1px solid var(--line); }
-summary { padding: 12px 2px; cursor: pointer; font-weight: 600; font-size: 0.95rem; }
-details > :last-child:not(summary) { margin-bottom: 20px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 28px 6px 2px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; min-width: 5em; }
-th { font-weight: 500; color: var(--soft); white-space: nowrap; }
-.number { text-align: right; white-space: nowrap; }
-tbody tr:last-child td { border-bottom: 0; }
-@media (prefers-color-scheme: dark) { img { padding: 8px; } }
-@media screen and (max-width: 800px) {
-  .pictures { grid-template-columns: minmax(0, 1fr); }
-  .broad { overflow-x: auto; }
-  .broad img { min-width: 640px; }
-}
-@media screen and (max-width: 600px) {
-  main { padding: 28px 16px 48px; }
-  h1 { font-size: 1.75rem; }
-  h2 { margin-top: 40px; }
-  .cards { grid-template-columns: 1fr 1fr; }
-  .main { grid-column: 1 / -1; }
-  dl { grid-template-columns: 1fr 1fr; }
-  th, td { padding-right: 14px; }
-}
-@media print {
-  :root { --ink: #000; --soft: #444; --line: #ccc; --page: #fff; --card: #f4f4f4; --blue: #0072b2; --orange: #d55e00; --warn: #fdf3e7; }
-  body { font-size: 11pt; }
-  main { max-width: none; padding: 0; }
-  .charts { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  figure, .card, tr, .notes { break-inside: avoid; }
-  h2, summary { break-after: avoid; }
-  pre { white-space: pre-wrap; }
-}
-"""

@@ -23,9 +23,14 @@ def cct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
     def run(*words: object, draws: bool = False) -> Outcome:
-        if words[:1] in (("fit",), ("finetune",)) and not draws and not any("callbacks" in str(word) for word in words):
-            words = (*words, "--trainer.callbacks", "null")  # the recipes' pictures take seconds to draw; test_recipes draws them
-        monkeypatch.setattr(sys, "argv", ["cct", *map(str, words)])
+        words = tuple(map(str, words))
+        if words[:1] in (("fit",), ("finetune",)) and "-c" in words and not draws:
+            # The recipes' pictures take seconds to draw; test_recipes draws them. What a test names itself is added behind.
+            behind = len(words) - words[::-1].index("-c") + 1
+            words = (*words[:behind], "--trainer.callbacks", "null", *words[behind:])
+        elif words[:1] == ("finetune",) and len(words) > 2 and not draws:
+            words = (*words[:2], "--trainer.callbacks", "null", *words[2:])
+        monkeypatch.setattr(sys, "argv", ["cct", *words])
         capfd.readouterr()
         try:
             main()
