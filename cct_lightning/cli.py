@@ -18,7 +18,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -33,8 +34,10 @@ from cct_lightning.keys import FIND, FROM_DATA
 from cct_lightning.models import count_flops
 from cct_lightning.module import LitClassifier
 from cct_lightning.parsing import Parser, quieten
+from cct_lightning.pooling import POOLINGS
 from cct_lightning.summary import describe, device_name
-from cct_lightning.tracking import CheckpointConfig, WandbConfig, make_run_dir, wandb_logger
+from cct_lightning.tracker import Tracker, end_tracking, is_disabled
+from cct_lightning.tracking import CheckpointConfig, WandbConfig, about, make_run_dir
 
 
 class SaveConfig(SaveConfigCallback):
@@ -56,9 +59,19 @@ class SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             if not resumed:
                 path.write_text(text, encoding="utf-8")
-            for logger in trainer.loggers:
-                if not isinstance(logger, CSVLogger):
-                    logger.log_hyperparams(recipe)
+            if others := [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]:
+                flops = next((callback.flops_per_image for callback in trainer.callbacks if isinstance(callback, Throughput)), None)  # type: ignore[attr-defined]
+                told = recipe | {"about": about(sum(p.numel() for p in pl_module.model.parameters()), flops)}
+                for logger in others:
+                    logger.log_hyperparams(told)
+            if not resumed:
+                self._log_recipe(trainer, path)
+
+    @staticmethod
+    def _log_recipe(trainer: Trainer, path: Path) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, Tracker):
+                logger.log_recipe(path)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes the new length of a resumed run, now that nothing more can hinder it."""
@@ -66,6 +79,7 @@ class SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero and yaml.safe_load(path.read_text(encoding="utf-8")) != pl_module.recipe:
             with resume.replacing(path) as file:
                 file.write(yaml.safe_dump(pl_module.recipe, sort_keys=False).encode())
+            self._log_recipe(trainer, path)
 
 
 STAGES = {"val": "validation", "test": "test"}
@@ -126,6 +140,8 @@ class CLI(LightningCLI):
     datamodule: ImageDataModule
     run_dir: Path
     finding: str | None = None  # one of keys.FIND: a value is looked for, and nothing trained
+    command = "fit"  # as it was typed
+    tracker: Tracker | None = None
     _parsing: str  # the command whose parser is being built
 
     @staticmethod
@@ -190,14 +206,22 @@ class CLI(LightningCLI):
         given = config.trainer.logger
         loggers: list[Logger] = [] if given in (None, True, False) else list(given) if isinstance(given, (list, tuple)) else [given]
         loggers.append(resume.MetricsFile(self.run_dir, name="", version=""))
-        name = f"{self.run_dir.resolve().parent.name}-{self.run_dir.resolve().name}"
-        if (tracker := wandb_logger(config.wandb, self.run_dir, name)) is not None:
+        if (tracker := self._make_tracker(config)) is not None:
             loggers.append(tracker)
         self.trainer_defaults["callbacks"] = self._callbacks(config)
         trainer = super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run_dir), **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = resume.WholeFileIO()
         return trainer
+
+    def _make_tracker(self, config: Any) -> Tracker | None:
+        """The run's logger for W&B, None where that is disabled."""
+        if not is_disabled(config.wandb.mode):
+            recipe, arch = self.run_dir.resolve().parent.name, self.model.model_config["arch"].replace("/", "_")
+            pooling = next(name for name, kind in POOLINGS.items() if kind is type(self.model.model.pooling))
+            name = f"{recipe}-{arch}-{pooling}-s{config.seed_everything}"
+            self.tracker = Tracker(config.wandb, self.run_dir, recipe, name, None if self.resumed_from else self.command)
+        return self.tracker
 
     def _callbacks(self, config: Any) -> list[Callback]:
         """The callbacks of every run: images per second, what lets it be resumed, and the best and the last checkpoint, each on its own so that
@@ -223,7 +247,11 @@ class CLI(LightningCLI):
         """Says what became of the weights that were loaded, and starts the clock."""
         if self.model.model.load_report is not None and self.trainer.is_global_zero:
             print(self.model.model.load_report)
-        if self.model.freeze_part == "backbone" and not self.datamodule.augment.is_random and self.model.engine != "graph":
+        frozen = self.model.freeze_part == "backbone"
+        if frozen and self.model.model.load_report is None and not self.resumed_from:
+            raise InputError("model.freeze=backbone needs weights to keep: give --model.pretrained SOURCE (`cct finetune --help`), or freeze none.")
+        plain = self.model.engine != "graph" and not isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if frozen and plain and not self.datamodule.augment.is_random:
             self.datamodule.use_features(self.model.encode)
             if self.trainer.is_global_zero:
                 print("the backbone is frozen and no augmentation is on: its features are computed once")
@@ -232,7 +260,9 @@ class CLI(LightningCLI):
             self._flops = count_flops(self.model.model)
         except Exception:  # torch's counter fails on some networks of timm's; a missing figure shall stop no training
             self._flops = None
-        self.throughput.flops_per_image = self._flops
+        self.throughput.flops_per_image = None if frozen else self._flops  # of a frozen part no gradients are computed
+        if self.tracker in self.trainer.loggers:  # not in a fast_dev_run
+            self.tracker.begin()
         self.sitting.start_clock()
 
     def fit(self, **arguments: Any) -> None:
@@ -306,10 +336,11 @@ class CLI(LightningCLI):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, TestReport):
                     callback.write_page(self.run_dir)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.experiment.finish()  # what is not written now would be lost with the process
             print(describe(summary))
+            if self.tracker is not None:
+                kept = (best_path or last_path) if self.config.fit.wandb.log_model == "best" and not trainer.interrupted else ""
+                if line := self.tracker.finish(Path(kept) if kept else None, failed=trainer.interrupted):
+                    print(line)
 
     def _raw_accuracy(self) -> float | None:
         """Validates the last weights as they are where the callback EMA averages them: what its average is worth. None without EMA."""
@@ -424,9 +455,9 @@ def _raised_by_lightning(error: BaseException) -> bool:
 
 
 def _discard(run_dir: str) -> None:
-    """Removes the folder of a run that never began: it holds nothing, or its configuration alone."""
+    """Removes the folder of a run that never began: it holds nothing, or its configuration alone, at most told to W&B."""
     folder = Path(run_dir)
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"config.yaml"}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"config.yaml", "wandb"}:
         shutil.rmtree(folder)
 
 
@@ -438,7 +469,7 @@ def run(arguments: list[str]) -> None:
     """
     quieten()
     keep_freed_memory()
-    is_first = "CCT_RUN_DIR" not in os.environ
+    is_first, command = "CCT_RUN_DIR" not in os.environ, arguments[0]
     try:
         with tempfile.TemporaryDirectory() as folder:
             if arguments[0] == "finetune":
@@ -447,6 +478,7 @@ def run(arguments: list[str]) -> None:
                 arguments = resume.arguments_of(arguments)
             if arguments[0] != "fit":
                 arguments = from_checkpoint(arguments, Path(folder))
+            CLI.command = command
             CLI.finding = next((word for word in arguments if word in FIND), None)
             arguments = [word for word in arguments if word not in FIND]
             sys.argv[1:] = arguments  # what is parsed, and what a launch of more processes repeats
@@ -477,6 +509,7 @@ def run(arguments: list[str]) -> None:
             raise InputError(str(error)) from error
         raise
     finally:
+        end_tracking()
         resume.unlock()
         if is_first:
             os.environ.pop(resume.VARIABLE, None)

@@ -37,5 +37,5 @@ def save_picture(trainer: Trainer, name: str, figure: "Figure") -> Path:
         raise InputError(f"{path} can't be written: {error.strerror or error}.") from error
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(f"pictures/{name.split('-epoch')[0]}", [str(path)])
+            logger.log_image(f"pictures/{name.split('-epoch')[0]}", [str(path)], step=trainer.global_step)
     return path

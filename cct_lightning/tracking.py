@@ -1,21 +1,16 @@
-"""Where a run writes: its folder, metrics.csv, checkpoints, W&B."""
+"""Where a run writes, and what it says of itself beside its recipe."""
 
-import http.client
-import netrc
 import os
-import threading
+import platform
+import subprocess
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlparse
+from typing import Any, Literal
 
+import cct_lightning
 from cct_lightning.errors import InputError
-
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import WandbLogger
 
 
 @dataclass(frozen=True)
@@ -27,12 +22,16 @@ class WandbConfig:
         project: Name of the project.
         entity: User or team that owns the project; null: the key's.
         tags: Tags of the run.
+        group: Group of the run; null: the recipe's name.
+        log_model: best uploads the best checkpoint at the end of the training.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "cct-lightning"
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
+    group: str | None = None
+    log_model: Literal["none", "best"] = "none"
 
 
 @dataclass(frozen=True)
@@ -46,92 +45,6 @@ class CheckpointConfig:
 
     monitor: str = "val/accuracy"
     mode: Literal["max", "min"] = "max"
-
-
-PROBE_SECONDS = 3.0
-INIT_SECONDS = 15.0
-
-
-def _key_is_configured(host: str) -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _answers(url: str) -> bool:
-    """Tells whether a server answers within the time of the probe, in any words. In a thread, since a name server may take minutes."""
-    answered: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
-            answered.append(True)
-        except urllib.error.HTTPError:
-            answered.append(True)
-        except (OSError, ValueError, http.client.HTTPException):
-            pass
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return bool(answered)
-
-
-def wandb_mode(mode: str) -> str:
-    """Decides what ``auto`` means here and now; never asks, and waits at most 3 s. WANDB_MODE in the environment decides for auto."""
-    if mode != "auto":
-        return mode
-    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return os.environ["WANDB_MODE"]
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return "online" if _key_is_configured(urlparse(url).hostname or "") and _answers(url) else "offline"
-
-
-def wandb_id(run_dir: Path) -> str | None:
-    """Returns the id under which the run is tracked, by the name of a folder that W&B left, run-<time>-<id>; None for a new run."""
-    found = next((run_dir / "wandb").glob("*run-*-*"), None)
-    return found.name.partition("run-")[2].partition("-")[2] if found else None
-
-
-def wandb_logger(config: WandbConfig, run_dir: Path, name: str) -> "WandbLogger | None":
-    """Builds the logger that writes into the run folder, or None where W&B is disabled.
-
-    Raises:
-        InputError: ``online`` was asked for and W&B refuses, for want of a key or of a network. ``auto`` goes offline then.
-    """
-    mode = wandb_mode(config.mode)
-    if mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")  # the summary at the end tells what there is to tell
-    import wandb
-    from lightning.pytorch.loggers import WandbLogger
-
-    def build(offline: bool) -> WandbLogger:
-        settings = wandb.Settings(init_timeout=INIT_SECONDS)
-        # W&B's own process has a working directory of its own
-        logger = WandbLogger(
-            name=name, project=config.project, entity=config.entity, tags=config.tags or None, save_dir=run_dir.resolve(), offline=offline,
-            settings=settings, id=wandb_id(run_dir),
-        )  # fmt: skip
-        logger._wandb_init.pop("anonymous", None)  # W&B warns of this argument, which Lightning 2.6 always passes
-        return logger
-
-    if mode == "offline":
-        return build(offline=True)
-    logger = build(offline=False)
-    try:
-        logger.experiment  # noqa: B018  # logs in, on the first rank
-    except (wandb.errors.Error, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        if config.mode != "auto":
-            raise InputError(f"wandb.mode={config.mode}: {reason} Set WANDB_API_KEY, or choose wandb.mode offline.") from error
-        print(f"W&B does not take the run ({reason}): tracking it offline in {run_dir}/wandb")
-        wandb.teardown()  # its process would go on to hold the run's id
-        return build(offline=True)
-    return logger
 
 
 def make_run_dir(recipe: str, base: Path = Path("runs")) -> Path:
@@ -158,3 +71,19 @@ def make_run_dir(recipe: str, base: Path = Path("runs")) -> Path:
             folder = stem.with_name(f"{stem.name}-{number}")
     os.environ["CCT_RUN_DIR"] = str(folder)
     return folder
+
+
+def about(num_parameters: int, flops_per_image: int | None) -> dict[str, Any]:
+    """Returns what a recipe does not say of a run: versions, the commit of the repository it was started in, the network's size."""
+    versions = {"cct-lightning": cct_lightning.__version__, "python": platform.python_version()}
+    versions |= {name: version(name) for name in ("torch", "lightning", "timm")}
+    return {"versions": versions, "git_commit": _git_commit(), "num_parameters": num_parameters, "flops_per_image": flops_per_image}
+
+
+def _git_commit() -> str | None:
+    """Returns the commit of the working directory's repository, with -dirty where files were changed; None where there is none."""
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=3, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

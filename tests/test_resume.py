@@ -16,7 +16,7 @@ from cct_lightning import resume
 from cct_lightning.cli import CLI
 from cct_lightning.data.loader import KeyedSampler, _leave_signals_to_the_run
 from cct_lightning.keys import WHERE
-from cct_lightning.tracking import wandb_id
+from cct_lightning.tracker import wandb_id
 
 CHECKOUT = Path(__file__).parents[1]
 # Three epochs of four steps, with dropout, drop path, shifts and MixUp.
@@ -233,7 +233,6 @@ def test_the_pieces_of_an_offline_run_have_one_id(fit, cct, stop, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
     stop.append((1, 1, signal.SIGTERM))
     _, run = fit("--wandb.mode", "offline")
-    monkeypatch.delenv("WANDB_MODE", raising=False)  # Lightning sets it
     time.sleep(1.1)  # W&B names the pieces by the second
     assert cct("resume", run).code == 0
     pieces, resume_id = list((run / "wandb").glob("offline-run-*")), wandb_id(run)
@@ -244,7 +243,8 @@ def test_the_pieces_of_an_offline_run_have_one_id(fit, cct, stop, monkeypatch):
         lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
         found.append(next(record["run"] for line in lines if (record := json.loads(line))["type"] == "run"))
     assert found[0]["run_id"] == found[1]["run_id"] == resume_id
-    assert found[0]["display_name"] == found[1]["display_name"] == f"digits-{run.name}"
+    assert found[0]["display_name"] == found[1]["display_name"] == "digits-cct_2_3x2_32-seqpool-s0"
+    assert found[0]["run_group"] == found[1]["run_group"] == "digits"
 
 
 def test_a_second_interrupt_leaves_at_once(fit, cct, stop):
