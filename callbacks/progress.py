@@ -103,6 +103,16 @@ class ProgressBar(Bar):
             self._accuracy = float(accuracy)
             self._best = max(self._best, self._accuracy)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._enabled and self._drawn == self._began:  # that it runs is known after the first epoch at the latest
+            self._show(self._line(trainer))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._enabled:
             self._show(self._line(trainer))
@@ -118,8 +128,9 @@ class ProgressBar(Bar):
 
     def _line(self, trainer: Trainer) -> str:
         done, total = trainer.global_step, trainer.estimated_stepping_batches
-        epoch = f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 1)}"
-        parts = [f"{epoch}/{trainer.max_epochs}" if trainer.max_epochs not in (None, -1) else epoch]
+        epochs = None if trainer.max_epochs in (None, -1) else trainer.max_epochs
+        epoch = trainer.current_epoch + 1
+        parts = [f"epoch {min(epoch, epochs)}/{epochs}" if epochs else f"epoch {epoch}"]
         parts.append(f"step {done}/{int(total)}" if math.isfinite(total) else f"step {done}")
         if (loss := trainer.callback_metrics.get("train/loss")) is not None:
             parts.append(f"loss {float(loss):.3f}")

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cct_lightning
 from cct_lightning.errors import InputError, did_you_mean
@@ -33,7 +33,7 @@ HELP = {
     "finetune": (
         "DIR [--model.pretrained SOURCE] [-c RECIPE] [--key value] ...",
         """DIR holds a folder of images for each class, or train and val (and test) with such folders; or it is a CSV with the columns path and label,
-and split (train, val or test) where you split. What has no val or test gets one set aside.
+and split (train, val or test) where you split. One heap gets both set aside; beside a val of yours, test is what you give.
 
 SOURCE is one of
   runs/.../best.ckpt, a run's folder or an exported one       network, image size, channels and normalisation are taken over
@@ -48,7 +48,7 @@ Everything may be changed, as in `cct fit --help`:
   --model.pooling map                        another pooling
   -c linear_probe                            train pooling and head alone, on features that are computed once
   --model.optim.layer_decay 0.6              lower rates for the lower layers
-  --model.loss.class_weights balanced, --data.sampler balanced     for classes of uneven size""",
+  --model.loss.class_weights balanced        classes of uneven size count the same; or --data.sampler balanced, not both""",
     ),
     "resume": (
         "RUN [--extend-to EPOCHS] [--key value]",
@@ -151,10 +151,14 @@ def _print_keys(command: str) -> None:
 
 def _check_keys(given: dict[str, str]) -> None:
     """Refuses keys that don't exist; ``given`` maps each to where it stands."""
-    from cct_lightning.keys import known_keys, unknown_keys
+    from cct_lightning.keys import FROM_DATA, known_keys, unknown_keys
 
     for key in unknown_keys(list(given)):
-        raise InputError(f"{given[key]}: there is no key {key!r}.{did_you_mean(key, known_keys(), listed=0)} `cct fit --help` lists all keys.")
+        name = key.rsplit(".", 1)[-1]
+        names = [known for known in known_keys() if known.removeprefix("model.") not in FROM_DATA]
+        alike = [known for known in names if known.rsplit(".", 1)[-1] in (name, f"max_{name}")]  # --lr, --epochs
+        hint = f" Did you mean {' or '.join(alike[:3])}?" if alike else did_you_mean(key, names, listed=0)
+        raise InputError(f"{given[key]}: there is no key {key!r}.{hint} `cct fit --help` lists all keys.")
 
 
 def _with_default_recipe(words: list[str]) -> list[str]:
@@ -171,11 +175,14 @@ def _with_default_recipe(words: list[str]) -> list[str]:
         raise InputError(f"There is no folder or file {words[0]}.")
     if place.is_file() and place.suffix.lower() not in (".csv", ".tsv", ".txt"):
         raise InputError(f"{words[0]} is neither a folder of class folders nor a .csv with the columns path and label.")
+    from cct_lightning.data.sets import folder_class_names, read_table
+
+    read_table(place) if place.is_file() else folder_class_names(place)
     return ["-c", "finetune", "--data.dataset", "csv" if place.is_file() else "image_folder", "--data.root", words[0], *words[1:]]
 
 
-def _read_recipe(path: Path, fits: bool) -> dict[str, str]:
-    """Returns the keys of a recipe, each with the file's name, after a first check of their values."""
+def _read_recipe(path: Path, fits: bool) -> dict[str, Any]:
+    """Returns the keys of a recipe with their values, after a first check of these."""
     import yaml
 
     from cct_lightning.keys import FROM_DATA, check_value, flatten, groups_without_keys
@@ -195,9 +202,7 @@ def _read_recipe(path: Path, fits: bool) -> dict[str, str]:
         if fits and key.startswith("model.") and key.removeprefix("model.") in FROM_DATA:
             raise InputError(f"{path}: {key} flows from the data to the model: set it there, as in data.image_size, or leave it out.")
         check_value(key, value, str(path))
-        if key == "model.pretrained" and value and fits and "CCT_RESUME" not in os.environ:  # a resumed run needs it no more
-            check_source(str(value))
-    return dict.fromkeys(keys, str(path))
+    return keys
 
 
 def _newest_run(folder: Path) -> str:
@@ -309,19 +314,24 @@ def prepare(arguments: list[str]) -> list[str]:
     fits = command in ("fit", "finetune")
     out, recipes = [command], 0
     given: dict[str, str] = {}
+    source: str | None = None  # of weights, the last that is named
     words = iter(rest)
     for word in words:
         name, equals, value = word.partition("=")
         if name in ("-c", "--config"):
             value = value if equals else next(words, "")
             path = find_recipe(value)
-            given |= _read_recipe(path, fits)
+            keys = _read_recipe(path, fits)
+            given |= dict.fromkeys(keys, str(path))
+            source = keys.get("model.pretrained", source)
             recipes += 1
             out += ["--config", str(path)]
             continue
         if word in FIND:
             if not fits:
                 raise InputError(f"{word} is for `cct fit` and `cct finetune`.")
+            if set(FIND) <= set(rest):
+                raise InputError(f"{' and '.join(FIND)}: one at a time, since what the one finds changes the other.")
             out.append(word)
             continue
         key = name.removeprefix("--").removesuffix("+")
@@ -339,10 +349,11 @@ def prepare(arguments: list[str]) -> list[str]:
             if key in known_keys() and not name.endswith("+"):
                 following = value if equals else next(iter(rest[rest.index(word) + 1 :]), "")
                 check_value(key, following, "command line")
-                if key == "model.pretrained" and following not in ("", "null"):
-                    check_source(following)
+                source = following if key == "model.pretrained" else source
         out.append(word)
     _check_keys(given)
+    if fits and source not in (None, "null") and "CCT_RESUME" not in os.environ:  # a resumed run needs them no more
+        check_source(str(source))
     if command == "fit" and not recipes:
         raise InputError("fit needs a recipe: cct fit -c digits. `cct recipes` lists those that are shipped; a path of your own will do as well.")
     if command == "fit" and "data.dataset" not in given:
@@ -352,6 +363,9 @@ def prepare(arguments: list[str]) -> list[str]:
         if checkpoint is None:
             folder = next((word for word in rest if Path(word).is_dir()), None)
             found = sorted(Path(folder).rglob("best.ckpt"))[-1:] if folder else []
+            if folder and found and found[0].parent.parent == Path(folder):  # a run
+                out[out.index(folder)] = checkpoint = str(found[0])
+        if checkpoint is None:
             hint = found[0] if found else "runs/.../checkpoints/best.ckpt"
             raise InputError(f"{command} needs a checkpoint, a file that ends in .ckpt: cct {command} {hint}")
         if not Path(checkpoint).is_file():

@@ -5,14 +5,18 @@ import json
 import math
 import pickle
 import re
+import socket
 import sys
+import urllib.request
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
+import huggingface_hub.constants
 import timm
 import torch
 from safetensors import SafetensorError
@@ -86,9 +90,17 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     path = Path(path).expanduser()
     if path.is_dir():
         return _read_folder(path)
+    if path.name == "model.safetensors" and (path.parent / "config.json").is_file():
+        return _read_folder(path.parent)  # which says what the tensors can't
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".ckpt", ".pth", ".pt", ".safetensors"))[:5]
         raise InputError(f"There is no file {path}." + (f" Beside it: {', '.join(near)}." if near else ""))
+    return _read_tensors(path)
+
+
+def _read_tensors(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -120,7 +132,7 @@ def _read_folder(folder: Path) -> Mapping[str, Any]:
         raise InputError(f"{path} is a graph to predict with, not weights to train: export with --format safetensors, or give the run's checkpoint.")
     if ours and path.is_file() and sha256(path) != ours["sha256"]:
         raise InputError(f"{path} is not the file that {folder}/config.json describes: their sha256 differ. Is it complete?")
-    return {"state_dict": read_checkpoint(path), **({KEY: ours} if ours else {})}
+    return {"state_dict": _read_tensors(path), **({KEY: ours} if ours else {})}
 
 
 def unwrap(content: Mapping[str, Any], path: str) -> dict[str, Tensor]:
@@ -169,7 +181,10 @@ def _fit_positions(encoder: ViTEncoder, state: dict[str, Tensor], old_grid: tupl
             state.pop(f"encoder.{name}", None)
             if name in own:
                 state[f"encoder.{name}"] = own[name]
-        report.dropped["encoder.pos_embed"] = "equals the fixed sine table, which the network makes itself for its own grid"
+        # The file's patches begin at 1 behind a class token, at 0 without one, and stay where they are whatever this network's pooling needs.
+        first = int(cls_pos_embed is not None)
+        state["encoder.pos_embed"] = sine_table(first + own["pos_embed"].shape[1], table.shape[2])[:, first:]
+        report.dropped["encoder.pos_embed"] = f"equals the fixed sine table, which is made anew for this grid; the patches begin at {first} as there"
         return
     num_patches = encoder.grid_size[0] * encoder.grid_size[1]
     side = math.isqrt(rows)
@@ -204,14 +219,32 @@ def _read_source(source: str | Path, encoder: Encoder) -> Mapping[str, Any]:
         raise InputError(f"{source} are weights of a timm network: choose it with model.arch={source}.")
     if not timm.is_model(name):
         raise InputError(f"{source}: timm {timm.__version__} has no network {name!r}.")
+    was_offline = huggingface_hub.constants.HF_HUB_OFFLINE
+    # Without a network the client tries for a minute, and tells each of its tries.
+    huggingface_hub.constants.HF_HUB_OFFLINE = was_offline or not _reaches(huggingface_hub.constants.ENDPOINT)
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # whatever a hub client raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120].strip()
+        if huggingface_hub.constants.HF_HUB_OFFLINE and not was_offline:
+            reason = f"{huggingface_hub.constants.ENDPOINT} does not answer, and nothing was downloaded before"
         raise InputError(
             f"{source}: the weights can't be had ({reason}).\n"
             f"  Without a network give a file of them: --model.arch {source} --model.pretrained FILE.safetensors"
         ) from None
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = was_offline
+
+
+def _reaches(address: str) -> bool:
+    """Tells whether a server takes a connection within 3 s; through a proxy it is taken for granted."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.create_connection((urlparse(address).hostname or "", 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def _from_timm(state: dict[str, Tensor], encoder: TimmEncoder, report: LoadReport) -> dict[str, Tensor]:

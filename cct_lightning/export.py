@@ -48,7 +48,7 @@ FORMATS = {
     "safetensors": Format("model.safetensors", (), "weights, without code; cct-lightning reads them"),
     "onnx": Format("model.onnx", ("onnx", "onnxscript", "onnxruntime"), "a graph for ONNX Runtime and its kin, no Python needed"),
     "torch-export": Format("model.pt2", (), "a graph for torch.export.load, torch alone"),
-    "timm": Format("model.safetensors", (), "a folder for timm.create_model('local-dir:...', pretrained=True)"),
+    "timm": Format("model.safetensors", (), "a folder for timm.create_model('local-dir:...', pretrained=True), after import cct_lightning.models"),
 }
 NUM_IMAGES = 16  # on which the file is compared with the original
 LOOKED_AT = 1000  # files of a folder that these are chosen from, evenly
@@ -294,6 +294,7 @@ def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
     # Copies: the sine table's two parts are one tensor, which the format refuses.
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # it is written for its owner alone, and read by whoever serves it
 
 
 def _save_graph(network: ImageClassifier, format: str, path: Path) -> None:

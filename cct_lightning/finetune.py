@@ -90,10 +90,10 @@ def describe(source: str, given: Mapping[str, str] = {}) -> dict[str, Any]:
             raise InputError(f"{source} holds weights of a timm network by its names, and not of which: give --model.arch timm/NAME.")
         return _of_timm(given["model.arch"])
     network, data = _of_tensors(state, source, given)
-    if source in PUBLISHED:
-        known = DATASETS.get(PUBLISHED[source].dataset)
+    if (name := Path(source).stem) in PUBLISHED:  # by name, or the file under its published name
+        known = DATASETS.get(PUBLISHED[name].dataset)
         mean, std = (known.mean, known.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
-        network["arch"], data = PUBLISHED[source].arch, {**data, "mean": list(mean), "std": list(std)}
+        network["arch"], data = PUBLISHED[name].arch, {**data, "mean": list(mean), "std": list(std)}
     return {"model": network, "data": data}
 
 
@@ -127,7 +127,8 @@ def _of_tensors(state: Mapping[str, Tensor], source: str, given: Mapping[str, st
         raise InputError(f"{source} holds no CCT, CVT or ViT-Lite by the names of its tensors ({names}, ...): give --model.arch, such as timm/NAME.")
     patches = bool(_find(state, r"(?:tokenizer\.conv_layers\.0\.0|encoder\.tokenizer\.proj)\.bias"))
     embed_dim, in_chans, kernel_size = convs[-1].shape[0], convs[0].shape[1], convs[0].shape[2]
-    if not (num_heads := int(given.get("model.num_heads", 0)) or HEADS.get(embed_dim)):
+    asked = given.get("model.num_heads", "")
+    if not (num_heads := int(asked) if asked.isdecimal() else HEADS.get(embed_dim)):
         raise InputError(f"{source} has tokens of width {embed_dim}, whose number of heads can't be read off the tensors: give --model.num_heads N.")
     shape: dict[str, Any] = {
         "depth": max(blocks) + 1, "num_heads": num_heads, "mlp_ratio": widths[0].shape[0] / embed_dim, "embed_dim": embed_dim,

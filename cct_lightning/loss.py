@@ -31,10 +31,10 @@ def class_weights(counts: Sequence[int]) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
-    """Computes the mean cross-entropy of a batch, weighted by the weights of the targets' classes.
+    """Computes the mean cross-entropy of a batch, each image weighted by its class.
 
-    torch divides by the number of images where targets are probabilities and by the sum of their weights where they are indices; here it
-    is the sum of weights in both, so that the loss keeps its scale whether MixUp is on or off.
+    Divided by the number of images, over which ``class_weights`` average 1, and not by the sum of the batch's weights, as torch does where
+    targets are indices: so MixUp keeps the scale, and devices or accumulated batches add up to what one large batch gives.
 
     Args:
         logits: (B, K).
@@ -44,5 +44,4 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0,
     """
     if weights is None:
         return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-    total = weights[targets].sum() if targets.ndim == 1 else (targets @ weights).sum()
-    return F.cross_entropy(logits, targets, weights.to(logits.dtype), reduction="sum", label_smoothing=label_smoothing) / total
+    return F.cross_entropy(logits, targets, weights.to(logits.dtype), reduction="sum", label_smoothing=label_smoothing) / len(logits)

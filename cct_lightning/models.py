@@ -295,10 +295,11 @@ def count_flops(model: ImageClassifier) -> int:
     """Counts the floating-point operations of classifying one image, a multiplication and an addition as two."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}  # a frozen part is not in training where the rest is
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, model.encoder.in_chans, *model.encoder.image_size))
-    model.train(was_training)
+    for module, mode in modes.items():
+        module.training = mode
     return int(counter.get_total_flops())
 
 

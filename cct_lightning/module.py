@@ -142,7 +142,14 @@ class LitClassifier(L.LightningModule):
         self.recipe: dict[str, Any] | None = None  # the whole configuration as run, where a command line set one
         self.seed = torch.initial_seed()  # before anything reseeds
         if freeze == "backbone":
+            report = self.model.load_report
+            if report is not None and (left := [name for name in report.new if name.startswith("encoder.")]):
+                raise InputError(
+                    f"freeze=backbone would keep {', '.join(left)} at the initial value, since the weights have none: take a pooling that needs no\n"
+                    f"  class token (seqpool, map, mean, class_attention), or freeze=none."
+                )
             self.model.encoder.requires_grad_(False)
+            self.model.encoder.eval()
         self.engine: Engine = engine
         self._graph: StepGraph | None = None
         self._records = False  # whether the run's steps are recorded
@@ -172,6 +179,7 @@ class LitClassifier(L.LightningModule):
         Returns:
             Features (B, D) where the pooling has nothing to train, else tokens (B, P + N, D); in the precision of the run.
         """
+        self.model.encoder.eval()
         with self.trainer.precision_plugin.forward_context():
             tokens = self.model.encoder(images.to(next(self.model.parameters()).dtype))
             return torch.cat(tokens, dim=1) if any(True for _ in self.model.pooling.parameters()) else self.model.pooling(tokens)
@@ -263,12 +271,14 @@ class LitClassifier(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._epoch_loss = self._epoch_loss.to(self.device)  # a checkpoint is read before the GPU is in use
+        if self.freeze_part == "backbone":
+            self.model.encoder.eval()  # Lightning 2.6 puts each part back into the mode it had, and calls train() on none
 
     def on_train_epoch_start(self) -> None:
         self._epoch_loss = torch.zeros((), device=self.device)
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/loss_epoch", self._epoch_loss / max(int(self.trainer.num_training_batches), 1), sync_dist=True)
+        self.log("train/loss_epoch", self._epoch_loss / (self.trainer.fit_loop.epoch_loop.batch_idx + 1), sync_dist=True)
 
     def on_train_end(self) -> None:
         torch.manual_seed(self.seed)  # whatever is built next starts from the run's seed, not from the last step's

@@ -109,10 +109,9 @@ def fit_schedule(config: ScheduleConfig, epochs: float) -> tuple[ScheduleConfig,
     if config.warmup_epochs + config.cooldown_epochs < epochs:
         return config, None
     short = ScheduleConfig(config.name, config.per, epochs / 10, config.warmup_lr, config.min_lr, 0.0)
-    told = (
-        f"the run of {epochs:g} epochs has no room for warmup_epochs={config.warmup_epochs:g} and cooldown_epochs={config.cooldown_epochs:g}: "
-        f"warming up for a tenth of it, no cool-down"
-    )
+    cooldown = f" and cooldown_epochs={config.cooldown_epochs:g}" if config.cooldown_epochs else ""
+    told = f"the run of {epochs:g} epochs has no room for warmup_epochs={config.warmup_epochs:g}{cooldown}: warming up for a tenth of it"
+    told += ", no cool-down" if cooldown else ""
     return short, told
 
 

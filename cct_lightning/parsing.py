@@ -40,7 +40,8 @@ HARMLESS_MESSAGES = (
     "`weights_only` was not set",  # a file that Lightning's search for a batch size wrote itself
     "Finished batch size finder, will continue",  # it does not: the recipe is the user's to change
 )
-
+# Loggers of Lightning's searches.
+TUNING = ("lightning.pytorch.trainer.connectors.checkpoint_connector", "lightning.pytorch.tuner.batch_size_scaling")
 
 # What a key of these types takes, by short names.
 CLASSES = {
@@ -60,7 +61,7 @@ def quieten() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed", *TUNING):
         logging.getLogger(name).addFilter(_WithoutTips())
 
 

@@ -228,7 +228,8 @@ def main(arguments: list[str]) -> None:
     named = {key.rpartition(".")[2]: value for key, value in options.items() if "." in key}
     predictor = load(source, **named)
     top_k = options.get("top_k", 1)
-    check_range("--top_k", top_k, 1, len(predictor.class_names))
+    check_range("--top_k", top_k, 1)
+    top_k = min(top_k, len(predictor.class_names))  # of two classes there are no three most probable
     total = bad = 0
     began, interrupted = time.perf_counter(), False
     with _opened(out) as file:

@@ -46,6 +46,8 @@ def check_source(source: str) -> None:
     Raises:
         InputError: Says what may be given.
     """
+    if not source or source.startswith("--"):
+        raise InputError("model.pretrained is given without a value: name a file, an exported folder, timm/NAME or published weights; null is none.")
     path = Path(source).expanduser()
     if source in PUBLISHED or source.startswith("timm/") or path.is_file() or (path / "config.json").is_file() or (path / "checkpoints").is_dir():
         return

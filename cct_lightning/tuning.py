@@ -15,23 +15,28 @@ LR_STEPS = 200  # from the least rate to the largest
 SKIP = 10  # first steps, in which the average of the loss settles
 MEMORY = 0.9  # of that average
 LEAST_LR, LARGEST_LR = 1e-6, 1.0
-LARGEST_BATCH = 8192  # or all training images
+LARGEST_BATCH = 8192  # or as many as there are training images, less what a power of two leaves
 
 
 class RateRamp(Callback):
-    """Raises the learning rate of all parameters from step to step, evenly in its logarithm, and keeps the loss of each.
+    """Raises the learning rate from step to step, evenly in its logarithm, and keeps the loss of each.
 
     "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3). Lightning's own finder (2.6.6) keeps a running mean
     that begins at half its value and is too slow for so few steps: on digits its loss never falls.
     """
 
     def __init__(self) -> None:
+        self.shares: list[float] = []  # of the groups: with layer_decay lower layers have lower rates
         self.rates = [LEAST_LR * (LARGEST_LR / LEAST_LR) ** (step / (LR_STEPS - 1)) for step in range(LR_STEPS)]
         self.losses: list[float] = []
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        groups = trainer.optimizers[0].param_groups
+        self.shares = [group["initial_lr"] / max(other["initial_lr"] for other in groups) for group in groups]
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = self.rates[trainer.global_step]
+        for group, share in zip(trainer.optimizers[0].param_groups, self.shares, strict=True):
+            group["lr"] = self.rates[trainer.global_step] * share
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if len(self.losses) < trainer.global_step:  # the first batch of a step, where gradients accumulate
@@ -80,10 +85,6 @@ def find_lr(trainer: Trainer, module: LitClassifier, data: ImageDataModule) -> s
     """
     if module.optim.name.lower() == "muon":
         raise InputError("--find-lr tries one rate for all parameters, and optim.name=muon has two: try it with --model.optim.name adamw.")
-    if module.optim.layer_decay is not None:
-        raise InputError(
-            f"--find-lr tries one rate for all layers, and optim.layer_decay={module.optim.layer_decay:g}: add --model.optim.layer_decay null."
-        )
     ramp = RateRamp()
     trainer.callbacks.append(ramp)  # type: ignore[attr-defined]
     trainer.fit(module, data)
@@ -91,7 +92,8 @@ def find_lr(trainer: Trainer, module: LitClassifier, data: ImageDataModule) -> s
     rates = ramp.rates[: len(losses)]
     found = rates[steepest_fall(losses)]
     path = save_picture(trainer, "find-lr", _curve(rates, losses, found))
-    return f"learning rate where the loss falls fastest: {found:.2g}  ({path})\nnext\n  --model.optim.lr {found:.2g}"
+    told = f"learning rate where the loss falls fastest: {found:.2g}  ({path})"
+    return f"{told}\nnext\n  the same command with --model.optim.lr {found:.2g} for --find-lr"
 
 
 def _curve(rates: list[float], losses: list[float], found: float) -> Any:
@@ -111,10 +113,10 @@ def find_batch_size(trainer: Trainer, module: LitClassifier, data: ImageDataModu
     """Doubles the batch until the memory is full; returns the largest that fitted, and the flag that sets it."""
     data.prepare_data()
     data.setup("fit")
-    most = min(LARGEST_BATCH, sum(data.class_counts))
+    most = min(LARGEST_BATCH, 2 ** int(math.log2(sum(data.class_counts))))
     found = Tuner(trainer).scale_batch_size(module, datamodule=data, mode="power", init_val=min(16, most), max_val=most)
-    found = min(found or 1, most)  # the last try is a power of two
+    end = ": more were not tried, memory is not the limit" if found == most else ""
     return (
-        f"largest batch that fits: {found} images\nnext\n"
-        f"  --data.batch_size {found}    (with another batch, the learning rate wants looking at: --find-lr)"
+        f"largest batch that fits: {found} images{end}\nnext\n"
+        f"  the same command with --data.batch_size {found} for --find-batch-size; another batch wants another learning rate (--find-lr)"
     )

@@ -21,6 +21,7 @@ def cct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     """Runs ``cct WORDS`` in this process and in an empty folder: importing Lightning for each command would take minutes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("CCT_RUN_DIR", raising=False)  # of a test that made a folder itself
 
     def run(*words: object, draws: bool = False) -> Outcome:
         words = tuple(map(str, words))

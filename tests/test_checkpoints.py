@@ -3,6 +3,7 @@ import os
 import pickle
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import timm
 import torch
@@ -215,8 +216,11 @@ def test_timms_weights_by_name_need_a_network_or_a_file(monkeypatch):
 
     model = on_timm(small_timm())
     monkeypatch.setattr("cct_lightning.checkpoints.timm.create_model", no_network)
-    with pytest.raises(InputError, match=r"timm/vit_tiny_patch16_224: the weights can't be had \(no address for huggingface.co\)"):
-        load_weights(model, f"timm/{TIMM}")
+    for reaches, reason in ((True, "no address for huggingface.co"), (False, "https://huggingface.co does not answer, and nothing was downloaded")):
+        monkeypatch.setattr("cct_lightning.checkpoints._reaches", lambda address, reaches=reaches: reaches)
+        with pytest.raises(InputError, match=rf"timm/vit_tiny_patch16_224: the weights can't be had \({reason}"):
+            load_weights(model, f"timm/{TIMM}")
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_timms_weights_by_name_are_those_that_timm_has(monkeypatch):
@@ -424,3 +428,14 @@ def test_the_averaged_weights_go_before_the_raw_ones(tmp_path):
     state = twin().state_dict()
     torch.save({"state_dict": {name: torch.zeros_like(t) for name, t in state.items()}, "state_dict_ema": state}, tmp_path / "both.pth")
     check(create_model("cct_2_3x2_32", pretrained=tmp_path / "both.pth"), twin()(IMAGES).detach())
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("class_token", "mean"), ("seqpool", "class_token"), ("class_token", "class_token"), ("mean", "map")])
+def test_a_sine_table_begins_where_the_files_does_whatever_the_pooling(tmp_path, theirs, ours):
+    source = create_model("vit_2_4_32_sine", pooling=theirs)
+    torch.save(source.state_dict(), tmp_path / "sine.pth")
+    model = create_model("vit_2_4_32_sine", pooling=ours, pretrained=tmp_path / "sine.pth", num_classes=10)
+    assert torch.equal(model.encoder.pos_embed, source.encoder.pos_embed)
+    larger = create_model("vit_2_4_32_sine", pooling=ours, pretrained=tmp_path / "sine.pth", num_classes=10, image_size=48)
+    first = int(theirs == "class_token")
+    assert torch.equal(larger.encoder.pos_embed, sine_table(144 + first, larger.encoder.embed_dim)[:, first:])

@@ -15,7 +15,7 @@ from cct_lightning.checkpoints import KEY
 from cct_lightning.finetune import describe
 from cct_lightning.models import VARIANTS
 from cct_lightning.pooling import POOLINGS
-from cct_lightning.sources import PUBLISHED
+from cct_lightning.sources import PUBLISHED, sha256
 
 GOLDEN = Path(os.environ.get("CCT_GOLDEN", "golden-vectors"))
 QUICK = ("--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false", "--data.batch_size", 4, "--data.num_workers", 0)
@@ -285,3 +285,63 @@ def test_a_way_of_calling_that_is_refused(cct, photos, words, message):
     outcome = cct("finetune", *words)
     assert outcome.code == 2
     assert message in outcome.err
+
+
+def test_a_frozen_backbone_does_not_train_while_it_is_read(cct, photos, weights, monkeypatch):
+    seen = []
+    step, encode = LitClassifier.training_step, LitClassifier.encode
+
+    def look(self):
+        seen.append(any(part.training for part in self.model.encoder.modules()))
+
+    monkeypatch.setattr(LitClassifier, "training_step", lambda self, *batch: look(self) or step(self, *batch))
+    monkeypatch.setattr(LitClassifier, "encode", lambda self, images: (encode(self, images), look(self))[0])
+    for options in (("-c", "linear_probe"), ("--model.freeze", "backbone")):
+        assert cct("finetune", photos, *options, "--model.pretrained", weights, "--model.drop_path", 0.5, *QUICK).code == 0
+    assert len(seen) > 3
+    assert not any(seen)
+
+
+def test_the_road_over_features_sees_the_centre_that_evaluation_sees(cct, photos, weights, tmp_path, monkeypatch):
+    options = ("-c", "linear_probe", "--model.pretrained", weights, "--trainer.precision", "32-true", "--data.crop_pct", 0.8, *QUICK)
+    assert cct("finetune", photos, *options).code == 0
+    monkeypatch.setattr("cct_lightning.data.ImageDataModule.use_features", lambda self, encode: None)
+    assert cct("finetune", photos, *options).code == 0
+    fast, slow = (torch.load(path, weights_only=True)["state_dict"] for path in sorted(tmp_path.glob("runs/finetune/*/checkpoints/last.ckpt")))
+    torch.testing.assert_close(fast["model.head.weight"], slow["model.head.weight"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("-c", "linear_probe"), "model.freeze=backbone needs weights to keep"),
+    (("-c", "linear_probe", "--model.pooling", "class_token", "--model.pretrained"), "would keep encoder.cls_pos_embed, encoder.cls_token at"),
+    (("--model.pretrained",), "model.pretrained is given without a value"),
+])  # fmt: skip
+def test_a_frozen_backbone_needs_weights(cct, photos, weights, words, message):
+    value = (weights,) if words[-1] == "--model.pretrained" and len(words) > 1 else ()
+    outcome = cct("finetune", photos, *words, *value, "--model.arch", "cct_2_3x2_32", *QUICK) if value or len(words) > 1 else cct(
+        "finetune", photos, *words
+    )  # fmt: skip
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_the_file_of_an_export_is_read_with_what_stands_beside_it(tmp_path):
+    network = {"arch": "cct_2_3x2_32", "pooling": "masked_class_token", "residual_norm": False, "image_size": [32, 32], "in_chans": 3,
+               "mean": [0.1] * 3, "std": [0.2] * 3}  # fmt: skip
+    save_file(create_model("cct_2_3x2_32", pooling="masked_class_token", residual_norm=False).state_dict(), tmp_path / "model.safetensors")
+    about = {"weights": "model.safetensors", "sha256": sha256(tmp_path / "model.safetensors"), "model": network, "preprocessing": {"crop_pct": 0.9}}
+    (tmp_path / "config.json").write_text(json.dumps({KEY: {**about, "class_names": None}}))
+    assert describe(str(tmp_path / "model.safetensors")) == describe(str(tmp_path))
+    assert describe(str(tmp_path))["model"]["residual_norm"] is False
+    assert describe(str(tmp_path))["data"]["crop_pct"] == 0.9
+
+
+def test_a_file_under_its_published_name_brings_its_normalisation(tmp_path):
+    torch.save(create_model("cct_7_3x1_32").state_dict(), tmp_path / "cct_7_3x1_32_cifar10_300epochs.pth")
+    assert describe(str(tmp_path / "cct_7_3x1_32_cifar10_300epochs.pth"))["data"]["mean"] == [0.4914, 0.4822, 0.4465]
+
+
+def test_a_flag_replaces_weights_that_are_gone(cct, photos, weights):
+    Path("old.yaml").write_text("model: {pretrained: gone.ckpt}\n")
+    assert "There is no file gone.ckpt" in cct("finetune", photos, "-c", "old.yaml", *QUICK).err
+    assert cct("finetune", photos, "-c", "old.yaml", "--model.pretrained", weights, *QUICK).code == 0

@@ -31,6 +31,11 @@ def test_probabilities_weigh_as_indices_do(smoothing):
     torch.testing.assert_close(cross_entropy(LOGITS, F.one_hot(TARGETS, 3).float(), smoothing, WEIGHTS), expected)
 
 
+def test_parts_of_a_batch_add_up_to_the_batch():
+    parts = [cross_entropy(LOGITS[rows], TARGETS[rows], 0.1, WEIGHTS) for rows in (slice(0, 6), slice(6, 12))]
+    torch.testing.assert_close(torch.stack(parts).mean(), cross_entropy(LOGITS, TARGETS, 0.1, WEIGHTS))
+
+
 def test_every_class_counts_the_same():
     losses = F.cross_entropy(LOGITS, TARGETS, reduction="none")
     expected = torch.stack([losses[label == TARGETS].mean() for label in range(3)]).mean()

@@ -32,9 +32,8 @@ Loader = DataLoader[Batch] | MemoryLoader
 
 def _per_channel(name: str, values: Sequence[float], channels: int) -> list[float]:
     """Returns a mean or deviation for each channel: the average of the colours' for grey, grey's for every colour."""
-    if name == "std":
-        for value in values:
-            check_range("data.std", value, 0, exclusive="low")
+    for value in values:
+        check_range(f"data.{name}", value, 0, 1, exclusive="low" if name == "std" else "")
     if len(values) == channels:
         return list(values)
     if len(values) not in (1, 3):
@@ -330,6 +329,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def _images(self, split: Split, sampler: KeyedSampler, device: torch.device, train: bool = False) -> Loader:
         """Makes the loader of a split's images: cut out of memory where they lie there in the network's size, else read one by one."""
+        train = train and self.augment.is_random  # without augmentation training sees what evaluation does, crop_pct and all
         about = (self.augment, self.image_size, tuple(self.mean), tuple(self.std), self.seed)
         batched = isinstance(split.images, np.ndarray) and max(self.image_size) <= BATCHED_PIXELS and (train or self.crop_pct == 1.0)
         if batched:
@@ -378,9 +378,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         if "test" not in self.splits:
-            raise InputError(
-                f"data.root={self.root} has no test images: add a test folder, set a share aside (data.test_fraction), or use `cct validate`."
-            )
+            way = "" if self._has_own("val") else "set a share aside (data.test_fraction), "  # which a split data set does not do
+            raise InputError(f"data.root={self.root} has no test images: add a test folder, {way}or use `cct validate`.")
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

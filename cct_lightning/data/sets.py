@@ -1,7 +1,7 @@
 """Data sets by name: where their images and labels come from. To add one: a function that reads it, and a line of ``DATASETS``."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 from cct_lightning.errors import InputError
 from cct_lightning.images import SUFFIXES, Array
 
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}  # in any case
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -60,7 +60,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 def split_folder(root: Path, split: str) -> Path | None:
     """Returns the folder of a split, under any of its names, or None."""
-    return next((root / name for name in SPLITS[split] if (root / name).is_dir()), None)
+    return next((folder for folder in class_folders(root) if folder.name.lower() in SPLITS[split]), None)
 
 
 def folder_class_names(root: Path) -> list[str]:
@@ -116,6 +116,13 @@ class Table(NamedTuple):
     splits: dict[str, Split]
 
 
+def _rows(rows: Iterable[dict[str, str]], path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise InputError(f"{path} is no CSV that can be read ({error}): is there a quotation mark without its second?") from None
+
+
 def read_table(path: Path) -> Table:
     """Reads a CSV with the columns path and label, and where it has one split (train, val or test; without it all images are one heap).
 
@@ -132,13 +139,14 @@ def read_table(path: Path) -> Table:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}, byte {error.start}): save it as such.") from None
     header = lines[0] if lines else ""
     rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count))
-    columns = {str(name).strip().lower(): name for name in rows.fieldnames or []}
-    if not {"path", "label"} <= columns.keys():
-        raise InputError(f"{path}: its first line names the columns {header[:60]!r}; it must have path and label, and may have split.")
+    names = [str(name).strip().lower() for name in rows.fieldnames or []]
+    columns = dict(zip(names, rows.fieldnames or [], strict=True))
+    if not {"path", "label"} <= columns.keys() or len(columns) < len(names):
+        raise InputError(f"{path}: its first line names the columns {header[:60]!r}; it must have path and label once each, and may have split.")
     names_of_splits = {name: split for split, names in SPLITS.items() for name in names}
     found: dict[str, tuple[list[Path], list[str]]] = {}
     seen: dict[Path, int] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row in enumerate(_rows(rows, path), start=2):
         image, label, split = ((row.get(columns.get(column, ""), "") or "").strip() for column in ("path", "label", "split"))
         where = f"{path}, line {number}"
         if not image or not label:
@@ -148,8 +156,8 @@ def read_table(path: Path) -> Table:
         file = path.parent / Path(image).expanduser()
         if file in seen:
             raise InputError(f"{where}: {image} is listed in line {seen[file]} already; every image has one label and one split.")
-        if not file.is_file():
-            raise InputError(f"{where}: there is no file {file}. Paths are relative to {path.parent}.")
+        if len(image) > 4096 or not file.is_file():
+            raise InputError(f"{where}: there is no file {str(file)[:200]}. Paths are relative to {path.parent.resolve()}.")
         seen[file] = number
         files, labels = found.setdefault(names_of_splits.get(split.lower(), "train"), ([], []))
         files.append(file)

@@ -209,9 +209,10 @@ def test_small_images_of_one_size_come_out_of_memory_and_others_one_by_one(tmp_p
 
 
 def test_a_cut_centre_is_cut_from_each_image(tmp_path):
-    data = digits(crop_pct=0.5, image_size=16)
+    data = digits(crop_pct=0.5, image_size=16, augment=AugmentConfig(flip=0.5))
     assert type(data.train_dataloader()).__name__ == "MemoryLoader"
     assert type(data.val_dataloader()).__name__ == "DataLoader"
+    assert type(digits(crop_pct=0.5, image_size=16).train_dataloader()).__name__ == "DataLoader"  # no augmentation: what evaluation sees
 
 
 @pytest.mark.gpu

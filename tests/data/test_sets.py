@@ -167,7 +167,7 @@ A, B = "images/class0000/0.png,a\n", "images/class0001/0.png,b\n"
     ("path,label\n" + A + B + A, r"line 4: images/class0000/0\.png is listed in line 2 already"),
     ("path,label\n" + A + "images/none.png,b\n", r"line 3: there is no file .*images/none\.png\. Paths are relative to"),
     ("path,label\n" + A + "images/class0001/0.png,\n", r"line 3: path='images/class0001/0\.png', label=''; every line needs both"),
-    ("path,label,split\nimages/class0000/0.png,a,training\n", "line 2: split='training' is unknown"),
+    ("path,label,split\nimages/class0000/0.png,a,learn\n", "line 2: split='learn' is unknown"),
     ("path,label,split\nimages/class0000/0.png,a,train\nimages/class0001/0.png,b,train\nimages/class0001/1.png,c,val\n",
      r"val has the label\(s\) c, which no training image has"),
 ])  # fmt: skip
@@ -182,3 +182,18 @@ def test_a_table_that_is_no_text_is_refused(tmp_path):
         read_table(tmp_path / "labels.csv")
     with pytest.raises(InputError, match=r"none\.csv is no file"):
         read_table(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("names", [("Train", "Val", "TEST"), ("training", "Validation", "testing")])
+def test_splits_are_known_by_their_names_in_any_case(tmp_path, names):
+    for name in names:
+        write_images(tmp_path / name, 2, 1, 8)
+    for split in ("train", "val", "test"):
+        assert len(read_folder(tmp_path, split)) == 2
+
+
+def test_a_table_with_two_columns_of_a_name_or_half_a_quotation_is_refused(tmp_path):
+    with pytest.raises(InputError, match="path and label once each"):
+        read_table(write_table(tmp_path, "path,label,label\n"))
+    with pytest.raises(InputError, match="is there a quotation mark without its second"):
+        read_table(write_table(tmp_path, 'path,label\n"' + "a" * 200_000))
