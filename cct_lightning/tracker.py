@@ -380,7 +380,7 @@ class Tracker(WandbLogger):
             self._release()
 
     def _finish(self, model: Path | None, failed: bool) -> str:
-        run, upload, until = self._experiment, self._upload(), time.monotonic() + END_SECONDS - TEARDOWN_SECONDS - 1
+        run, upload, until = self._experiment, self._upload(), time.monotonic() + END_SECONDS - 2 * TEARDOWN_SECONDS
 
         def keep_model() -> None:
             assert model is not None

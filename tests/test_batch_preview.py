@@ -9,7 +9,7 @@ from cct_lightning.callbacks import BatchPreview
 from cct_lightning.callbacks.batch_preview import class_name, denormalize, label
 from pictures import write_images
 
-from cct_lightning import ImageDataModule, InputError, LitClassifier
+from cct_lightning import ImageDataModule, InputError, LitClassifier, create_model
 from cct_lightning.augment import AugmentConfig
 from cct_lightning.augment.batch import normalize
 
@@ -104,10 +104,12 @@ def test_a_recipe_names_it(cct):
     assert [path.name for path in Path("runs").glob("digits/*/pictures/*")] == ["batch.png"]
 
 
-def test_features_of_a_frozen_backbone_are_no_images(cct, caplog):
+def test_features_of_a_frozen_backbone_are_no_images(cct, caplog, tmp_path):
     caplog.set_level("INFO")
-    done = cct("fit", "-c", "digits", "--model.freeze", "backbone", "--data.augment.shift", 0, "--data.augment.mixup", 0, "--trainer.max_epochs", 1,
-               "--trainer.callbacks+=BatchPreview", "--trainer.limit_test_batches", 0)  # fmt: skip
+    weights = tmp_path / "weights.pth"
+    torch.save(create_model("cct_2_3x2_32", image_size=16, in_chans=1).state_dict(), weights)
+    frozen = ("--model.freeze", "backbone", "--model.pretrained", weights, "--data.augment.shift", 0, "--data.augment.mixup", 0)
+    done = cct("fit", "-c", "digits", *frozen, "--trainer.max_epochs", 1, "--trainer.callbacks+=BatchPreview", "--trainer.limit_test_batches", 0)
     assert done.code == 0, done.err
     assert caplog.messages.count("BatchPreview draws nothing: the batches hold features of the frozen backbone, no images.") == 1
     assert not [*Path("runs").glob("digits/*/pictures")]

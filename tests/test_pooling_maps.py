@@ -9,7 +9,7 @@ from cct_lightning.callbacks import EMA, PoolingMaps, pooling_maps
 from cct_lightning.callbacks.pooling_maps import FixedImages, draw_maps, draw_positions, tile
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from cct_lightning import POOLINGS, ImageDataModule, InputError, LitClassifier
+from cct_lightning import POOLINGS, ImageDataModule, InputError, LitClassifier, create_model
 from cct_lightning.attention_maps import Look, look, position_similarity
 
 
@@ -246,8 +246,10 @@ def test_another_precision_is_drawn(tmp_path, pooling):
     assert "pooling-epoch001" in names(tmp_path / "true")
 
 
-def test_it_says_why_it_draws_nothing(cct, caplog):
+def test_it_says_why_it_draws_nothing(cct, caplog, tmp_path):
     caplog.set_level("INFO")
+    weights = tmp_path / "weights.pth"
+    torch.save(create_model("cct_2_3x2_32", image_size=16, in_chans=1).state_dict(), weights)
 
     def told(*words):
         caplog.clear()
@@ -258,7 +260,7 @@ def test_it_says_why_it_draws_nothing(cct, caplog):
 
     assert told("--trainer.limit_val_batches", 0) == ["nothing: there are no validation images."]
     assert told("--data.val_fraction", 0) == ["nothing: there are no validation images."]
-    features = ("--model.freeze", "backbone", "--data.augment.shift", 0, "--data.augment.mixup", 0)
+    features = ("--model.freeze", "backbone", "--model.pretrained", weights, "--data.augment.shift", 0, "--data.augment.mixup", 0)
     assert told(*features) == ["nothing: the batches hold features of the frozen backbone, no images."]
     assert not [*Path("runs").glob("digits/*/pictures")]
     eva = ("--model.arch", "timm/eva02_tiny_patch14_224", "--data.image_size", 14)
