@@ -2,19 +2,28 @@
 
 Runs `cct fit` with EMA, BatchPreview, PoolingMaps and TestReport and without, in turns, each time the same steps of the same recipe, and compares
 the images per second of summary.json: training steps with their data, without the first five and without validation, where PoolingMaps draws;
-BatchPreview draws in the first step, TestReport after the last. What drawing takes is told beside it, as a share of the whole run. One thread.
+BatchPreview draws in the first step, TestReport after the last. What drawing adds to the whole training is told beside it. One thread.
+
+A shared machine changes its speed by more than the callbacks cost. So a run with them also measures what their hooks around each step take, in
+the run itself, as a share of the step (after the first five): python -m benchmarks.callbacks --hooks
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import lightning
+import torch
 
 from benchmarks.common import machine, ratios, spread
 
@@ -38,13 +47,57 @@ def run(words: list[str], callbacks: str) -> tuple[float, float]:
     return found["images_per_second"], found["cpu_seconds"]
 
 
+def hooks(name: str, words: list[str]) -> None:
+    """Trains in this process, and prints what the callbacks' hooks around the steps take."""
+    from cct_lightning import callbacks
+    from cct_lightning.__main__ import prepare
+    from cct_lightning.cli import run as command_line
+
+    taken: dict[str, list[float]] = {}
+
+    def timed(kind: type, hook: str) -> None:
+        original = getattr(kind, hook)
+
+        def call(*arguments: Any) -> None:
+            began = time.perf_counter()
+            original(*arguments)
+            taken.setdefault(kind.__name__, []).append(time.perf_counter() - began)
+
+        setattr(kind, hook, call)
+
+    steps: list[float] = []
+    measure = callbacks.Throughput.on_train_batch_end
+
+    def step(self: Any, *arguments: Any) -> None:
+        steps.append(time.perf_counter())
+        measure(self, *arguments)
+
+    callbacks.Throughput.on_train_batch_end = step  # type: ignore[method-assign]
+    for kind in (callbacks.EMA, callbacks.BatchPreview, callbacks.PoolingMaps, callbacks.TestReport):
+        for hook in ("on_train_batch_start", "on_train_batch_end"):
+            timed(kind, hook)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        words = ["fit", *words, "--trainer.callbacks", CALLBACKS, "--trainer.default_root_dir", folder, "--wandb.mode", "disabled"]
+        command_line(prepare([*words, "--trainer.enable_progress_bar", "false"]))
+    whole = statistics.median(after - before for before, after in pairwise(steps[5:]))
+    shares = {kind: 2 * statistics.mean(times[10:]) / whole for kind, times in taken.items()}  # two hooks a step
+    told = ", ".join(f"{kind} {100 * share:.2f}" for kind, share in shares.items())
+    print(f"{name}: the hooks take {100 * sum(shares.values()):.2f} % of a step of {1000 * whole:.1f} ms ({told})", flush=True)
+
+
 def main() -> None:
     """Prints a line for each recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--root", default="~/.cache/cct-lightning", help="folder with CIFAR-10")
+    parser.add_argument("--hooks", action="store_true", help="time the hooks in one run")
     options = parser.parse_args()
     print(machine("cpu", 1, lightning), flush=True)
+    if options.hooks:
+        torch.set_num_threads(1)
+        for name, words in RUNS.items():
+            hooks(name, [*words, "--data.root", options.root])
+        return
     for name, words in RUNS.items():
         rates: dict[str, list[float]] = {CALLBACKS: [], "null": []}
         seconds: dict[str, list[float]] = {CALLBACKS: [], "null": []}
