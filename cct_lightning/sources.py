@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +97,8 @@ def download(name: str, base: str = URL) -> Path:
     Raises:
         InputError: No network, a broken download, or a file that has changed since.
     """
+    import urllib.request  # the front checks sources, too, and answers at once
+
     path = weights_folder() / f"{name}.pth"
     noted = path.with_suffix(".sha256")
     url = f"{base}/{PUBLISHED[name].folder}/{name}.pth"
