@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.common import machine
-from cct_lightning import attention
-from cct_lightning.hardware import keep_freed_memory
+from cct_lightning.networks import attention
+from cct_lightning.training.hardware import keep_freed_memory
 
 SHAPES = ((64, 2, 64, 64), (64, 4, 256, 64), (8, 4, 576, 64), (4, 6, 1024, 64), (2, 6, 2048, 64))  # B, heads, tokens, width of a head
 

@@ -50,8 +50,8 @@ def run(words: list[str], callbacks: str) -> tuple[float, float]:
 def hooks(name: str, words: list[str]) -> None:
     """Trains in this process, and prints what the callbacks' hooks around the steps take."""
     from cct_lightning import callbacks
-    from cct_lightning.__main__ import prepare
-    from cct_lightning.cli import run as command_line
+    from cct_lightning.commands.fit import run as command_line
+    from cct_lightning.commands.main import prepare
 
     taken: dict[str, list[float]] = {}
 

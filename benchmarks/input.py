@@ -29,8 +29,8 @@ from torchvision.transforms import v2
 
 from benchmarks.common import machine, ratios, spread
 from cct_lightning import AugmentConfig
-from cct_lightning.augment.batch import normalize
-from cct_lightning.augment.batched import BatchAugment
+from cct_lightning.data.augment.per_batch import BatchAugment
+from cct_lightning.data.preparation import normalize
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10
 BATCH, CHUNK = 128, 1024

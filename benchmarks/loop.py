@@ -33,8 +33,8 @@ class Turns(Callback):
     seconds: dict[str, list[float]]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        from cct_lightning.engine import StepGraph
-        from cct_lightning.module import LitClassifier
+        from cct_lightning.tasks.classification import LitClassifier
+        from cct_lightning.training.engine import StepGraph
 
         type(self).seconds = {"fit": [], "bare": []}
         self.module = LitClassifier(**{**pl_module.model_config, "optim": pl_module.optim, "schedule": pl_module.schedule})
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--root", default="~/.cache/cct-lightning", help="folder with CIFAR-10")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    from cct_lightning import cli
-    from cct_lightning.__main__ import find_recipe
+    from cct_lightning.commands import parser as cli
+    from cct_lightning.commands.recipes import find_recipe
 
     with tempfile.TemporaryDirectory() as folder:
         engine = "graph" if options.device == "cuda" else "eager"

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import machine
-from cct_lightning.hardware import default_precision, keep_freed_memory
-from cct_lightning.models import create_model
-from cct_lightning.optim import OptimConfig, create_optimizer
+from cct_lightning.training.hardware import default_precision, keep_freed_memory
+from cct_lightning.training.optimizers import create_optimizer
+from cct_lightning.training.options import OptimConfig
+from cct_lightning.weights.loading import create_model
 
 BATCHES = [("cct_2_3x2_32", size, 32) for size in (32, 128, 512, 2048, 4096)] + [("cct_7_3x1_32", size, 32) for size in (32, 128, 512, 4096)]
 SIZES = [("cct_7_7x2_224", 32, pixels) for pixels in (32, 64, 96, 128, 224)]

@@ -26,10 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import machine, ratios, spread
-from cct_lightning.engine import StepGraph
-from cct_lightning.hardware import default_precision, keep_freed_memory
-from cct_lightning.models import create_model
-from cct_lightning.optim import OptimConfig, create_optimizer
+from cct_lightning.training.engine import StepGraph
+from cct_lightning.training.hardware import default_precision, keep_freed_memory
+from cct_lightning.training.optimizers import create_optimizer
+from cct_lightning.training.options import OptimConfig
+from cct_lightning.weights.loading import create_model
 
 
 class Row(NamedTuple):

@@ -1,61 +1,19 @@
 """What the network is trained on: the first batch as a picture."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
-from cct_lightning.data.loader import Batch
+from cct_lightning.data.loaders import Batch
 from cct_lightning.errors import check_range
-from cct_lightning.images import Array
-from cct_lightning.module import LitClassifier
-from cct_lightning.pictures import save_picture
+from cct_lightning.evaluation.pictures import save_picture
+from cct_lightning.tasks.classification import LitClassifier
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def denormalize(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Array:
-    """Turns images (B, C, H, W), uint8 or float normalised, into pixels (B, H, W, C) as float, cut off at 0 and 1.
-
-    Without mean and std each image is stretched to its own darkest and brightest value.
-    """
-    if images.dtype == torch.uint8:
-        pixels = images / 255
-    elif mean is None or std is None:
-        low, high = images.float().amin(dim=(1, 2, 3), keepdim=True), images.float().amax(dim=(1, 2, 3), keepdim=True)
-        pixels = (images.float() - low) / (high - low).clamp(min=1e-6)
-    else:
-        pixels = images.float() * images.new_tensor(std, dtype=torch.float32).view(-1, 1, 1)
-        pixels += images.new_tensor(mean, dtype=torch.float32).view(-1, 1, 1)
-    return pixels.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()  # type: ignore[no-any-return]
-
-
-def show_image(axes: "Axes", image: Array) -> None:
-    """Draws pixels (H, W, C), 0..1, grey or in colour, without ticks."""
-    axes.imshow(image if image.shape[2] == 3 else image.mean(axis=2), cmap="gray", vmin=0, vmax=1)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def class_name(names: Sequence[str] | None, number: int, width: int = 22) -> str:
-    """Returns a class's name, without its middle where it is wider, or its number where it has none."""
-    name = names[number] if names else str(number)
-    return name if len(name) <= width else f"{name[: width // 2]}…{name[width // 2 - width + 1 :]}"
-
-
-def label(target: Tensor, names: Sequence[str] | None) -> str:
-    """Tells a class (), or of probabilities (K,) the two largest: "cat (70 %)", "+ dog (30 %)" in a line each."""
-    if target.ndim == 0:
-        return class_name(names, int(target))
-    shares, numbers = target.float().topk(min(2, len(target)))
-    told = [f"{class_name(names, number, 14)} ({100 * share:.0f} %)" for share, number in zip(shares.tolist(), numbers.tolist(), strict=True)]
-    return class_name(names, int(numbers[0])) if shares[0] >= 0.995 else "\n+ ".join(told)
+from cct_lightning.evaluation.pictures import denormalize, label, show_image
 
 
 class BatchPreview(Callback):

@@ -15,32 +15,47 @@ if not (_here / "callbacks").is_dir() and (_here.parent / "callbacks").is_dir():
     __path__.append(str(_here.parent))
 
 if TYPE_CHECKING:
-    from cct_lightning.augment import AugmentConfig as AugmentConfig
-    from cct_lightning.checkpoints import load_weights as load_weights
-    from cct_lightning.data import ImageDataModule as ImageDataModule
-    from cct_lightning.encoders import Encoder as Encoder
-    from cct_lightning.encoders import TimmEncoder as TimmEncoder
-    from cct_lightning.encoders import Tokens as Tokens
-    from cct_lightning.encoders import ViTEncoder as ViTEncoder
+    from cct_lightning.data.augment.options import AugmentConfig as AugmentConfig
+    from cct_lightning.data.module import ImageDataModule as ImageDataModule
     from cct_lightning.errors import InputError as InputError
-    from cct_lightning.models import ImageClassifier as ImageClassifier
-    from cct_lightning.models import create_model as create_model
-    from cct_lightning.module import LitClassifier as LitClassifier
-    from cct_lightning.optim import OptimConfig as OptimConfig
-    from cct_lightning.optim import ScheduleConfig as ScheduleConfig
-    from cct_lightning.pooling import POOLINGS as POOLINGS
-    from cct_lightning.pooling import Pooling as Pooling
-    from cct_lightning.predictor import Predictor as Predictor
-    from cct_lightning.predictor import load as load
-    from cct_lightning.tokenizers import ConvTokenizer as ConvTokenizer
-    from cct_lightning.tokenizers import PatchTokenizer as PatchTokenizer
+    from cct_lightning.inference.opening import load as load
+    from cct_lightning.inference.predictor import Predictor as Predictor
+    from cct_lightning.networks.classifier import ImageClassifier as ImageClassifier
+    from cct_lightning.networks.encoder import Encoder as Encoder
+    from cct_lightning.networks.encoder import Tokens as Tokens
+    from cct_lightning.networks.encoder import ViTEncoder as ViTEncoder
+    from cct_lightning.networks.poolings import POOLINGS as POOLINGS
+    from cct_lightning.networks.poolings import Pooling as Pooling
+    from cct_lightning.networks.timm_encoder import TimmEncoder as TimmEncoder
+    from cct_lightning.networks.tokenizers import ConvTokenizer as ConvTokenizer
+    from cct_lightning.networks.tokenizers import PatchTokenizer as PatchTokenizer
+    from cct_lightning.tasks.classification import LitClassifier as LitClassifier
+    from cct_lightning.training.options import OptimConfig as OptimConfig
+    from cct_lightning.training.options import ScheduleConfig as ScheduleConfig
+    from cct_lightning.weights.loading import create_model as create_model
+    from cct_lightning.weights.loading import load_weights as load_weights
 
 _HOMES = {
-    "AugmentConfig": "augment", "load_weights": "checkpoints", "ImageDataModule": "data", "Encoder": "encoders", "TimmEncoder": "encoders",
-    "Tokens": "encoders", "ViTEncoder": "encoders", "InputError": "errors", "ImageClassifier": "models", "create_model": "models",
-    "LitClassifier": "module", "OptimConfig": "optim", "ScheduleConfig": "optim", "POOLINGS": "pooling", "Pooling": "pooling",
-    "Predictor": "predictor", "load": "predictor", "ConvTokenizer": "tokenizers", "PatchTokenizer": "tokenizers",
-}  # fmt: skip
+    "AugmentConfig": "data.augment.options",
+    "ImageDataModule": "data.module",
+    "InputError": "errors",
+    "load": "inference.opening",
+    "Predictor": "inference.predictor",
+    "ImageClassifier": "networks.classifier",
+    "Encoder": "networks.encoder",
+    "Tokens": "networks.encoder",
+    "ViTEncoder": "networks.encoder",
+    "POOLINGS": "networks.poolings",
+    "Pooling": "networks.poolings",
+    "TimmEncoder": "networks.timm_encoder",
+    "ConvTokenizer": "networks.tokenizers",
+    "PatchTokenizer": "networks.tokenizers",
+    "LitClassifier": "tasks.classification",
+    "OptimConfig": "training.options",
+    "ScheduleConfig": "training.options",
+    "create_model": "weights.loading",
+    "load_weights": "weights.loading",
+}
 __all__ = ["__version__", *_HOMES]
 
 

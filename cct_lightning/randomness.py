@@ -6,13 +6,11 @@ So a run that is stopped and resumed, or loaded by another number of workers, ma
 """
 
 import hashlib
-import math
 import random
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def key(*what: object) -> int:
@@ -79,54 +77,3 @@ def bits(stream: int, epoch: int, indices: Tensor, count: int) -> Tensor:
 def uniform(stream: int, epoch: int, indices: Tensor, count: int) -> Tensor:
     """Draws numbers in [0, 1) for each sample and column, (B, count) float32: the upper 24 of ``bits``, which float32 holds exactly."""
     return (bits(stream, epoch, indices, count).bitwise_right_shift_(40).bitwise_and_(2**24 - 1)).float().mul_(2.0**-24)
-
-
-def _fan_in_uniform(bias: Tensor, source: torch.Generator, fan_in: int) -> None:
-    nn.init.uniform_(bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=source)
-
-
-# Parameters that are no layer's weight or bias, by the last part of their name.
-INITIAL: dict[str, Callable[[Tensor, torch.Generator], object]] = {
-    "pos_embed": lambda p, source: nn.init.trunc_normal_(p, std=0.2, generator=source),  # 0.2, not 0.02, in SHI-Labs' code
-    "cls_pos_embed": lambda p, source: nn.init.trunc_normal_(p, std=0.2, generator=source),
-    "cls_token": lambda p, source: nn.init.zeros_(p),
-    "latent": lambda p, source: nn.init.trunc_normal_(p, std=p.shape[-1] ** -0.5, generator=source),
-    "gamma_1": lambda p, source: None,  # timm's LayerScale: a constant, set by its constructor
-    "gamma_2": lambda p, source: None,
-}
-
-
-def initialise(module: nn.Module, name: str, seed: int | None = None) -> None:
-    """Draws the initial value of every parameter from (seed, its full name), in place.
-
-    Two networks that share tensors start equal there, whatever else they hold and in whatever order they were built. Linear layers
-    get a normal of std 0.02 and no bias, convolutions Kaiming's normal (fan in), as in SHI-Labs/Compact-Transformers.
-
-    Args:
-        module: Its parameters belong to linear, convolution or norm layers, or are named in ``INITIAL``.
-        name: Where the module stands in the whole network, for example ``encoder``.
-        seed: ``torch.initial_seed()``, which ``torch.manual_seed`` and ``seed_everything`` set, where it is None.
-
-    Raises:
-        TypeError: A parameter has no rule. Every tensor of ours has one, so that none is drawn from the global generator.
-    """
-    seed = torch.initial_seed() if seed is None else seed
-    for path, layer in module.named_modules(prefix=name):
-        for leaf, parameter in layer.named_parameters(recurse=False):
-            source = generator(seed, "initial", f"{path}.{leaf}")
-            with torch.no_grad():
-                match layer:
-                    case nn.Linear() if leaf == "weight":
-                        nn.init.trunc_normal_(parameter, std=0.02, generator=source)
-                    case nn.Linear():
-                        nn.init.zeros_(parameter)
-                    case nn.Conv2d() if leaf == "weight":
-                        nn.init.kaiming_normal_(parameter, generator=source)
-                    case nn.Conv2d():
-                        _fan_in_uniform(parameter, source, layer.weight[0].numel())
-                    case nn.LayerNorm():
-                        nn.init.ones_(parameter) if leaf == "weight" else nn.init.zeros_(parameter)
-                    case _ if leaf in INITIAL:
-                        INITIAL[leaf](parameter, source)
-                    case _:
-                        raise TypeError(f"{path}.{leaf} ({type(layer).__name__}) has no initial value: add {leaf!r} to randomness.INITIAL.")

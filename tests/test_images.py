@@ -3,7 +3,7 @@ import PIL.Image
 import pytest
 
 from cct_lightning import InputError
-from cct_lightning.images import decode
+from cct_lightning.data.files import decode
 
 
 def test_images_are_decoded_upright_and_in_the_asked_channels(tmp_path):

@@ -9,10 +9,12 @@ import timm.optim
 import torch
 from torch import nn
 
+import cct_lightning.models  # noqa: F401  # registers the names with timm
 from cct_lightning import POOLINGS, ImageClassifier, InputError, PatchTokenizer, Pooling, Tokens, ViTEncoder, create_model
-from cct_lightning.encoders import Encoder
-from cct_lightning.models import VARIANTS, count_flops
-from cct_lightning.pooling import MeanPooling
+from cct_lightning.networks.classifier import count_flops
+from cct_lightning.networks.encoder import Encoder
+from cct_lightning.networks.poolings import MeanPooling
+from cct_lightning.networks.presets import VARIANTS
 
 # Trainable parameters of the published networks, from SHI-Labs/Compact-Transformers (its _sine names with the table fixed).
 PARAMETERS = {

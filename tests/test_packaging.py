@@ -22,7 +22,7 @@ def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path):
     files = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "cct_lightning").rglob("*.py")}
     files |= {f"cct_lightning/{path.parent.name}/{path.name}" for folder in ("callbacks", "recipes") for path in (CHECKOUT / folder).glob("*.py")}
     files |= {f"cct_lightning/{path.relative_to(CHECKOUT).as_posix()}" for path in (CHECKOUT / "recipes").rglob("*.yaml")}
-    assert {name for name in names if "dist-info" not in name} == files | {"cct_lightning/py.typed", "cct_lightning/report.css"}
+    assert {name for name in names if "dist-info" not in name} == files | {"cct_lightning/py.typed", "cct_lightning/runs/page.css"}
 
 
 PYPROJECT_VERSION = re.search(r'__version__ = "(.*)"', (CHECKOUT / "cct_lightning" / "__init__.py").read_text())[1]
@@ -37,8 +37,8 @@ def test_an_uninstalled_checkout_finds_its_folders(tmp_path):
 
 
 def test_every_package_is_named():
-    found = {f"cct_lightning.{path.parent.name}" for path in (CHECKOUT / "cct_lightning").glob("*/__init__.py")}
-    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found | {"cct_lightning", "cct_lightning.callbacks", "cct_lightning.recipes"}
+    found = {".".join(path.parent.relative_to(CHECKOUT).parts) for path in (CHECKOUT / "cct_lightning").rglob("__init__.py")}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found | {"cct_lightning.callbacks", "cct_lightning.recipes"}
 
 
 def test_every_dependency_has_a_reason():

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from cct_lightning import POOLINGS, create_model
-from cct_lightning.randomness import bits, generator, initialise, key, reseed, uniform
+from cct_lightning.networks.initial_values import initialise
+from cct_lightning.randomness import bits, generator, key, reseed, uniform
 
 
 def test_key_is_the_same_on_every_machine():

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from pictures import write_images
 
-from cct_lightning.__main__ import header, recipe_paths
-from cct_lightning.keys import flatten, groups_without_keys, unknown_keys
+from cct_lightning.commands.keys import flatten, groups_without_keys, unknown_keys
+from cct_lightning.commands.recipes import header, recipe_paths
 
 OVERLAYS = {"smoke", "ddp", "fsdp", "linear_probe"}
 RECIPES = sorted(set(recipe_paths()) - OVERLAYS)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from cct_lightning import LitClassifier
-from cct_lightning.checkpoints import KEY
-from cct_lightning.predict import read_run
+from cct_lightning.commands.predict import read_run
+from cct_lightning.weights.files import KEY
 
 NAMES = ["cat, tabby", 'a "dog"', "two\nlines"]  # what a CSV has to quote
 

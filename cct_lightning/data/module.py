@@ -13,20 +13,21 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from cct_lightning.augment import AugmentConfig
-from cct_lightning.augment.batch import draw_mix, mix_batch, normalize
-from cct_lightning.augment.batched import BatchAugment
-from cct_lightning.augment.sample import SampleAugment, fit
-from cct_lightning.data.loader import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
-from cct_lightning.data.sets import DATASETS, Split, folder_class_names, named_folder, read_split, read_table, split_folder
+from cct_lightning.data.augment.mixing import draw_mix, mix_batch
+from cct_lightning.data.augment.options import AugmentConfig
+from cct_lightning.data.augment.per_batch import BatchAugment
+from cct_lightning.data.augment.per_image import SampleAugment
+from cct_lightning.data.files import Array, decode
+from cct_lightning.data.folders import Split, folder_class_names, read_table, split_folder
+from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
+from cct_lightning.data.preparation import fit, normalize
+from cct_lightning.data.sets import DATASETS, named_folder, read_split
 from cct_lightning.errors import InputError, check_range, did_you_mean
-from cct_lightning.images import Array, decode
 from cct_lightning.randomness import generator
 
 HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here,
 DEVICE_CACHE_BYTES = 2 * 2**30  # and on a GPU up to here
 BATCHED_PIXELS = 96  # longest side up to which images are augmented a batch at a time; above, albumentations is as fast and needs less memory
-
 Loader = DataLoader[Batch] | MemoryLoader
 
 

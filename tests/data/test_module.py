@@ -6,11 +6,10 @@ import torch
 from pictures import write_images
 
 from cct_lightning import AugmentConfig, ImageDataModule, InputError
-from cct_lightning.augment.batch import normalize
-from cct_lightning.augment.sample import fit
+from cct_lightning.data.files import decode
+from cct_lightning.data.folders import read_folder
 from cct_lightning.data.module import _as_channels
-from cct_lightning.data.sets import read_folder
-from cct_lightning.images import decode
+from cct_lightning.data.preparation import fit, normalize
 
 
 def digits(**options):

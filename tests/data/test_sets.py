@@ -8,7 +8,8 @@ import pytest
 from pictures import write_images
 
 from cct_lightning import InputError
-from cct_lightning.data.sets import DATASETS, read_folder, read_split, read_table
+from cct_lightning.data.folders import read_folder, read_table
+from cct_lightning.data.sets import DATASETS, read_split
 
 
 def test_digits_are_the_whole_set_and_uint8():

@@ -1,0 +1,97 @@
+"""Help, answered at once."""
+
+import re
+import textwrap
+
+import cct_lightning
+from cct_lightning.commands.recipes import recipe_paths
+
+COMMANDS = {
+    "fit": "train: cct fit -c digits [--model.pooling class_token] [any key]",
+    "finetune": "train on a folder or a CSV of your own: cct finetune DIR [--model.pretrained SOURCE] [any key]",
+    "resume": "go on with a run that was stopped: cct resume runs/digits/20261120-095029",
+    "test": "measure a checkpoint on the test images: cct test runs/.../best.ckpt",
+    "validate": "the same on the validation images: cct validate runs/.../best.ckpt",
+    "predict": "classify images: cct predict runs/.../best.ckpt PATH... [--out FILE]",
+    "export": "write a network for other programs: cct export runs/.../best.ckpt --format onnx",
+    "recipes": "list the recipes; cct recipes NAME prints one",
+}
+EVALUATION = (
+    "CHECKPOINT [--key value] ...",
+    "What is not given is as in the training: the checkpoint knows. Any key of `cct fit --help` may differ, such as --data.root DIR,\n"
+    "--data.batch_size N or --trainer.accelerator cpu; -c RECIPE lays a file over what the checkpoint says.",
+)
+# Of the commands but fit: what follows the command, and what is worth knowing.
+HELP = {
+    "finetune": (
+        "DIR [--model.pretrained SOURCE] [-c RECIPE] [--key value] ...",
+        """DIR holds a folder of images for each class, or train and val (and test) with such folders; or it is a CSV with the columns path and label,
+and split (train, val or test) where you split. One heap gets both set aside; beside a val of yours, test is what you give.
+
+SOURCE is one of
+  runs/.../best.ckpt, a run's folder or an exported one       network, image size, channels and normalisation are taken over
+  FILE.pth, FILE.safetensors                                  weights of SHI-Labs/Compact-Transformers or vit-pytorch, the network read off them;
+                                                              of timm with --model.arch timm/NAME
+  timm/NAME                                                   timm's, where there is a network
+  cct_7_3x1_32_cifar10_300epochs, ...                         SHI-Labs' ten published files, where there is a network
+without it the network is trained from scratch. The head is made anew, positions are resized; what became of each tensor is printed.
+
+Everything may be changed, as in `cct fit --help`:
+  --data.image_size 64                       larger images, and so more tokens
+  --model.pooling map                        another pooling
+  -c linear_probe                            train pooling and head alone, on features that are computed once
+  --model.optim.layer_decay 0.6              lower rates for the lower layers
+  --model.loss.class_weights balanced        classes of uneven size count the same; or --data.sampler balanced, not both""",
+    ),
+    "resume": (
+        "RUN [--extend-to EPOCHS] [--key value]",
+        """RUN is the folder of a run, runs/<recipe>/<time>, or its checkpoints/last.ckpt. The run goes on in this folder from where last.ckpt was
+written, as the same run of W&B, and ends with the same weights and measures as if it had never stopped. Ctrl-C and SIGTERM write last.ckpt
+before they end a run; after a kill it is that of the last epoch that ended.
+
+--extend-to EPOCHS trains a run of whole epochs on to so many in all, with the learning rates of a run of that length from there on.
+
+What the run is stays as in its config.yaml; where it is computed may change:""",
+    ),
+    "test": EVALUATION,
+    "validate": EVALUATION,
+}
+
+
+def print_help() -> None:
+    print(f"cct-lightning {cct_lightning.__version__}: small vision transformers on your own data\n")
+    for command, text in COMMANDS.items():
+        print(f"  cct {command:10}{text}")
+    print(f"\nrecipes: {', '.join(recipe_paths())}")
+    print("`cct fit --help` lists every key; --debug shows where an error came from.")
+
+
+def print_keys(command: str) -> None:
+    from cct_lightning.commands.keys import FROM_DATA, WHERE, known_keys
+
+    usage, text = HELP.get(command, ("-c RECIPE [--key value] ...", ""))
+    print(f"cct {command} {usage}\n\n{COMMANDS[command]}\n")
+    if text:
+        print(text)
+        if command == "resume":
+            print("\n".join(f"  --{key} {known_keys()[key].type}".replace(" | None", "") for key in WHERE))
+        return
+    for key in known_keys().values():
+        group, _, name = key.name.partition(".")
+        if group == "trainer":
+            continue
+        if group == "model" and name in FROM_DATA:
+            continue  # flows from the data
+        kind = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", "|"), key.type)
+        kind = kind.replace("Position", "learned|sine|none").replace(" | None", "")
+        print(f"  --{key.name} {kind}  (default: {'[]' if key.default.startswith('field(') else key.default.strip(chr(39)).replace('None', 'null')})")
+        if key.help:
+            print(textwrap.fill(key.help, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    trainer = ", ".join(name.removeprefix("trainer.") for name in known_keys() if name.startswith("trainer."))
+    print("\n  --trainer.KEY  Lightning's Trainer:")
+    print(textwrap.fill(trainer, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    print(
+        "        trainer.precision left out: bf16-mixed where the hardware computes it (GPUs since 2020, CPUs with avx512_bf16 or AMX), else 32-true."
+    )
+    print("\n  --find-lr, --find-batch-size  look for the rate where the loss falls fastest, the largest batch that fits; nothing is trained then.")
+    print("\n  --print_config prints the whole configuration as a recipe.")

@@ -1,0 +1,265 @@
+"""``cct predict``: what is typed, checked without torch, and the rows that are written."""
+
+import ast
+import csv
+import json
+import shlex
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from cct_lightning.commands.keys import FROM_DATA, PACKAGE, check_value, groups, known_keys
+from cct_lightning.data.files import find_images as find_images
+from cct_lightning.data.options import Preprocessing as Preprocessing
+from cct_lightning.errors import InputError, check_range, did_you_mean
+from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
+from cct_lightning.weights.trained import Saved as Saved
+from cct_lightning.weights.trained import build as build
+from cct_lightning.weights.trained import find_source as find_source
+from cct_lightning.weights.trained import read_run as read_run
+
+if TYPE_CHECKING:
+    from cct_lightning.inference.predictor import Prediction, Predictor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cct_lightning.inference.predictor import Predictor
+
+
+FORMATS = ("csv", "jsonl")
+CHOICES = {
+    "format": FORMATS,
+    "trainer.accelerator": ACCELERATORS,
+    "trainer.precision": PRECISIONS,
+}
+NUMBERS = ("top_k", "data.image_size", "data.crop_pct", "data.batch_size")
+OPTIONS = ("out", "overwrite", *CHOICES, *NUMBERS)
+NO_EFFECT = ("pretrained", "new_head", "drop_path", "attn_drop", "proj_drop", *FROM_DATA)  # arguments of create_model that change no prediction
+HELP = """cct predict SOURCE PATH... [--key value] ...
+
+Classifies images; needs no recipe. SOURCE is a run's checkpoint or folder, a folder that `cct export` wrote, or the .onnx or .pt2 in it.
+PATH is an image, a folder (with all below it) or a glob ("photos/**/*.jpg"). A file that can't be read becomes a row with an error.
+
+  --out FILE                   .csv or .jsonl, one row for each image, in order; rows are there as soon as they are known.
+                               Left out: CSV to the screen.
+  --overwrite                  replace FILE where it exists
+  --format csv|jsonl           of what goes to the screen (default: csv)
+  --top_k N                    the N most probable classes of each image (default: 1)
+  --data.image_size N          side of the images given to the network (default: as in the training)
+  --data.crop_pct X            share of the image that is seen, along each side (default: as in the training)
+  --data.batch_size N          images at a time (default: 256 on a GPU, else 32; halved where they don't fit into memory)
+  --trainer.accelerator auto|cpu|cuda|gpu|mps
+                               auto takes a GPU where there is one
+  --trainer.precision 32-true|bf16-mixed|16-mixed
+                               (default: 32-true, so that every machine gives the same; the others are faster on a GPU)
+  --model.KEY VALUE            another network than the checkpoint's, as long as its weights fit; KEY is one of
+                               {network}
+
+Exit code: 0; 1 where not one image could be read; 2 where the command is wrong."""
+
+
+def load(source: str | Path, **options: Any) -> "Predictor":
+    """Opens a trained network, see ``predictor.load``; importing this one needs no torch."""
+    predictor: Predictor = import_module("cct_lightning.inference.opening").load(source, **options)
+    return predictor
+
+
+class Request(NamedTuple):
+    """What was typed: the network's source, paths of images, and options by their names."""
+
+    source: str
+    paths: list[str]
+    options: dict[str, Any]
+
+
+@cache
+def network_keys() -> tuple[str, ...]:
+    """Returns the keys that describe the network, read off ``create_model``'s source."""
+    tree = ast.parse((PACKAGE / "networks" / "build.py").read_text(encoding="utf-8"))
+    create_network = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "create_network")
+    arguments = [argument.arg for argument in (*create_network.args.args, *create_network.args.kwonlyargs)]
+    return tuple(f"model.{name}" for name in arguments if name not in NO_EFFECT)
+
+
+def parse(arguments: list[str]) -> Request:
+    """Reads the words behind ``cct predict``.
+
+    Raises:
+        InputError: An unknown option, a value that an option can't have, or a word is missing.
+    """
+    positional: list[str] = []
+    options: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            positional += words
+        elif not word.startswith("-"):
+            positional.append(word)
+        else:
+            name, equals, value = word.removeprefix("--").partition("=")
+            _check_name(name)
+            if name == "overwrite":
+                options[name] = True
+            elif not equals and (value := next(words, "--")).startswith("--"):
+                raise InputError(f"--{name} needs a value. `cct predict --help` says which.")
+            else:
+                options[name] = _value(name, value)
+    if not positional:
+        raise InputError("predict needs a network and images: cct predict runs/.../checkpoints/best.ckpt photos/")
+    if len(positional) == 1:
+        raise InputError(f"predict needs images, too: files, folders or globs, as in cct predict {positional[0]} photos/")
+    return Request(positional[0], positional[1:], options)
+
+
+def _check_name(name: str) -> None:
+    takes = [*OPTIONS, *network_keys()]
+    if name in takes:
+        return
+    if name in ("-c", "config"):
+        raise InputError("predict takes no recipe: the checkpoint knows its own, and options such as --data.crop_pct win over it.")
+    if name in groups():
+        raise InputError(f"--{name} is a group of keys: give one of them. `cct predict --help` lists those that predict takes.")
+    if name in known_keys():
+        why = "the checkpoint knows it" if name.startswith("model.") and name.removeprefix("model.") in FROM_DATA else "it is for trainings and tests"
+        raise InputError(f"--{name} means nothing to predict: {why}. `cct predict --help` lists what it takes.")
+    raise InputError(f"predict has no option --{name.lstrip('-')}.{did_you_mean(name, takes, listed=0)} `cct predict --help` lists them.")
+
+
+def _value(name: str, text: str) -> Any:
+    """Reads an option's value, and refuses what it can't be."""
+    if name in CHOICES:
+        if text not in CHOICES[name]:
+            raise InputError(f"--{name}={text}: predict takes {', '.join(CHOICES[name])}.{did_you_mean(text, CHOICES[name], listed=0)}")
+        return text
+    if name == "out":
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if name.startswith("model."):
+        return _network_value(name, value)
+    if name == "data.image_size" and isinstance(value, list) and len(value) == 2 and all(type(side) is int for side in value):
+        check_range(f"--{name}", min(value), 1)
+        return tuple(value)
+    whole = name != "data.crop_pct"
+    if type(value) is not int and (whole or type(value) is not float):
+        raise InputError(f"--{name}={text}: it takes a {'whole ' if whole else ''}number.")
+    check_range(f"--{name}", value, *((1,) if whole else (0, 1)), exclusive="" if whole else "low")
+    return value
+
+
+def _network_value(name: str, value: object) -> object:
+    check_value(name, value, "command line")
+    takes = known_keys()[name].type.split(" | ")
+    fits = {"int": type(value) is int, "float": type(value) in (int, float), "bool": type(value) is bool, "None": value is None}
+    if not any(fits.get(kind, isinstance(value, str)) for kind in takes):
+        names = {"int": "a whole number", "float": "a number", "bool": "true or false", "None": "null"}
+        raise InputError(f"--{name}={value}: it takes {' or '.join(names.get(kind, 'a name') for kind in takes)}.")
+    return value
+
+
+def check_out(out: Path, overwrite: bool, asked: str | None) -> str:
+    """Returns the format that a file's name asks for.
+
+    Raises:
+        InputError: It asks for none, or the file can't be written or must not.
+    """
+    suffix = out.suffix.removeprefix(".").lower()
+    if suffix not in FORMATS:
+        raise InputError(f"--out {out}: the name says the format, and ends in .csv or .jsonl.")
+    if asked not in (None, suffix):
+        raise InputError(f"--out {out} and --format {asked} contradict each other: --format is for what goes to the screen.")
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"--out {out}: {'that is a folder' if out.is_dir() else f'there is no folder {out.parent}'}.")
+    if out.exists() and not overwrite:
+        raise InputError(f"--out {out} exists: name another file, or replace it with --overwrite.")
+    return suffix
+
+
+@contextmanager
+def _opened(out: Path | None) -> Iterator[IO[str]]:
+    """Opens the file, or the screen; names of files that are no UTF-8 come out as they are."""
+    place = out if out is not None else sys.stdout.fileno()
+    with open(place, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=out is not None) as file:
+        yield file
+
+
+def row_writer(file: IO[str], kind: str, top_k: int) -> Callable[["Prediction"], None]:
+    """Returns what writes a prediction as a row of CSV, whose header it writes at once, or as a line of JSON."""
+    if kind == "jsonl":
+        return lambda prediction: print(_json_line(prediction), file=file)
+    rows = csv.writer(file, lineterminator="\n")
+    more = [name for place in range(2, top_k + 1) for name in (f"class_{place}", f"probability_{place}")]
+    rows.writerow(["path", "class", "probability", *more, "error"])
+
+    def write(prediction: "Prediction") -> None:
+        cells = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6g}")] or [""] * (2 + len(more))
+        rows.writerow([prediction.path, *cells, prediction.error or ""])
+
+    return write
+
+
+def _json_line(prediction: "Prediction") -> str:
+    if prediction.error is not None:
+        return json.dumps({"path": prediction.path, "error": prediction.error})
+    top = [{"class": name, "probability": float(f"{probability:.6g}")} for name, probability in prediction.top]
+    return json.dumps({"path": prediction.path, **top[0], "top": top}, allow_nan=False)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs ``cct predict`` with the words behind it."""
+    if {"-h", "--help"} & set(arguments):
+        names = ", ".join(name.removeprefix("model.") for name in network_keys())
+        print(HELP.format(network=textwrap.fill(names, 110, subsequent_indent=" " * 31)))
+        return
+    source, paths, options = parse(arguments)
+    find_source(source)
+    out = Path(options["out"]).expanduser() if "out" in options else None
+    kind = check_out(out, "overwrite" in options, options.get("format")) if out else options.get("format", "csv")
+    if all(found.error for found in find_images(paths)):
+        found = next(find_images(paths))
+        others = f", and nothing at the other {len(paths) - 1} path(s)" if len(paths) > 1 else ""
+        raise InputError(f"No image to classify. {found.path}: {found.error}{others}.")
+
+    named = {key.rpartition(".")[2]: value for key, value in options.items() if "." in key}
+    predictor = load(source, **named)
+    top_k = options.get("top_k", 1)
+    check_range("--top_k", top_k, 1)
+    top_k = min(top_k, len(predictor.class_names))  # of two classes there are no three most probable
+    total = bad = 0
+    began, interrupted = time.perf_counter(), False
+    with _opened(out) as file:
+        write = row_writer(file, kind, top_k)
+        try:
+            for batch in predictor.batches(paths, top_k):
+                for prediction in batch:
+                    write(prediction)
+                    total, bad = total + 1, bad + (prediction.error is not None)
+                file.flush()
+        except KeyboardInterrupt:
+            interrupted = True
+    speed = f"{total / (time.perf_counter() - began):,.0f} images/s on {predictor.device_name}"
+    told = f"{total:,} image(s), {f'{bad:,} of them bad (the rows say why)' if bad else 'none bad'}, {speed}"
+    print(f"{'interrupted: ' if interrupted else ''}{told}{f'; written to {out}' if out else ''}", file=sys.stdout if out else sys.stderr)
+    print(f"next\n  {_next(source, paths, out)}", file=sys.stdout if out else sys.stderr)
+    if interrupted or bad == total:
+        sys.exit(130 if interrupted else 1)
+
+
+def _next(source: str, paths: list[str], out: Path | None) -> str:
+    """Returns what to type next: rows to the screen were a try, and a checkpoint whose rows are kept is worth an export."""
+    command = shlex.join(["cct", "predict", source])
+    if out is None:
+        return f"{command} {shlex.join(paths) if len(paths) < 4 else 'PATH...'} --out predictions.csv"
+    if find_source(source).suffix == ".ckpt":
+        return f"{shlex.join(['cct', 'export', source])} --format onnx"
+    return f"{command} PATH... --out {out} --top_k 3 --overwrite"

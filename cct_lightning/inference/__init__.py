@@ -1,0 +1,1 @@
+"""A trained network in use: opened, predicting, exported. Plain torch, no Lightning."""

@@ -1,0 +1,92 @@
+"""Compares an exported network with the original on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cct_lightning.data.files import find_images
+from cct_lightning.data.options import Preprocessing
+from cct_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cct_lightning.data.files import Array
+    from cct_lightning.networks.classifier import ImageClassifier
+
+
+NUM_IMAGES = 16  # on which the file is compared with the original
+LOOKED_AT = 1000  # files of a folder that these are chosen from, evenly
+
+
+def sample_pictures(source: Path, preprocessing: Preprocessing, folder: Path | None) -> tuple[Array, str]:
+    """Returns real images of the network's size, uint8 (B, H, W, C), and where they are from."""
+    import numpy as np
+    import PIL.Image
+
+    from cct_lightning.data.files import decode
+    from cct_lightning.data.preparation import fit
+    from cct_lightning.weights.files import KEY, read_checkpoint
+
+    recipe = read_checkpoint(source)[KEY]["recipe"]
+    root = Path(recipe["data"]["root"]).expanduser() if recipe and recipe["data"]["dataset"] == "image_folder" else None
+    chosen = folder or root
+    files = [found.path for found in islice(find_images([chosen]), LOOKED_AT) if not found.error] if chosen is not None else []
+    if folder is not None and not files:
+        raise InputError(f"--images {folder} holds no image.")
+    if files:
+        files = files[:: -(-len(files) // NUM_IMAGES)]
+        pixels, where = [decode(Path(file), preprocessing.in_chans) for file in files], f"{len(files)} image{'s' * (len(files) > 1)} of {chosen}"
+    else:
+        from sklearn.datasets import load_sample_images
+
+        mode = "L" if preprocessing.in_chans == 1 else "RGB"
+        photographs = [np.asarray(PIL.Image.fromarray(photograph).convert(mode)) for photograph in load_sample_images().images]
+        rows = [row for photograph in photographs for row in np.array_split(photograph, 2)]
+        pixels = [np.atleast_3d(piece) for row in rows for piece in np.array_split(row, NUM_IMAGES // len(rows), axis=1)]
+        where = f"{len(pixels)} pieces of scikit-learn's photographs"
+    # Of more channels than files have, the colours are repeated.
+    fitted = [fit(p, preprocessing.image_size, preprocessing.crop_pct)[..., np.arange(preprocessing.in_chans) % p.shape[-1]] for p in pixels]
+    return np.stack(fitted), where
+
+
+def batch_sizes(count: int) -> list[int]:
+    return sorted({1, min(3, count), count})
+
+
+def compare(
+    network: ImageClassifier, folder: Path, format: str, preprocessing: Preprocessing, pictures: Array, tolerance: float
+) -> tuple[float, float, int]:
+    """Reads an export back and runs it beside the original.
+
+    Returns:
+        The largest difference of a logit, what is allowed, and how many of the images' classes agree.
+
+    Raises:
+        InputError: The difference is more than that.
+    """
+    import timm
+    import torch
+
+    from cct_lightning.data.preparation import normalize
+    from cct_lightning.inference.opening import load
+
+    readers: list[Callable[[Tensor], Tensor]] = [load(folder, accelerator="cpu").logits]
+    if format == "timm":
+        readers.append(timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
+    images = normalize(torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), preprocessing.mean, preprocessing.std)
+    with torch.inference_mode():
+        wanted = network(images)
+        runs = [(read(images[:size]), wanted[:size]) for read in readers for size in batch_sizes(len(images))]
+    difference = max(float((given - expected).abs().max()) for given, expected in runs)
+    agree = min(int((given.argmax(1) == expected.argmax(1)).sum()) for given, expected in runs if len(given) == len(images))
+    allowed = tolerance * max(1.0, float(wanted.abs().max()))
+    if not difference <= allowed:  # also where it is not a number
+        raise InputError(
+            f"the {format} file does not compute what the checkpoint does: logits differ by up to {difference:.1e}, {allowed:.1e} is allowed.\n"
+            f"  {agree} of {len(images)} predicted classes agree. Nothing was kept; where that will do, give a larger --tolerance."
+        )
+    return difference, allowed, agree

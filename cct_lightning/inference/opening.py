@@ -1,0 +1,156 @@
+"""Opens a trained network: a run's, an exported folder's, a graph's."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cct_lightning.data.options import Preprocessing
+from cct_lightning.errors import InputError, check_range, did_you_mean
+from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
+from cct_lightning.inference.predictor import Network, Predictor
+from cct_lightning.networks.build import create_network
+from cct_lightning.networks.classifier import ImageClassifier
+from cct_lightning.weights.loading import load_weights
+from cct_lightning.weights.trained import Saved, build, read_saved
+
+
+def load(
+    source: str | Path,
+    *,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+    batch_size: int | None = None,
+    crop_pct: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **changes: Any,
+) -> "Predictor":
+    """Opens a trained network: ``cct_lightning.load("best.ckpt").predict("x.jpg")``.
+
+    A checkpoint is read without running code of it. A .pt2 is torch's own format, which may hold code: open those you trust.
+
+    Args:
+        source: A run's checkpoint or folder, a folder that ``cct export`` wrote, or the network's file in it.
+        accelerator: ``cpu``, ``cuda``, ``mps``, or ``auto``: a GPU where there is one.
+        precision: ``32-true``, or ``bf16-mixed`` and ``16-mixed``, which are faster on a GPU and round more.
+        batch_size: Images at a time; halved whenever they don't fit into memory. None: 256 on a GPU, else 32.
+        crop_pct: Share of the image that is seen; None: as in the training.
+        mean: Of each channel, 0..1; None: the training's.
+        std: Likewise.
+        changes: Arguments of ``create_model`` that shall differ from the training's, such as image_size.
+
+    Raises:
+        InputError: The source can't be read, or its weights don't fit the changes.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision} is none of those for predictions.{did_you_mean(precision, PRECISIONS)}")
+    check_range("batch_size", 1 if batch_size is None else batch_size, 1)
+    if (size := changes.pop("image_size", None)) is not None:
+        changes["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+        check_range("image_size", min(changes["image_size"]), 1)
+    saved = read_saved(source)
+    given = {"image_size": changes.get("image_size"), "crop_pct": crop_pct, "mean": mean, "std": std}
+    values = saved.preprocessing | {name: value for name, value in given.items() if value is not None}
+    if values["mean"] is None or values["std"] is None:
+        raise InputError(
+            f"{saved.weights} was trained on images that were normalised elsewhere: load(..., mean=[...], std=[...]) takes their values."
+        )
+    preprocessing = Preprocessing.from_json(values)
+    check_range("crop_pct", preprocessing.crop_pct, 0, 1, exclusive="low")
+    if saved.format in ("onnx", "torch-export"):
+        return _open_graph(saved, preprocessing, changes, accelerator, precision, batch_size)
+    device = choose_device(accelerator)
+    return Predictor(_build_with_weights(saved, changes).to(device), preprocessing, saved.class_names, device, batch_size, precision)
+
+
+def _build_with_weights(saved: Saved, changes: Mapping[str, Any]) -> ImageClassifier:
+    taken = sorted(inspect.signature(create_network).parameters.keys() - {"num_classes", "in_chans"})
+    for name in sorted(changes.keys() - set(taken)):
+        raise InputError(f"{name}={changes[name]!r} can't be changed for predictions.{did_you_mean(name, taken, listed=0)}")
+    model = build({**saved.model, **changes})
+    try:
+        load_weights(model, saved.weights if saved.format == "checkpoint" else saved.weights.parent)
+    except InputError as error:
+        if not changes or "does not fit this network" not in str(error):
+            raise
+        given = ", ".join(f"{name}={value}" for name, value in changes.items())
+        raise InputError("\n".join([f"{saved.weights} does not fit a network with {given}: leave it out.", *str(error).splitlines()[1:-1]])) from None
+    if model.num_classes != len(saved.class_names):
+        raise InputError(f"{saved.weights} has {model.num_classes} logits, and names of {len(saved.class_names)} classes come with it.")
+    return model
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """Returns the device to compute on; ``auto`` is a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device on this machine.
+    """
+    if accelerator not in ACCELERATORS:
+        raise InputError(f"accelerator={accelerator} is unknown.{did_you_mean(accelerator, ACCELERATORS)}")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    meant = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
+    kind = next((kind for kind in meant if there[kind]), None)
+    if kind is None:
+        raise InputError(f"accelerator={accelerator}: torch {torch.__version__} finds none here. Leave it out, or give cpu.")
+    return torch.device(kind)
+
+
+def _open_graph(
+    saved: Saved, preprocessing: Preprocessing, changes: Mapping[str, Any], accelerator: str, precision: str, batch_size: int | None
+) -> "Predictor":
+    """Opens an exported graph: what it computes, and for which image size, is fixed in it."""
+    fixed = saved.model | {"image_size": tuple(saved.preprocessing["image_size"]), "precision": "32-true"}
+    for name, value in {**changes, "precision": precision}.items():
+        if value != fixed.get(name):
+            raise InputError(
+                f"{saved.weights} computes with {name}={fixed.get(name)}, not {value}: a graph can't be changed; give the run's checkpoint instead."
+            )
+    if saved.format == "onnx":
+        network, name = _onnx_session(saved.weights, accelerator)
+        # It takes images from the CPU, wherever it computes.
+        predictor = Predictor(network, preprocessing, saved.class_names, torch.device("cpu"), batch_size, device_name=name)
+    else:
+        device = choose_device(accelerator)
+        predictor = Predictor(_exported_program(saved.weights, device), preprocessing, saved.class_names, device, batch_size)
+    classes = predictor.logits(torch.zeros(1, preprocessing.in_chans, *preprocessing.image_size)).shape[1]
+    if classes != len(saved.class_names):
+        raise InputError(f"{saved.weights} has {classes} logits, and names of {len(saved.class_names)} classes come with it.")
+    return predictor
+
+
+def _exported_program(path: Path, device: torch.device) -> Network:
+    from torch.export.passes import move_to_device_pass
+
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # whatever a damaged archive raises
+        raise InputError(f"{path} can't be read by torch {torch.__version__}: {_short(error)}.") from None
+    module: Network = (program if device.type == "cpu" else move_to_device_pass(program, device)).module()
+    return module
+
+
+def _onnx_session(path: Path, accelerator: str) -> tuple[Network, str]:
+    """Returns the network, and what computes it."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError(f'{path} needs onnxruntime, which is not installed: pip install "cct-lightning[onnx]"') from None
+    providers, can = ["CPUExecutionProvider"], "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if accelerator in ("auto", "cuda", "gpu") and can:
+        providers.insert(0, "CUDAExecutionProvider")
+    elif accelerator not in ("auto", "cpu"):
+        raise InputError(f"accelerator={accelerator}: onnxruntime {onnxruntime.__version__} computes on the CPU here. Leave it out, or give cpu.")
+    try:
+        session = onnxruntime.InferenceSession(path, providers=providers)
+    except Exception as error:  # its exceptions have no class in common
+        raise InputError(f"{path} can't be read by onnxruntime {onnxruntime.__version__}: {_short(error)}.") from None
+    name = f"onnxruntime's {session.get_providers()[0].removesuffix('ExecutionProvider')}"
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.contiguous().numpy()})[0]), name
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

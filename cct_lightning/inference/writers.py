@@ -1,0 +1,196 @@
+"""The formats of an export, and how each is written."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cct_lightning
+from cct_lightning.data.options import Preprocessing
+from cct_lightning.errors import InputError
+from cct_lightning.weights.trained import Saved
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cct_lightning.networks.classifier import ImageClassifier
+
+
+class Format(NamedTuple):
+    """What an export writes.
+
+    Attributes:
+        file: Name of the network's file.
+        needs: Packages beyond those that cct-lightning always has.
+        reader: Who reads it, for the help.
+    """
+
+    file: str
+    needs: tuple[str, ...]
+    reader: str
+
+
+FORMATS = {
+    "safetensors": Format("model.safetensors", (), "weights, without code; cct-lightning reads them"),
+    "onnx": Format("model.onnx", ("onnx", "onnxscript", "onnxruntime"), "a graph for ONNX Runtime and its kin, no Python needed"),
+    "torch-export": Format("model.pt2", (), "a graph for torch.export.load, torch alone"),
+    "timm": Format("model.safetensors", (), "a folder for timm.create_model('local-dir:...', pretrained=True), after import cct_lightning.models"),
+}
+MAX_ONNX_BYTES = 2 * 10**9  # one protobuf message holds 2 GiB
+
+
+def _write(network: ImageClassifier, saved: Saved, preprocessing: Preprocessing, format: str, folder: Path) -> None:
+    """Writes the network's file and config.json."""
+    import timm
+    import torch
+
+    from cct_lightning.weights.sources import sha256
+
+    path = folder / FORMATS[format].file
+    config: dict[str, Any] = {}
+    if format == "safetensors":
+        _save_tensors(network.state_dict(), path)
+    elif format == "timm":
+        target = _in_timms_terms(network, saved)
+        _save_tensors(target.state_dict(), path)
+        config = _timm_config(target, saved, preprocessing, folder)
+    else:
+        _save_graph(network, format, path)
+    packages = {package: version(package) for package in FORMATS[format].needs}
+    config["cct_lightning"] = {
+        "format": format,
+        "weights": path.name,
+        "sha256": sha256(path),
+        "model": saved.model,
+        "class_names": saved.class_names,
+        "preprocessing": preprocessing.to_json(),
+        "grid_size": list(network.encoder.grid_size),
+        "versions": {"cct_lightning": cct_lightning.__version__, "torch": str(torch.__version__), "timm": timm.__version__, **packages},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    # Copies: the sine table's two parts are one tensor, which the format refuses.
+    save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # it is written for its owner alone, and read by whoever serves it
+
+
+def _save_graph(network: ImageClassifier, format: str, path: Path) -> None:
+    """Traces the network with a batch of any size, and writes the graph without the places in files where its operations came from."""
+    import torch
+
+    num_bytes = sum(tensor.numel() * 4 for tensor in network.state_dict().values())
+    if format == "onnx" and num_bytes > MAX_ONNX_BYTES:
+        raise InputError(f"{num_bytes / 1e9:.1f} GB of weights are more than one ONNX file holds (2 GB): use --format torch-export.")
+    images = torch.zeros(2, network.encoder.in_chans, *network.encoder.image_size)
+    shapes = ({0: torch.export.Dim("batch")},)
+    for buffer in network.buffers():
+        buffer.data = buffer.clone()  # the sine table's two parts are one tensor, at which torch.export.save warns
+    logging.getLogger("onnxscript.optimizer._constant_folding").addFilter(lambda record: "with multiple outputs" not in record.getMessage())
+    try:
+        with torch.no_grad():
+            program = torch.export.export(network, (images,), dynamic_shapes=shapes)
+            for module in program.graph_module.modules():
+                if isinstance(module, torch.fx.GraphModule):
+                    for node in module.graph.nodes:
+                        node.meta.pop("stack_trace", None)
+            if format == "torch-export":
+                torch.export.save(program, path)
+                return
+            graph = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["logits"], dynamic_shapes=shapes, verbose=False)
+            assert graph is not None
+            for node in graph.model.graph.all_nodes():
+                node.metadata_props.clear()
+            graph.save(path, external_data=False)
+    except OSError:
+        raise
+    except ImportError as error:
+        raise InputError(f'torch {torch.__version__} misses a part of its ONNX exporter ({error}): pip install -U "cct-lightning[onnx]"') from error
+    except Exception as error:  # torch's exporters raise what their parts raise; the first cause says most
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = (str(first).strip().splitlines() or [type(first).__name__])[0][:200]
+        raise InputError(f"torch can't turn this network into a graph: {reason}\n  --format safetensors writes its weights.") from error
+
+
+def _in_timms_terms(network: ImageClassifier, saved: Saved) -> Any:
+    """Builds the network by ``timm.create_model``, with its weights: one of ours by its name, or timm's own with timm's pooling and head.
+
+    Raises:
+        InputError: timm has no words for it.
+    """
+    import timm
+    import torch
+
+    from cct_lightning.models import OPTIONS, TIMM_NAMES
+    from cct_lightning.networks.build import create_network
+    from cct_lightning.networks.presets import VARIANTS
+
+    arch, encoder = saved.model["arch"], network.encoder
+    args: dict[str, Any] = {"num_classes": network.num_classes, "in_chans": encoder.in_chans, "img_size": list(encoder.image_size)}
+    if arch in VARIANTS:
+        usual = {name: parameter.default for name, parameter in inspect.signature(create_network).parameters.items()} | asdict(VARIANTS[arch])
+        names = {ours: theirs for theirs, ours in TIMM_NAMES.items()}
+        given = {name: saved.model.get(name) for name in OPTIONS}
+        args = {names.get(name, name): value for name, value in given.items() if value is not None and value != usual[name]} | args
+        target = timm.create_model(arch, **args)
+        target.load_state_dict(network.state_dict())
+        return target
+    pooling, name = saved.model["pooling"] or "mean", arch.removeprefix("timm/")
+    # Ours reads normed tokens. With average pooling timm norms behind the pool where it is not told otherwise; not all networks can be told.
+    ways: dict[str, list[dict[str, Any]]] = {
+        "class_token": [{"global_pool": "token"}],
+        "mean": [{"global_pool": "avg", "fc_norm": False}, {"global_pool": "avg"}],
+    }
+    images = torch.randn(2, encoder.in_chans, *encoder.image_size, generator=torch.Generator().manual_seed(0))
+    for way in ways.get(pooling, ()) if network.head_hidden_dim is None else ():
+        try:
+            target = timm.create_model(name, **args, **way).eval()
+            target.load_state_dict(_timms_names(network.state_dict(), target))
+        except (TypeError, RuntimeError):
+            continue
+        with torch.no_grad():
+            if torch.allclose(target(images), network(images), atol=1e-3, rtol=1e-3):
+                return target
+    what = f"pooling={pooling}" if network.head_hidden_dim is None else f"head_hidden_dim={network.head_hidden_dim}"
+    raise InputError(f"timm's own {name} has nothing that computes {what} as ours does: use --format safetensors.")
+
+
+def _timms_names(state: Mapping[str, Tensor], target: nn.Module) -> dict[str, Tensor]:
+    """Takes our prefix off; a last norm that stood behind timm's pool is put where ``target`` has it."""
+    behind = any(name.startswith("fc_norm.") for name in target.state_dict())
+    renamed = {name.removeprefix("encoder.model."): tensor for name, tensor in state.items()}
+    return {name.replace("encoder.norm.", "fc_norm." if behind else "norm."): tensor for name, tensor in renamed.items()}
+
+
+# What timm tells of the weights it publishes under a name, which are not these.
+PUBLISHED_KEYS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
+
+
+def _timm_config(target: Any, saved: Saved, preprocessing: Preprocessing, folder: Path) -> dict[str, Any]:
+    """Returns timm's config.json, written by timm. Its resize is Pillow's, and may differ from ours by a grey level."""
+    from timm.models._hub import save_config_for_hf
+
+    data = {
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "crop_pct": preprocessing.crop_pct,
+        "interpolation": "bilinear",
+        "crop_mode": "center",
+    }
+    path = folder / "config.json"
+    save_config_for_hf(target, str(path), {"label_names": saved.class_names}, model_args=target._model_args, data_config=data)
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for key in PUBLISHED_KEYS:
+        config["pretrained_cfg"].pop(key, None)
+    return config

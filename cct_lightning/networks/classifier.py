@@ -1,0 +1,162 @@
+"""An encoder, a pooling and a head: the network that is trained, and what became of weights it was given."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.networks.encoder import Encoder, Tokens, ViTEncoder
+from cct_lightning.networks.initial_values import initialise
+from cct_lightning.networks.poolings import POOLINGS, Pooling
+from cct_lightning.networks.timm_encoder import TimmEncoder
+
+
+class ImageClassifier(nn.Module):
+    """An encoder, a pooling and a head. Keeps the contract of timm's networks, so timm's optimizers and tools take it.
+
+    Args:
+        encoder: Any ``Encoder``, also one of your own.
+        pooling: Turns the tokens into a feature (B, D); its class token must be the encoder's.
+        num_classes: K; 0 leaves the head out, and the network returns the feature.
+        head_hidden_dim: Width of one hidden layer with tanh before the logits, ViT's pre-training head; None has none.
+
+    Raises:
+        InputError: The pooling needs a class token that the encoder has not, or the encoder has one that nobody reads.
+    """
+
+    def __init__(self, encoder: Encoder, pooling: Pooling, num_classes: int, head_hidden_dim: int | None = None) -> None:
+        super().__init__()
+        wanted, given = pooling.class_token, encoder.class_token
+        if wanted != given and not (wanted == "none" and given == "full"):
+            raise InputError(
+                f"pooling={type(pooling).__name__} needs class_token={wanted!r}, the encoder {type(encoder).__name__} has {given!r}: "
+                f"build it with class_token={wanted!r}, or take a pooling that suits it."
+            )
+        if pooling.embed_dim != encoder.embed_dim:
+            raise InputError(f"pooling.embed_dim={pooling.embed_dim} differs from the encoder's embed_dim={encoder.embed_dim}.")
+        self.encoder = encoder
+        self.pooling = pooling
+        self.num_features = encoder.embed_dim
+        self.head_hidden_dim = head_hidden_dim
+        self.head_hidden_size = head_hidden_dim or encoder.embed_dim  # timm's name for the width before the logits
+        self.load_report: LoadReport | None = None
+        self.reset_classifier(num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classifies images (B, C, H, W): logits (B, K)."""
+        logits: Tensor = self.head(self.pooling(self.encoder(images)))
+        return logits
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Encodes images: all tokens (B, P + N, D), prefix first, after the final norm."""
+        return torch.cat(self.encoder(images), dim=1)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Turns all tokens (B, P + N, D) into logits (B, K), or with ``pre_logits`` into what the last linear layer reads."""
+        prefix = self.encoder.num_prefix_tokens
+        feature: Tensor = self.pooling(Tokens(features[:, :prefix], features[:, prefix:]))
+        if not pre_logits:
+            feature = self.head(feature)
+        elif isinstance(self.head, nn.Sequential):
+            feature = self.head[:-1](feature)
+        return feature
+
+    def get_classifier(self) -> nn.Module:
+        """Returns the head: a linear layer, with a hidden one a ``Sequential`` of (hidden, act, out), or ``Identity``."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Puts a new head with K = num_classes, at its initial value, in the place of the old one.
+
+        Raises:
+            InputError: ``global_pool`` is given. The pooling is a module here, chosen when the network is built.
+        """
+        if global_pool is not None:
+            raise InputError(
+                f"global_pool={global_pool!r} can't be changed in place: build the network with pooling={did_you_mean('', POOLINGS)[8:-1]}."
+            )
+        self.num_classes = num_classes
+        width = self.encoder.embed_dim
+        if num_classes == 0:
+            self.head: nn.Module = nn.Identity()
+        elif self.head_hidden_dim is None:
+            self.head = nn.Linear(width, num_classes)
+        else:
+            hidden = self.head_hidden_dim
+            layers = [("hidden", nn.Linear(width, hidden)), ("act", nn.Tanh()), ("out", nn.Linear(hidden, num_classes))]
+            self.head = nn.Sequential(OrderedDict(layers))
+        initialise(self.head, "head")
+        self.head.to(next(self.encoder.parameters()).device)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names parameters that never decay. Like SHI-Labs' code and unlike timm's ViT, ours decays positions and class token;
+        a timm encoder keeps timm's choice. Norms and biases are left out by the optimizer."""
+        if isinstance(self.encoder, TimmEncoder):
+            names: set[str] = getattr(self.encoder.model, "no_weight_decay", set)()
+            return {f"encoder.model.{name}" for name in names}
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups the parameters by depth for timm's layer-wise learning rates: stem, each block, then all behind the blocks."""
+        blocks = r"^encoder\.(?:model\.)?blocks\.(\d+)"
+        behind = r"^(?:encoder\.(?:model\.)?(?:fc_)?norm\.|pooling\.)"
+        stem = r"^encoder\.(?:model\.)?(?:tokenizer|patch_embed|pos_embed|cls_|reg_token|norm_pre|dist_token)"
+        return {"stem": stem, "blocks": blocks if coarse else [(blocks, None), (behind, (99999,))]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory: activations inside a block are computed again in the backward pass.
+
+        Raises:
+            InputError: The encoder does not offer it.
+        """
+        if isinstance(self.encoder, ViTEncoder):
+            self.encoder.grad_checkpointing = enable
+        elif isinstance(self.encoder, TimmEncoder):
+            self.encoder.model.set_grad_checkpointing(enable)  # type: ignore[operator]
+        else:
+            raise InputError(f"{type(self.encoder).__name__} does not offer gradient checkpointing.")
+
+
+def count_flops(model: ImageClassifier) -> int:
+    """Counts the floating-point operations of classifying one image, a multiplication and an addition as two."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    modes = {module: module.training for module in model.modules()}  # a frozen part is not in training where the rest is
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, model.encoder.in_chans, *model.encoder.image_size))
+    for module, mode in modes.items():
+        module.training = mode
+    return int(counter.get_total_flops())
+
+
+@dataclass
+class LoadReport:
+    """What became of every tensor of a file and of a network.
+
+    Attributes:
+        source: The file, or the name it was asked for by.
+        format: ``cct-lightning``, ``timm``, or ``reference`` for the names of SHI-Labs' code.
+        loaded: Tensors of the network that took the file's values.
+        resized: Those of them whose grid or channels changed, as (from, to).
+        dropped: Tensors of the file that were not used, and why.
+        new: Tensors of the network that keep their initial values.
+        notes: What else changed.
+    """
+
+    source: str
+    format: str
+    loaded: list[str] = field(default_factory=list)
+    resized: dict[str, tuple[str, str]] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"weights from {self.source} ({self.format}): {len(self.loaded)} tensors loaded"]
+        lines += [f"  resized {name}: {old} -> {new}" for name, (old, new) in self.resized.items()]
+        lines += [f"  dropped {name}: {why}" for name, why in self.dropped.items()]
+        lines += [f"  new {', '.join(self.new)}" + (" (the head at zero)" if "head." in str(self.new) else "")] if self.new else []
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])

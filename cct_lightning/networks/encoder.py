@@ -1,0 +1,206 @@
+"""Encoders turn images into tokens.
+
+The letters of every shape in this project: B images in a batch; C channels, H x W pixels of an image; N patch tokens, laid out as a
+grid of h x w; P prefix tokens (class token, registers) before them; D width of a token; K classes. Images are float and normalised
+unless a docstring says uint8 (0..255).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cct_lightning.errors import InputError
+from cct_lightning.networks.attention import SelfAttention
+from cct_lightning.networks.initial_values import initialise
+from cct_lightning.networks.options import ClassToken, Position
+from cct_lightning.networks.tokenizers import Tokenizer
+
+
+class Tokens(NamedTuple):
+    """What an encoder makes of images: prefix tokens (B, P, D), where P may be 0, and patch tokens (B, N, D)."""
+
+    prefix: Tensor
+    patches: Tensor
+
+
+class Encoder(nn.Module, ABC):
+    """Turns images (B, C, H, W) into ``Tokens`` of one width.
+
+    Attributes:
+        image_size: (H, W), pixels; images of another size are refused.
+        in_chans: C.
+        grid_size: (h, w) of the patch tokens.
+        embed_dim: D.
+        num_heads: Heads of the attention, which poolings take over.
+        num_prefix_tokens: P.
+        class_token: ``none``; ``full``, the first prefix token takes part in every layer; ``read_only``, it reads but is not read.
+    """
+
+    image_size: tuple[int, int]
+    in_chans: int
+    grid_size: tuple[int, int]
+    embed_dim: int
+    num_heads: int
+    num_prefix_tokens: int
+    class_token: ClassToken
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tokens: ...
+
+    def layers(self) -> Iterable[nn.Module]:
+        """Returns the transformer layers, each of which FSDP shards on its own; none where it is not known."""
+        return ()
+
+
+class Block(nn.Module):
+    """One transformer layer on tokens (B, N, D): attention, then an MLP with exact GELU, each with drop path.
+
+    With ``residual_norm`` the second norm's output replaces the residual stream, ``y = x + attn(norm1(x)); z = norm2(y);
+    out = z + mlp(z)``: the block of SHI-Labs/Compact-Transformers, which all published weights need. Without it the block is the
+    standard pre-norm one, as ``Block`` in timm.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        residual_norm: bool = True,
+        drop_path: float = 0.0,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.residual_norm = residual_norm
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.attn = SelfAttention(embed_dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop)
+        self.norm2 = nn.LayerNorm(embed_dim)
+        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), drop=proj_drop)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, read_only_prefix: int = 0) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), read_only_prefix))
+        z = self.norm2(x)
+        out: Tensor = (z if self.residual_norm else x) + self.drop_path(self.mlp(z))
+        return out
+
+
+def sine_table(num_tokens: int, embed_dim: int) -> Tensor:
+    """Makes the fixed position table (1, N, D) over the flattened index: angle p / 10000^(2 (i // 2) / D), sine for even i, cosine for odd.
+
+    "Attention Is All You Need" (arXiv 1706.03762, section 3.5), interleaved as in SHI-Labs' code.
+    """
+    column = torch.arange(embed_dim, dtype=torch.float64)
+    angles = torch.arange(num_tokens, dtype=torch.float64)[:, None] / 10000 ** (2 * (column // 2) / embed_dim)
+    return torch.where(column % 2 == 0, angles.sin(), angles.cos()).float()[None]
+
+
+class ViTEncoder(Encoder):
+    """Tokenizer, positions, transformer layers, final norm: ViT, and with the tokenizer and block of CCT the published networks.
+
+    Args:
+        tokenizer: Makes the grid of embeddings; a square grid is not needed.
+        image_size: (H, W), pixels.
+        depth: Number of layers.
+        num_heads: Heads of the attention; divides the tokenizer's embed_dim.
+        mlp_ratio: Width of the MLP's hidden layer over D.
+        class_token: Whether a learned token goes before the patches, and whether they see it.
+        class_token_position: Whether the class token has a position. Only the sum of the two is ever seen, so without one nothing
+            is lost: a position can be folded into the token. It is how reference weights are laid out.
+        position: ``learned`` adds a trained table, ``sine`` a fixed one, ``none`` nothing.
+        residual_norm: The block of the published weights (True) or standard pre-norm (False).
+        drop_path: Probability of dropping the last layer's branches; rises linearly from 0 at the first.
+        attn_drop: Dropout of attention weights.
+        proj_drop: Dropout behind positions, projections and in the MLP.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        image_size: tuple[int, int],
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        class_token: ClassToken = "none",
+        class_token_position: bool = True,
+        position: Position = "learned",
+        residual_norm: bool = True,
+        drop_path: float = 0.0,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.in_chans = image_size, tokenizer.in_chans
+        self.grid_size = tokenizer.grid_size(image_size)
+        self.embed_dim, self.num_heads = tokenizer.embed_dim, num_heads
+        if self.embed_dim % num_heads:
+            raise InputError(f"num_heads={num_heads} does not divide embed_dim={self.embed_dim}: every head needs the same width.")
+        self.class_token, self.num_prefix_tokens = class_token, int(class_token != "none")
+        self.class_token_position = class_token_position and class_token != "none" and position != "none"
+        self.tokenizer = tokenizer
+        if class_token != "none":
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        self.position: Position = position
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        if position == "learned":
+            # Two tensors, not one table with a first row: networks that differ in the class token alone share pos_embed.
+            self.pos_embed = nn.Parameter(torch.zeros(1, num_patches, self.embed_dim))
+            if self.class_token_position:
+                self.cls_pos_embed = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        elif position == "sine":
+            # The class token is position 0 where it has one, so with one the patches' rows begin at 1. Saved, though it follows from the
+            # shape, so that weights say which positions they were trained with.
+            table = sine_table(self.class_token_position + num_patches, self.embed_dim)
+            self.register_buffer("pos_embed", table[:, int(self.class_token_position) :])
+            if self.class_token_position:
+                self.register_buffer("cls_pos_embed", table[:, :1])
+        self.pos_drop = nn.Dropout(proj_drop)
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(Block(self.embed_dim, num_heads, mlp_ratio, residual_norm, rate, attn_drop, proj_drop) for rate in rates)
+        self.norm = nn.LayerNorm(self.embed_dim)
+        self.grad_checkpointing = False
+        initialise(self, "encoder")
+
+    def layers(self) -> Iterable[nn.Module]:
+        return self.blocks
+
+    def learn_positions(self, pos_embed: Tensor, cls_pos_embed: Tensor | None) -> None:
+        """Replaces the position table by trained values, (1, N, D) and (1, 1, D), which then are parameters."""
+        self.position = "learned"
+        for name, table in (("pos_embed", pos_embed), ("cls_pos_embed", cls_pos_embed)):
+            self._buffers.pop(name, None)
+            if table is not None:
+                self.register_parameter(name, nn.Parameter(table.clone()))
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Encodes images (B, C, H, W) of the built size.
+
+        Raises:
+            InputError: The images have another size or another number of channels.
+        """
+        if tuple(images.shape[1:]) != (self.in_chans, *self.image_size):
+            raise InputError(
+                f"images of shape {tuple(images.shape)} given to a network built for (B, {self.in_chans}, {self.image_size[0]}, "
+                f"{self.image_size[1]}): resize the images, or build it with image_size={tuple(images.shape[2:])}, in_chans={images.shape[1]}."
+            )
+        x = self.tokenizer(images).flatten(2).transpose(1, 2)  # (B, N, D)
+        if self.position != "none":
+            x = x + self.pos_embed
+        if self.class_token != "none":
+            token = self.cls_token + self.cls_pos_embed if self.class_token_position else self.cls_token
+            x = torch.cat((token.expand(x.shape[0], -1, -1).to(x.dtype), x), dim=1)
+        x = self.pos_drop(x)
+        read_only_prefix = self.num_prefix_tokens if self.class_token == "read_only" else 0
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, read_only_prefix, use_reentrant=False)
+            else:
+                x = block(x, read_only_prefix)
+        x = self.norm(x)
+        # A slice, even of everything, is a copy in the backward pass.
+        return Tokens(x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :] if self.num_prefix_tokens else x)

@@ -1,0 +1,68 @@
+"""The files that a run keeps: the best epoch and the last, written whole."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cct_lightning.run_folder import replacing
+
+MONITORS = ("val/accuracy", "val/loss", "val/f1", "val/calibration_error", "val/top5")
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps a file of the run's folder, wherever that has been moved between two sittings."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        moved = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
+        self.current_score = state_dict["current_score"]  # which Lightning 2.6 leaves out
+
+
+class BestCheckpoint(RunCheckpoint):
+    """Keeps the best epoch, of equal ones the last: with few validation images the first 100 % comes long before the network is done.
+
+    Attributes:
+        accuracy: Validation accuracy of the epoch that is kept, whatever measure chose it.
+    """
+
+    accuracy: float | None = None
+    _validated = False  # since it chose last: a run given in steps may end inside an epoch
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
+        super().on_validation_end(trainer, pl_module)
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        if self._validated:
+            self._validated = False
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        tie = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
+        if chosen := tie or super().check_monitor_top_k(trainer, current):
+            self.accuracy = float(trainer.callback_metrics["val/accuracy"])
+        return chosen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "accuracy": self.accuracy}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.accuracy = state_dict["accuracy"]
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it. Lightning 2.6 writes to the temporary folder, which may be another disk, and copies."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path)) as file:
+            torch.save(checkpoint, file)

@@ -1,0 +1,33 @@
+"""All that is known here of Lightning's private loop state."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage
+
+
+def inside_epoch(trainer: Trainer) -> bool:
+    """Tells whether a training stands between two batches of an epoch."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return bool(progress.started > progress.processed)
+
+
+def mend_loops(trainer: Trainer, validating: bool) -> None:
+    """Corrects the counters with which Lightning 2.6 would go on wrongly; ``validating`` where the stop was in a validation."""
+    loop, inner = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    if trainer.strategy.restore_checkpoint_after_setup:  # FSDP2: the loaders were made before the data module knew where to begin
+        loop._combined_loader = None
+        loop.setup_data()
+    if inside_epoch(trainer):
+        assert loop._data_fetcher is not None
+        if validating:
+            inner.val_loop.restarting, inner.val_loop._restart_stage = False, RestartStage.RESTARTED_MID_EVALUATION  # from its first image
+        elif inner._should_check_val_fx(loop._data_fetcher):
+            inner._batches_that_stepped -= 1  # it skips the validation that is done, and counts the step before it again
+    elif trainer.max_steps != -1:
+        # A run given in steps is always taken to stand inside an epoch: it would end the last one again.
+        for progress in (loop.epoch_progress.total, loop.epoch_progress.current):
+            progress.completed = progress.processed  # type: ignore[attr-defined]
+        loop.reset_restart_stage()
+        loop._restarting = False
+        inner.restarting = False

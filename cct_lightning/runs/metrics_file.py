@@ -1,0 +1,65 @@
+"""metrics.csv, written so that a resumed run goes on in it."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from cct_lightning.run_folder import replacing
+
+
+class MetricsWriter(ExperimentWriter):
+    """Writes metrics.csv, and goes on in one that is there; Lightning 2.6 deletes it.
+
+    Attributes:
+        rows: Rows in the file.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self._path = Path(self.metrics_file_path)
+        rows = self._read() if self._path.is_file() else []
+        self.metrics_keys = rows[0] if rows else []
+        self.rows = max(len(rows) - 1, 0)
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning's deletes the file here."""
+
+    def save(self) -> None:
+        self.rows += len(self.metrics)
+        super().save()
+
+    def _read(self) -> list[list[str]]:
+        with self._path.open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))
+
+    def _write(self, rows: list[list[str]]) -> None:
+        with replacing(self._path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            csv.writer(text).writerows(rows)
+            text.detach()
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        header, *rows = self._read()
+        named = [dict(zip(header, row, strict=True)) for row in rows]
+        self._write([fieldnames, *([row.get(name, "") for name in fieldnames] for row in named)])
+
+    def cut(self, rows: int) -> None:
+        """Keeps the first rows: those that were there when the checkpoint was written. What follows will be measured again."""
+        if self.rows > rows:
+            self._write(self._read()[: rows + 1])
+            self.rows = rows
+
+
+class MetricsFile(CSVLogger):
+    """Lightning's CSV logger with our writer."""
+
+    @property
+    def experiment(self) -> Any:
+        if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self._experiment = MetricsWriter(self.log_dir)
+        return super().experiment

@@ -1,0 +1,38 @@
+"""Where a run writes, and what it says of itself beside its recipe."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases.
+
+    Args:
+        mode: online, offline, disabled, or auto: online where a key is configured and the server answers within 3 s, else offline.
+        project: Name of the project.
+        entity: User or team that owns the project; null: the key's.
+        tags: Tags of the run.
+        group: Group of the run; null: the recipe's name.
+        log_model: best uploads the best checkpoint at the end of the training.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "cct-lightning"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+    group: str | None = None
+    log_model: Literal["none", "best"] = "none"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Which epoch is the best, kept as best.ckpt; the last is always kept as last.ckpt.
+
+    Args:
+        monitor: Measure that is compared after each validation.
+        mode: max keeps the highest, min the lowest.
+    """
+
+    monitor: str = "val/accuracy"
+    mode: Literal["max", "min"] = "max"

@@ -1,0 +1,163 @@
+"""``cct resume``: a run that was stopped goes on in its folder, to the bit as if it had never been."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from cct_lightning.run_folder import read_summary, replacing
+from cct_lightning.runs.lightning_private import inside_epoch, mend_loops
+from cct_lightning.runs.metrics_file import MetricsFile
+from cct_lightning.training.hardware import cpu_seconds
+from cct_lightning.weights.files import KEY
+
+STATE = "sitting"  # where a checkpoint keeps what ``Sitting`` needs
+# Tells the command line, and the processes it launches, that the run of CCT_RUN_DIR goes on from this checkpoint.
+VARIABLE = "CCT_RESUME"
+
+
+class Sitting(Callback):
+    """One stretch of a run, from its start or resumption to its end or stop: its clock, the signals that end it, and what the next one needs.
+
+    SIGTERM and the first Ctrl-C end a training after the optimizer step at hand, with last.ckpt saved; a second Ctrl-C leaves at once.
+
+    Args:
+        run_dir: The run's folder.
+        saves: Whether the run keeps checkpoints.
+
+    Attributes:
+        number: Of this stretch, from 1.
+        received: The signal that ended it, or 0.
+        measures: Of the last validation, for a stretch without one.
+    """
+
+    def __init__(self, run_dir: Path, saves: bool) -> None:
+        self.run_dir, self.saves = run_dir, saves
+        self.number, self.received = 1, 0
+        self.measures: dict[str, float] = {}
+        self._before = (0.0, 0.0)  # seconds of earlier sittings, and of their processors
+        self._began = (time.perf_counter(), cpu_seconds())
+        self._found: dict[str, Any] | None = None  # what a checkpoint says, until it is used
+        self._longer = False  # whether the run was given more epochs than the checkpoint's had
+        self._speaks = True
+
+    def start_clock(self) -> None:
+        """Counts from now on."""
+        self._began = (time.perf_counter(), cpu_seconds())
+
+    def spent(self) -> tuple[float, float]:
+        """Returns the seconds of all sittings so far, and those of their processors. What a kill undid does not count."""
+        return self._before[0] + time.perf_counter() - self._began[0], self._before[1] + cpu_seconds() - self._began[1]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Lightning logs the values of an epoch after its checkpoint is written: the next sitting would miss them after a kill in between.
+        unlogged = {} if inside_epoch(trainer) else trainer._logger_connector.metrics["log"]
+        seconds, computed = self.spent()
+        self.measures |= {name: value for name, value in _numbers(trainer.callback_metrics).items() if name.startswith("val/")}
+        checkpoint[STATE] = {
+            "number": self.number,
+            "seconds": seconds,
+            "cpu_seconds": computed,
+            "rows": sum(logger.experiment.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)) if trainer.is_global_zero else 0,
+            "unlogged": {**_numbers(unlogged), "epoch": trainer.current_epoch} if unlogged else {},
+            "unlogged_step": trainer.fit_loop.epoch_loop._batches_that_stepped - 1,
+            "measures": self.measures,
+            "validating": trainer.validating,  # a stop ends a validation as well, which is then made anew
+            "should_stop": trainer.should_stop,  # by early stopping, for one
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._found = found = checkpoint[STATE]
+        self.number, self.measures, self._before = found["number"] + 1, found["measures"], (found["seconds"], found["cpu_seconds"])
+        self._longer = (checkpoint[KEY]["recipe"]["trainer"]["max_epochs"] or trainer.max_epochs) != trainer.max_epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._speaks = trainer.is_global_zero
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._receive)  # Lightning puts back what was there when the training ends
+        if self._found is None:
+            return
+        trainer.should_stop = self._found["should_stop"] and not self._longer
+        if trainer.is_global_zero:
+            _mark_unfinished(self.run_dir / "summary.json")
+        mend_loops(trainer, self._found["validating"])
+        self._take_up_logs(trainer)
+        if self._longer:
+            for config in trainer.lr_scheduler_configs:
+                scheduler = config.scheduler
+                assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+                for group, rate, base in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, scheduler.base_lrs, strict=True):
+                    group["lr"] = base * rate(scheduler.last_epoch)  # what is loaded is the rate of the shorter run at this step
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._found is not None:  # there was nothing left to train
+            progress: Any = trainer.fit_loop.epoch_progress.current
+            progress.completed = progress.processed
+            self._take_up_logs(trainer)
+
+    def _take_up_logs(self, trainer: Trainer) -> None:
+        assert self._found is not None
+        found, self._found = self._found, None
+        if trainer.is_global_zero:
+            for part in (self.run_dir / "checkpoints").glob("*.part"):
+                part.unlink()
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile) and trainer.is_global_zero:
+                logger.experiment.cut(found["rows"])
+            if found["unlogged"]:
+                logger.log_metrics(dict(found["unlogged"]), step=found["unlogged_step"])
+                logger.save()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.received and self._speaks:
+            os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once, without its checkpoint\n")  # print may be at work already
+        self.received = self.received or number
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        """Has Lightning leave the loop once it has logged the step, on all devices after the same one; not while gradients accumulate."""
+        if not trainer.fit_loop._should_accumulate() and trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
+            trainer._signal_connector.received_sigterm = True
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_asked(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Between two epochs the checkpoint of the first is the right one. A SIGTERM that came before on_train_start is Lightning's to handle,
+        # and may end the loop while gradients accumulate.
+        stopped = isinstance(exception, SIGTERMException) and inside_epoch(trainer) and not trainer.fit_loop._should_accumulate()
+        if stopped and self.saves:
+            trainer.save_checkpoint(self.run_dir / "checkpoints" / "last.ckpt", weights_only=False)
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _mark_unfinished(path: Path) -> None:
+    """Has the summary of an earlier sitting say that the run goes on; its figures stay until there are new ones."""
+    if path.is_file():
+        summary = read_summary(path.parent) | {"finished": False}
+        with replacing(path) as file:
+            file.write((json.dumps(summary, indent=2) + "\n").encode())

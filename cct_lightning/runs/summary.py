@@ -1,0 +1,71 @@
+"""The summary of a run, as it is printed."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+import cct_lightning
+
+
+def about(num_parameters: int, flops_per_image: int | None) -> dict[str, Any]:
+    """Returns what a recipe does not say of a run: versions, the commit of the repository it was started in, the network's size."""
+    versions = {"cct-lightning": cct_lightning.__version__, "python": platform.python_version()}
+    versions |= {name: version(name) for name in ("torch", "lightning", "timm")}
+    return {"versions": versions, "git_commit": _git_commit(), "num_parameters": num_parameters, "flops_per_image": flops_per_image}
+
+
+def _git_commit() -> str | None:
+    """Returns the commit of the working directory's repository, with -dirty where files were changed; None where there is none."""
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=3, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device_name(trainer: Trainer) -> str:
+    """Names what the run computes on."""
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """Returns the summary as it is printed at the end of a run: results, where the files are, what to type next."""
+    run_dir, speed = summary["run_dir"], summary["images_per_second"]
+    best = summary["best_checkpoint"]
+    checkpoints = [c for c in (best, summary["last_checkpoint"]) if c]
+    test = _percent(summary["test_accuracy"]) + (f" with the {'best' if best else 'last'} weights" if summary["test_accuracy"] is not None else "")
+    flops = summary["flops_per_image"]
+    lines = [
+        "",
+        f"{summary['recipe']}: {summary['arch']}, {summary['epochs']} epochs ({summary['steps']} steps) in {summary['seconds']:.1f} s "
+        f"on {summary['device']}"
+        + (f", in {1 + summary['resumed']} sittings" if summary["resumed"] else "")
+        + ("" if summary["finished"] else " (interrupted)"),
+        f"  validation accuracy  best {_percent(summary['val_accuracy'])}, last {_percent(summary['val_accuracy_last'])}"
+        + (f"; last without EMA {_percent(raw)}" if (raw := summary["val_accuracy_raw"]) is not None else ""),
+        f"  test accuracy        {test}",
+        f"  network              {summary['num_parameters']:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
+        if flops
+        else f"  network              {summary['num_parameters']:,} parameters",
+        f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)",
+        f"  files                {run_dir}: config.yaml, metrics.csv, summary.json"
+        + "".join(f", {name}" for name in ("pictures", "report.html") if Path(run_dir, name).exists())
+        + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),
+        "next",
+        *([f"  cct resume {run_dir}"] if not summary["finished"] and summary["last_checkpoint"] else []),
+        # A run that was not tested has no test images, or was interrupted.
+        *(f"  cct {'test' if summary['test_accuracy'] is not None or not summary['finished'] else 'validate'} {c}" for c in checkpoints[:1]),
+        f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary['seed'] + 1}",
+    ]
+    return "\n".join(lines)

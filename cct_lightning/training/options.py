@@ -1,0 +1,81 @@
+"""How a network is trained, in plain values: importing this needs no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cct_lightning.errors import check_range
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer.
+
+    Args:
+        name: Any optimizer of timm's, by its name there: adamw, sgd, lamb, lion, ...; muon is our own, see muon_lr.
+        lr: Highest learning rate.
+        muon_lr: Highest learning rate of the matrices inside the transformer layers, and of all convolutions but the first, where name is muon;
+            lr is that of AdamW for all the rest.
+        momentum: Of muon, sgd and others that have one.
+        betas: Decay rates of the averages of AdamW and its kin; null: the optimizer's own, 0.9 and 0.999 for AdamW.
+        weight_decay: Weight decay of matrices and convolutions; norms and biases never decay.
+        layer_decay: Factor on the learning rate from each layer to the one below; null: the same everywhere.
+        clip_norm: Largest norm of the gradient; null: not clipped.
+    """
+
+    name: str = "adamw"
+    lr: float = 5.5e-4
+    muon_lr: float = 0.02
+    momentum: float = 0.9
+    betas: tuple[float, float] | None = None
+    weight_decay: float = 0.06
+    layer_decay: float | None = None
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check_range("optim.lr", self.lr, 0, exclusive="low")
+        check_range("optim.muon_lr", self.muon_lr, 0, exclusive="low")
+        check_range("optim.momentum", self.momentum, 0, 1, exclusive="high")
+        for beta in self.betas or ():
+            check_range("optim.betas", beta, 0, 1, exclusive="high")
+        check_range("optim.weight_decay", self.weight_decay, 0)
+        check_range("optim.layer_decay", 1 if self.layer_decay is None else self.layer_decay, 0, 1, exclusive="low")
+        check_range("optim.clip_norm", 1 if self.clip_norm is None else self.clip_norm, 0, exclusive="low")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the run: a linear warm-up, a decay, a cool-down at the end.
+
+    Args:
+        name: Form of the decay: cosine, linear or constant.
+        per: step sets the rate anew for every step, epoch once an epoch, as timm and the published recipes do.
+        warmup_epochs: Length of the warm-up.
+        warmup_lr: Rate at its start.
+        min_lr: Rate at the end of the decay and through the cool-down.
+        cooldown_epochs: Last epochs of the run, at min_lr.
+    """
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    per: Literal["step", "epoch"] = "step"
+    warmup_epochs: float = 5.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    cooldown_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_epochs", "warmup_lr", "min_lr", "cooldown_epochs"):
+            check_range(f"schedule.{name}", getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss.
+
+    Args:
+        class_weights: balanced weighs every image by n / (K * images of its class), so that all classes count the same.
+    """
+
+    class_weights: Literal["none", "balanced"] = "none"
+
+
+Engine = Literal["auto", "eager", "compile", "graph"]

@@ -1,0 +1,135 @@
+"""Weights under others' names, of other grids and channels, made to fit our networks."""
+
+import math
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models._manipulate import adapt_input_conv
+from torch import Tensor
+
+from cct_lightning.errors import InputError
+from cct_lightning.networks.classifier import LoadReport
+from cct_lightning.networks.encoder import Encoder, ViTEncoder, sine_table
+from cct_lightning.networks.timm_encoder import TimmEncoder
+from cct_lightning.networks.tokenizers import PatchTokenizer
+from cct_lightning.weights.files import KEY
+
+REFERENCE_NAMES = (
+    (r"tokenizer\.conv_layers\.(\d+)\.0\.(.*)", r"encoder.tokenizer.convs.\1.\2"),
+    (r"classifier\.blocks\.(\d+)\.pre_norm\.(.*)", r"encoder.blocks.\1.norm1.\2"),
+    (r"classifier\.blocks\.(\d+)\.self_attn\.(.*)", r"encoder.blocks.\1.attn.\2"),
+    (r"classifier\.blocks\.(\d+)\.norm1\.(.*)", r"encoder.blocks.\1.norm2.\2"),
+    (r"classifier\.blocks\.(\d+)\.linear1\.(.*)", r"encoder.blocks.\1.mlp.fc1.\2"),
+    (r"classifier\.blocks\.(\d+)\.linear2\.(.*)", r"encoder.blocks.\1.mlp.fc2.\2"),
+    (r"classifier\.norm\.(.*)", r"encoder.norm.\1"),
+    (r"classifier\.attention_pool\.(.*)", r"pooling.score.\1"),
+    (r"classifier\.class_emb", r"encoder.cls_token"),
+    (r"classifier\.positional_emb", r"encoder.pos_embed"),
+    (r"classifier\.fc\.(.*)", r"head.\1"),
+)
+
+
+def to_our_names(state: dict[str, Tensor], encoder: ViTEncoder) -> dict[str, Tensor]:
+    ours = {}
+    for name, tensor in state.items():
+        renamed = name
+        for pattern, replacement in REFERENCE_NAMES:
+            if re.fullmatch(pattern, name):
+                renamed = re.sub(pattern, replacement, name)
+        if isinstance(encoder.tokenizer, PatchTokenizer):
+            renamed = renamed.replace("tokenizer.convs.0.", "tokenizer.proj.")
+        ours[renamed] = tensor
+    if "encoder.cls_token" in ours and "encoder.pos_embed" in ours:
+        # One table there, with the class token's position in row 0.
+        table = ours["encoder.pos_embed"]
+        ours["encoder.cls_pos_embed"], ours["encoder.pos_embed"] = table[:, :1], table[:, 1:]
+    return ours
+
+
+def fit_positions(encoder: ViTEncoder, state: dict[str, Tensor], old_grid: tuple[int, int] | None, report: LoadReport) -> None:
+    """Makes the file's positions in ``state`` those that the encoder needs: resized, regenerated, folded or learned."""
+    if (pos_embed := state.get("encoder.pos_embed")) is None:
+        return
+    cls_pos_embed = state.get("encoder.cls_pos_embed")
+    rows = pos_embed.shape[1]
+    table = pos_embed if cls_pos_embed is None else torch.cat((cls_pos_embed, pos_embed), dim=1)
+    is_sine = torch.allclose(table.float(), sine_table(table.shape[1], table.shape[2]), atol=1e-5)
+    if encoder.position == "sine" and is_sine:
+        own = encoder.state_dict()
+        for name in ("pos_embed", "cls_pos_embed"):
+            state.pop(f"encoder.{name}", None)
+            if name in own:
+                state[f"encoder.{name}"] = own[name]
+        # The file's patches begin at 1 behind a class token, at 0 without one, and stay where they are whatever this network's pooling needs.
+        first = int(cls_pos_embed is not None)
+        state["encoder.pos_embed"] = sine_table(first + own["pos_embed"].shape[1], table.shape[2])[:, first:]
+        report.dropped["encoder.pos_embed"] = f"equals the fixed sine table, which is made anew for this grid; the patches begin at {first} as there"
+        return
+    num_patches = encoder.grid_size[0] * encoder.grid_size[1]
+    side = math.isqrt(rows)
+    old_grid = old_grid or (encoder.grid_size if rows == num_patches else (side, side))
+    if old_grid[0] * old_grid[1] != rows:
+        raise InputError(f"{report.source}: {rows} positions are not a square grid, so they can't be resized to {encoder.grid_size}.")
+    if old_grid != encoder.grid_size:
+        # Bilinear, no antialias, corners not aligned: what SHI-Labs' code does. A class token's position stays as it is.
+        state["encoder.pos_embed"] = resample_abs_pos_embed(
+            pos_embed, list(encoder.grid_size), list(old_grid), num_prefix_tokens=0, interpolation="bilinear", antialias=False
+        )
+        report.resized["encoder.pos_embed"] = ("x".join(map(str, old_grid)), "x".join(map(str, encoder.grid_size)) + " (bilinear)")
+    if encoder.position == "sine":
+        encoder.learn_positions(state["encoder.pos_embed"], cls_pos_embed if encoder.class_token_position else None)
+        report.notes.append("the file's positions are trained, not the sine table of the network's name: kept as learned positions")
+
+
+def fit_class_token(encoder: ViTEncoder, state: dict[str, Tensor], report: LoadReport) -> None:
+    """Folds the class token's position into the token where the network keeps none."""
+    both = {"encoder.cls_pos_embed", "encoder.cls_token"} <= state.keys()
+    if both and encoder.class_token != "none" and not encoder.class_token_position:
+        state["encoder.cls_token"] = state["encoder.cls_token"] + state.pop("encoder.cls_pos_embed")
+        report.notes.append("the class token's position was added to the token, which has none of its own here")
+
+
+def from_timm(state: dict[str, Tensor], encoder: TimmEncoder, report: LoadReport) -> dict[str, Tensor]:
+    """Maps a state dict of timm's, or one that timm can convert, to our names; timm resizes its positions (bicubic, antialias)."""
+    inner, target = encoder.model, encoder.state_dict()
+    convert = getattr(sys.modules[type(inner).__module__], "checkpoint_filter_fn", None)
+    converted: dict[str, Tensor] = convert(state, inner) if convert is not None else state
+    ours = {}
+    for name, tensor in converted.items():
+        if name.startswith("attn_pool."):
+            report.dropped[name] = "timm's own pooling; the pooling is one of ours here"
+        elif name.startswith(("head.", "fc.")) and tensor.ndim <= 2:
+            ours[f"head.{name.split('.', 1)[1]}"] = tensor
+        elif name.startswith(("head_dist.", "head.")):
+            report.dropped[name] = "a head that only timm's network has"
+        elif name.startswith(("fc_norm.", "norm.")) and f"model.{name}" not in target:
+            # The last norm stands before or behind the pool, as timm's network was built; it acts on each token in both.
+            leaf = name.split(".", 1)[1]
+            ours[f"encoder.norm.{leaf}" if f"norm.{leaf}" in target else f"encoder.model.norm.{leaf}"] = tensor
+        else:
+            ours[f"encoder.model.{name}"] = tensor
+        if name == "pos_embed" and name in state and state[name].shape != tensor.shape:
+            report.resized["encoder.model.pos_embed"] = (f"{state[name].shape[1]} positions", f"{tensor.shape[1]} (bicubic)")
+    return ours
+
+
+def fit_channels(encoder: Encoder, state: dict[str, Tensor], report: LoadReport) -> None:
+    """Makes the first convolution take other channels: colours are summed into grey, grey is spread over colours, as timm does it."""
+    for name in ("encoder.tokenizer.convs.0.weight", "encoder.tokenizer.proj.weight", "encoder.model.patch_embed.proj.weight"):
+        weight = state.get(name)
+        if weight is not None and weight.ndim == 4 and weight.shape[1] != encoder.in_chans:
+            state[name] = adapt_input_conv(encoder.in_chans, weight, base_chans=weight.shape[1])
+            report.resized[name] = (f"{weight.shape[1]} channel(s)", f"{encoder.in_chans} (summed or spread)")
+
+
+def check_block_form(content: Mapping[str, Any], encoder: Encoder, source: str) -> None:
+    """Refuses a run's checkpoint whose blocks are of the other form: the tensors can't tell."""
+    about = content.get(KEY)
+    if isinstance(about, Mapping) and about.get("model") and isinstance(encoder, ViTEncoder) and len(encoder.blocks):
+        theirs, ours = about["model"]["residual_norm"] is not False, bool(encoder.blocks[0].residual_norm)
+        if theirs != ours:
+            raise InputError(f"{source} was trained with residual_norm={theirs}; the network has residual_norm={ours}. Build it with {theirs}.")

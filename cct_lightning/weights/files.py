@@ -1,0 +1,90 @@
+"""Reads files of weights without running code of theirs."""
+
+import json
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cct_lightning.errors import InputError
+from cct_lightning.weights.sources import sha256
+
+KEY = "cct_lightning"  # where our checkpoints keep their own plain dictionary
+WRAPPERS = ("module.", "model.")
+CONTAINERS = ("state_dict_ema", "state_dict", "model")  # the average before the raw weights, as timm does
+
+
+def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
+    """Reads a .safetensors file, a folder that ``cct export`` wrote, or a file of ``torch.save`` without running any code of it.
+
+    Raises:
+        InputError: There is no such file, it is damaged, or it holds more than tensors and plain values.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _read_folder(path)
+    if path.name == "model.safetensors" and (path.parent / "config.json").is_file():
+        return _read_folder(path.parent)  # which says what the tensors can't
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".ckpt", ".pth", ".pt", ".safetensors"))[:5]
+        raise InputError(f"There is no file {path}." + (f" Beside it: {', '.join(near)}." if near else ""))
+    return _read_tensors(path)
+
+
+def _read_tensors(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # a newer one does no harm: what is not understood is an error
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path} is damaged, or holds more than tensors and plain values; it was not opened further, since reading it would run its code.\n"
+            f"  If you trust it, load it yourself and save its state_dict() alone."
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{path} can't be read as weights: {reason}. Is it complete?") from None
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
+    return content
+
+
+def _read_folder(folder: Path) -> Mapping[str, Any]:
+    """Reads an exported folder: its weights, and what config.json says about them."""
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}/config.json can't be read ({error}): is {folder} a folder that `cct export` wrote?") from None
+    ours = about.get(KEY) if isinstance(about, dict) else None
+    path = folder / (ours["weights"] if ours else "model.safetensors")
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is a graph to predict with, not weights to train: export with --format safetensors, or give the run's checkpoint.")
+    if ours and path.is_file() and sha256(path) != ours["sha256"]:
+        raise InputError(f"{path} is not the file that {folder}/config.json describes: their sha256 differ. Is it complete?")
+    return {"state_dict": _read_tensors(path), **({KEY: ours} if ours else {})}
+
+
+def unwrap(content: Mapping[str, Any], path: str) -> dict[str, Tensor]:
+    """Opens the containers and strips the wrappers that training code puts around a state dict."""
+    for name in CONTAINERS:
+        if isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    for wrapper in WRAPPERS * 2:
+        if state and all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    if not state:
+        raise InputError(f"{path} holds no tensors. Its keys: {', '.join(map(str, list(content)[:8]))}.")
+    return state

@@ -1,0 +1,136 @@
+"""What a checkpoint or an exported folder says about itself, and the network built from it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cct_lightning.errors import InputError
+from cct_lightning.weights.sources import sha256
+
+if TYPE_CHECKING:
+    from cct_lightning.networks.classifier import ImageClassifier
+
+
+NEEDED = {"format", "weights", "sha256", "model", "class_names", "preprocessing"}  # of an export's config.json
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What is known of a trained network before it is built.
+
+    Attributes:
+        weights: The file that holds it.
+        format: ``checkpoint``, or the export's: ``safetensors``, ``onnx``, ``torch-export`` or ``timm``.
+        model: Its configuration, ``LitClassifier.model_config``.
+        class_names: In the order of the logits; numbers where nobody named them.
+        preprocessing: As ``Preprocessing.to_json``; in a checkpoint mean and std may be None.
+    """
+
+    weights: Path
+    format: str
+    model: dict[str, Any]
+    class_names: list[str]
+    preprocessing: dict[str, Any]
+
+
+def find_source(source: str | Path) -> Path:
+    """Returns the file to begin with: the best or the last checkpoint of a run's folder, the config.json of an export, else the file given.
+
+    Raises:
+        InputError: There is nothing of that kind.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"There is no file or folder {path}. Checkpoints lie in runs/<recipe>/<time>/checkpoints/.")
+    candidates = [path / "config.json", *(folder / f"{name}.ckpt" for name in ("best", "last") for folder in (path / "checkpoints", path))]
+    if found := next((file for file in candidates if file.is_file()), None):
+        return found
+    raise InputError(f"{path} holds no network: neither a run's checkpoints (best.ckpt, last.ckpt) nor an export (config.json).")
+
+
+def read_saved(source: str | Path) -> Saved:
+    """Reads a checkpoint or a run's folder by ``read_run``; an exported folder, or the network's file in one, by ``read_export``.
+
+    Raises:
+        InputError: As they do, and where there is no such file, or it lies without the config.json that describes it.
+    """
+    path = find_source(source)
+    if path.name == "config.json":
+        return read_export(path)
+    if path.suffix not in (".onnx", ".pt2", ".safetensors"):
+        return read_run(path)
+    if not (config := path.with_name("config.json")).is_file():
+        raise InputError(
+            f"{path} has no config.json beside it, and does not say itself what its classes are and how images are prepared.\n"
+            "  `cct export` writes both into one folder: keep them together."
+        )
+    saved = read_export(config)
+    if saved.weights.name != path.name:
+        raise InputError(f"{config} describes {saved.weights.name}, not {path.name}: keep each export in a folder of its own.")
+    return saved
+
+
+def _class_names(names: list[str] | None, model: Mapping[str, Any]) -> list[str]:
+    return list(names) if names else [str(label) for label in range(model["num_classes"])]
+
+
+def read_export(config: Path) -> Saved:
+    """Reads the config.json of an export and checks that the network's file beside it is the one it was written with.
+
+    Raises:
+        InputError: One of the two is missing, damaged or not the other's.
+    """
+    try:
+        about = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{config} can't be read as JSON: {error}.") from None
+    about = about.get("cct_lightning") if isinstance(about, dict) else None
+    if not isinstance(about, dict) or (absent := NEEDED - about.keys()):
+        what = "the key cct_lightning" if not isinstance(about, dict) else f"cct_lightning.{sorted(absent)[0]}"
+        raise InputError(f"{config} lacks {what}: it was not written by `cct export`, or was changed since.")
+    weights = config.with_name(about["weights"])
+    if not weights.is_file():
+        raise InputError(f"{config} describes {about['weights']}, which is not beside it: copy the whole folder that `cct export` wrote.")
+    if (digest := sha256(weights)) != about["sha256"]:
+        raise InputError(
+            f"{weights} is not the file that {config} describes: its sha256 is {digest[:12]}..., there it is {about['sha256'][:12]}...\n"
+            "  It was changed, or not copied to its end: copy the folder again, or write it anew with `cct export`."
+        )
+    return Saved(weights, about["format"], about["model"], _class_names(about["class_names"], about["model"]), about["preprocessing"])
+
+
+def read_run(path: Path) -> Saved:
+    """Reads what a run's checkpoint says about itself.
+
+    Raises:
+        InputError: The file is damaged, no checkpoint of ours, or holds a network that only Python can build.
+    """
+    from cct_lightning.weights.files import KEY, read_checkpoint
+
+    about = read_checkpoint(path).get(KEY)
+    if not isinstance(about, Mapping):
+        raise InputError(f"{path} is no checkpoint of cct-lightning: it does not say of what network and classes it is.")
+    if (model := about["model"]) is None:
+        raise InputError(
+            f"{path} was trained with a network of its own, which only Python can build:\n"
+            f"  LitClassifier.load_from_checkpoint({str(path)!r}, model=YOURS)"
+        )
+    crop_pct = about["recipe"]["data"].get("crop_pct", 1.0) if about["recipe"] else 1.0
+    preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | {"crop_pct": crop_pct}
+    return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing)
+
+
+def build(model_config: Mapping[str, Any]) -> ImageClassifier:
+    """Builds the network of a ``LitClassifier.model_config``, without its weights, in eval mode."""
+    from cct_lightning.networks.build import create_network
+
+    taken = inspect.signature(create_network).parameters.keys()
+    options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in model_config.items() if name in taken}
+    return create_network(**options).eval()

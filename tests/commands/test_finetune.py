@@ -1,0 +1,347 @@
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pictures import write_images
+from safetensors.torch import save_file
+
+from cct_lightning import LitClassifier, create_model
+from cct_lightning.networks.poolings import POOLINGS
+from cct_lightning.networks.presets import VARIANTS
+from cct_lightning.weights.files import KEY
+from cct_lightning.weights.inspection import describe
+from cct_lightning.weights.sources import PUBLISHED, sha256
+
+GOLDEN = Path(os.environ.get("CCT_GOLDEN", "golden-vectors"))
+QUICK = ("--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false", "--data.batch_size", 4, "--data.num_workers", 0)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of six images, to be split by the command."""
+    return write_images(tmp_path / "photos", 2, 6, 24)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(3)
+    path = tmp_path / "small.pth"
+    torch.save(create_model("cct_2_3x2_32", num_classes=5).state_dict(), path)
+    return path
+
+
+def summary_of(folder):
+    (path,) = folder.glob("runs/finetune/*/summary.json")
+    return json.loads(path.read_text())
+
+
+def configuration_of(folder):
+    (path,) = folder.glob("runs/finetune/*/config.yaml")
+    return yaml.safe_load(path.read_text())
+
+
+SMALL = [name for name in VARIANTS if not name.startswith("cct_14")]
+
+
+@pytest.mark.parametrize(("arch", "reference"), [*((name, False) for name in SMALL), *((name, True) for name in SMALL if name.startswith("cct"))])
+def test_a_network_is_read_off_its_tensors(arch, reference, tmp_path):
+    variant, state = VARIANTS[arch], create_model(arch).state_dict()
+    if reference:
+        back = {"encoder.tokenizer.convs.": "tokenizer.conv_layers.", "encoder.blocks.": "classifier.blocks.", "mlp.fc1": "linear1",
+                "pooling.score": "classifier.attention_pool", "encoder.pos_embed": "classifier.positional_emb"}  # fmt: skip
+        for ours, theirs in back.items():
+            state = {name.replace(ours, theirs): tensor for name, tensor in state.items()}
+        state = {name.replace(".weight", ".0.weight") if "conv_layers" in name else name: tensor for name, tensor in state.items()}
+    torch.save(state, tmp_path / "weights.pth")
+    known = describe(str(tmp_path / "weights.pth"))
+    found = VARIANTS[known["model"].pop("arch")]
+    for field in ("depth", "num_heads", "mlp_ratio", "embed_dim", "tokenizer", "kernel_size", "num_conv_layers"):
+        assert getattr(found, field) == getattr(variant, field)
+    assert known["model"] == {"pooling": variant.pooling, "position": variant.position, "residual_norm": None}
+    assert known["data"] == {"in_chans": 3, "image_size": variant.image_size}
+
+
+@pytest.mark.parametrize("pooling", sorted(POOLINGS))
+def test_a_network_off_the_presets_is_read_off_its_tensors(pooling, tmp_path):
+    shape = {"embed_dim": 96, "depth": 3, "num_heads": 6, "mlp_ratio": 1.5, "kernel_size": 5, "num_conv_layers": 1}
+    source = create_model("cct_2_3x2_32", pooling=pooling, image_size=28, in_chans=1, **shape)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    known = describe(str(tmp_path / "weights.safetensors"), {"model.num_heads": "6"})
+    same = {**known["model"], "pooling": pooling}  # a masked class token can't be told from a plain one
+    model = create_model(
+        **same, in_chans=known["data"]["in_chans"], image_size=known["data"]["image_size"], pretrained=tmp_path / "weights.safetensors"
+    )
+    assert known["data"]["image_size"] == 28
+    assert known["model"]["pooling"] == pooling.removeprefix("masked_")
+    assert not model.load_report.new
+    images = torch.randn(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), source.eval()(images))
+
+
+def test_the_published_weights_bring_their_normalisation(tmp_path, monkeypatch):
+    torch.save(create_model("cct_7_3x1_32_sine").state_dict(), tmp_path / "file.pth")
+    monkeypatch.setattr("cct_lightning.weights.inspection.locate", lambda source: tmp_path / "file.pth")
+    known = describe("cct_7_3x1_32_sine_cifar10_5000epochs")
+    assert known["model"]["arch"] == PUBLISHED["cct_7_3x1_32_sine_cifar10_5000epochs"].arch
+    assert known["data"]["mean"] == [0.4914, 0.4822, 0.4465]
+
+
+def test_timm_brings_size_and_normalisation():
+    known = describe("timm/vit_tiny_patch16_224")
+    assert known["model"]["arch"] == "timm/vit_tiny_patch16_224"
+    assert known["data"]["image_size"] == [224, 224]
+    assert known["data"]["mean"] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="CCT_GOLDEN names no folder of golden vectors")
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_golden_files_with_other_classes_size_and_pooling(path, cct, photos, tmp_path):
+    heads = ("--model.num_heads", 3) if "custom" in path.name else ()
+    pooling = "seqpool" if path.name.startswith("vit") else "class_token"
+    outcome = cct("finetune", photos, "--model.pretrained", path, "--data.image_size", 40, "--model.pooling", pooling, *heads, *QUICK)
+    assert outcome.code == 0, outcome.err
+    report = summary_of(tmp_path)["load_report"]
+    assert report["format"] == "reference"
+    assert {"head.bias", "head.weight"} <= set(report["new"])
+    assert ("encoder.cls_token" in report["dropped"]) == path.name.startswith("vit")
+    learned = not path.stem.endswith(("_nope", "_sine"))
+    assert ("encoder.pos_embed" in report["resized"]) == learned
+    assert "weights from" in outcome.out
+    config = configuration_of(tmp_path)
+    assert config["data"]["in_chans"] == (1 if "1ch" in path.name else 3)
+    assert config["model"]["pooling"] == pooling
+
+
+def test_a_run_s_checkpoint_brings_network_and_images(cct, photos, tmp_path):
+    small = ("--data.per_class", 3, "--model.pooling", "map", "--model.residual_norm", "false", "--model.depth", 1)
+    assert cct("fit", "-c", "digits", *small, *QUICK).code == 0
+    (best,) = tmp_path.glob("runs/digits/*/checkpoints/best.ckpt")
+    outcome = cct("finetune", photos, "--model.pretrained", best, *QUICK)
+    assert outcome.code == 0, outcome.err
+    config = configuration_of(tmp_path)
+    trained = torch.load(best, weights_only=True)[KEY]["model"]
+    for name in ("arch", "pooling", "residual_norm", "position", "depth"):
+        assert config["model"][name] == trained[name]
+    assert config["data"]["image_size"] == trained["image_size"]
+    assert (config["data"]["in_chans"], config["data"]["mean"]) == (1, trained["mean"])
+    report = summary_of(tmp_path)["load_report"]
+    assert report["new"] == ["head.bias", "head.weight"]
+    assert report["resized"] == {}
+    assert any("the weights know other classes (0, 1, 2 and 7 more)" in note for note in report["notes"])
+
+
+def test_flags_and_recipes_win_over_the_source(cct, photos, weights, tmp_path):
+    Path("mine.yaml").write_text("data: {image_size: 40}\nmodel: {drop_path: 0.0}\n")
+    outcome = cct("finetune", photos, "-c", "mine.yaml", "--model.pretrained", weights, "--data.in_chans", 1, *QUICK)
+    assert outcome.code == 0, outcome.err
+    config = configuration_of(tmp_path)
+    assert (config["data"]["image_size"], config["data"]["in_chans"], config["model"]["arch"]) == (40, 1, "cct_2_3x2_32")
+    assert set(summary_of(tmp_path)["load_report"]["resized"]) == {"encoder.pos_embed", "encoder.tokenizer.convs.0.weight"}
+
+
+def test_a_run_without_weights_says_so_loudly(cct, photos, tmp_path):
+    arch = ("--model.arch", "cct_2_3x2_32", "--data.image_size", 32)
+    outcome = cct("finetune", photos, *arch, *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("TRAINING FROM SCRATCH: no --model.pretrained is given.")
+    assert "cct_7_3x1_32_cifar10_300epochs" in outcome.out
+    (best,) = tmp_path.glob("runs/finetune/*/checkpoints/best.ckpt")
+    again = cct("finetune", photos, *arch, *QUICK)
+    assert str(best.relative_to(tmp_path)) in again.out  # what could be used
+
+
+def test_a_table_of_labels_does_as_well(cct, photos, weights, tmp_path):
+    rows = [f"{file.relative_to(tmp_path)},{file.parent.name}" for file in sorted(photos.rglob("*.png"))]
+    Path("labels.csv").write_text("\n".join(["path,label", *rows]))
+    options = ("--data.sampler", "balanced", "--model.loss.class_weights", "balanced")
+    outcome = cct("finetune", "labels.csv", "--model.pretrained", weights, *options, *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert configuration_of(tmp_path)["data"]["dataset"] == "csv"
+    assert summary_of(tmp_path)["test_accuracy"] is not None
+
+
+@pytest.mark.parametrize("pooling", ["seqpool", "mean"])
+def test_the_road_over_features_gives_what_the_long_one_gives(cct, photos, weights, tmp_path, pooling, monkeypatch):
+    options = ("-c", "linear_probe", "--model.pretrained", weights, "--model.pooling", pooling, "--trainer.precision", "32-true", *QUICK)
+    options = (*options, "--trainer.max_epochs", 3)
+    fast = cct("finetune", photos, *options)
+    assert fast.code == 0, fast.err
+    assert "features are computed once" in fast.out
+    monkeypatch.setattr("cct_lightning.data.module.ImageDataModule.use_features", lambda self, encode: None)
+    assert cct("finetune", photos, *options).code == 0
+    states = [torch.load(path, weights_only=True)["state_dict"] for path in sorted(tmp_path.glob("runs/finetune/*/checkpoints/last.ckpt"))]
+    assert len(states) == 2
+    moved = create_model("cct_2_3x2_32", pooling=pooling, num_classes=5, pretrained=weights).state_dict()
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], atol=1e-5, rtol=0)
+        if name.startswith("model.encoder."):
+            assert torch.equal(tensor, moved[name.removeprefix("model.")])
+    assert states[0]["model.head.weight"].any()
+    measured = [json.loads(path.read_text())["test"] for path in sorted(tmp_path.glob("runs/finetune/*/summary.json"))]
+    assert measured[0] == pytest.approx(measured[1], abs=1e-5)
+
+
+def test_augmentation_and_a_frozen_backbone_take_the_long_road(cct, photos, weights, tmp_path):
+    outcome = cct("finetune", photos, "--model.pretrained", weights, "--model.freeze", "backbone", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "features are computed once" not in outcome.out
+    before = torch.load(weights, weights_only=True)
+    (last,) = tmp_path.glob("runs/finetune/*/checkpoints/last.ckpt")
+    after = LitClassifier.load_from_checkpoint(last).model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("encoder."))
+
+
+def code_in_a_pickle(path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(path.parent / "ran"),))
+
+    path.write_bytes(pickle.dumps({"state_dict": Evil()}))
+
+
+def half(path):
+    torch.save(create_model("cct_2_3x2_32").state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def other(path):
+    torch.save({"fc.weight": torch.zeros(3, 3)}, path)
+
+
+def of_timm(path):
+    torch.save({"patch_embed.proj.weight": torch.zeros(3, 3, 4, 4)}, path)
+
+
+def wide(path):
+    torch.save(create_model("cct_2_3x2_32", embed_dim=96, num_heads=3).state_dict(), path)
+
+
+@pytest.mark.parametrize(("make", "words", "message"), [
+    (half, (), r"can't be read as weights"),
+    (code_in_a_pickle, (), r"holds more than tensors and plain values"),
+    (other, (), r"holds no CCT, CVT or ViT-Lite by the names of its tensors \(fc\.weight"),
+    (of_timm, (), r"give --model\.arch timm/NAME"),
+    (wide, (), r"tokens of width 96, whose number of heads can't be read off the tensors: give --model\.num_heads N"),
+    (None, ("--model.arch", "cct_4_3x2_32"), r"missing in the file: encoder\.blocks\.2"),
+    (None, ("--data.image_size", 0), r"data\.image_size=0 is out of range"),
+    (None, ("--model.arch", "cvt_2_4_32", "--data.image_size", 30), r"image_size=30 is not a multiple of patch_size=4"),
+    (None, ("--model.kernel_size", 5), r"other shape: encoder\.tokenizer\.convs\.0\.weight"),
+])  # fmt: skip
+def test_weights_and_flags_that_do_not_fit_leave_nothing_behind(cct, photos, weights, tmp_path, make, words, message):
+    if make:
+        make(weights)
+    outcome = cct("finetune", photos, "--model.pretrained", weights, *words, *QUICK)
+    assert outcome.code == 2
+    assert outcome.err.strip().splitlines()[-1]
+    assert re.search(message, outcome.err), outcome.err
+    assert len(outcome.err.strip().splitlines()) <= 7
+    assert not list(tmp_path.glob("runs/*/*"))
+    assert not (tmp_path / "ran").exists()
+
+
+def empty(folder):
+    folder.mkdir()
+
+
+def one_class(folder):
+    write_images(folder, 1, 3, 8)
+
+
+def no_images(folder):
+    (folder / "a").mkdir(parents=True)
+    (folder / "b").mkdir()
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (None, "There is no folder or file place."),
+    (empty, "place holds 0 class folder(s)"),
+    (one_class, "place holds 1 class folder(s): class0000; at least two are needed"),
+    (no_images, "place/a holds no image"),
+    (lambda path: path.write_text("x"), "place is neither a folder of class folders nor a .csv"),
+])  # fmt: skip
+def test_a_place_without_images_is_refused(cct, tmp_path, make, message, weights):
+    if make:
+        make(tmp_path / "place")
+    outcome = cct("finetune", "place", "--model.pretrained", weights, *QUICK)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ((), "finetune begins with your images: cct finetune DIR"),
+    (("--data.root", "photos"), "finetune begins with your images"),
+    (("photos", "--model.pretrained", "none.ckpt"), "There is no file none.ckpt."),
+    (("photos", "--ckpt_path", "x.ckpt"), "finetune does not take --ckpt_path"),
+    (("photos", "--model.pretrain", "x.ckpt"), "there is no key 'model.pretrain'. Did you mean model.pretrained"),
+])  # fmt: skip
+def test_a_way_of_calling_that_is_refused(cct, photos, words, message):
+    outcome = cct("finetune", *words)
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_a_frozen_backbone_does_not_train_while_it_is_read(cct, photos, weights, monkeypatch):
+    seen = []
+    step, encode = LitClassifier.training_step, LitClassifier.encode
+
+    def look(self):
+        seen.append(any(part.training for part in self.model.encoder.modules()))
+
+    monkeypatch.setattr(LitClassifier, "training_step", lambda self, *batch: look(self) or step(self, *batch))
+    monkeypatch.setattr(LitClassifier, "encode", lambda self, images: (encode(self, images), look(self))[0])
+    for options in (("-c", "linear_probe"), ("--model.freeze", "backbone")):
+        assert cct("finetune", photos, *options, "--model.pretrained", weights, "--model.drop_path", 0.5, *QUICK).code == 0
+    assert len(seen) > 3
+    assert not any(seen)
+
+
+def test_the_road_over_features_sees_the_centre_that_evaluation_sees(cct, photos, weights, tmp_path, monkeypatch):
+    options = ("-c", "linear_probe", "--model.pretrained", weights, "--trainer.precision", "32-true", "--data.crop_pct", 0.8, *QUICK)
+    assert cct("finetune", photos, *options).code == 0
+    monkeypatch.setattr("cct_lightning.data.module.ImageDataModule.use_features", lambda self, encode: None)
+    assert cct("finetune", photos, *options).code == 0
+    fast, slow = (torch.load(path, weights_only=True)["state_dict"] for path in sorted(tmp_path.glob("runs/finetune/*/checkpoints/last.ckpt")))
+    torch.testing.assert_close(fast["model.head.weight"], slow["model.head.weight"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("-c", "linear_probe"), "model.freeze=backbone needs weights to keep"),
+    (("-c", "linear_probe", "--model.pooling", "class_token", "--model.pretrained"), "would keep encoder.cls_pos_embed, encoder.cls_token at"),
+    (("--model.pretrained",), "model.pretrained is given without a value"),
+])  # fmt: skip
+def test_a_frozen_backbone_needs_weights(cct, photos, weights, words, message):
+    value = (weights,) if words[-1] == "--model.pretrained" and len(words) > 1 else ()
+    outcome = cct("finetune", photos, *words, *value, "--model.arch", "cct_2_3x2_32", *QUICK) if value or len(words) > 1 else cct(
+        "finetune", photos, *words
+    )  # fmt: skip
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_the_file_of_an_export_is_read_with_what_stands_beside_it(tmp_path):
+    network = {"arch": "cct_2_3x2_32", "pooling": "masked_class_token", "residual_norm": False, "image_size": [32, 32], "in_chans": 3,
+               "mean": [0.1] * 3, "std": [0.2] * 3}  # fmt: skip
+    save_file(create_model("cct_2_3x2_32", pooling="masked_class_token", residual_norm=False).state_dict(), tmp_path / "model.safetensors")
+    about = {"weights": "model.safetensors", "sha256": sha256(tmp_path / "model.safetensors"), "model": network, "preprocessing": {"crop_pct": 0.9}}
+    (tmp_path / "config.json").write_text(json.dumps({KEY: {**about, "class_names": None}}))
+    assert describe(str(tmp_path / "model.safetensors")) == describe(str(tmp_path))
+    assert describe(str(tmp_path))["model"]["residual_norm"] is False
+    assert describe(str(tmp_path))["data"]["crop_pct"] == 0.9
+
+
+def test_a_file_under_its_published_name_brings_its_normalisation(tmp_path):
+    torch.save(create_model("cct_7_3x1_32").state_dict(), tmp_path / "cct_7_3x1_32_cifar10_300epochs.pth")
+    assert describe(str(tmp_path / "cct_7_3x1_32_cifar10_300epochs.pth"))["data"]["mean"] == [0.4914, 0.4822, 0.4465]
+
+
+def test_a_flag_replaces_weights_that_are_gone(cct, photos, weights):
+    Path("old.yaml").write_text("model: {pretrained: gone.ckpt}\n")
+    assert "There is no file gone.ckpt" in cct("finetune", photos, "-c", "old.yaml", *QUICK).err
+    assert cct("finetune", photos, "-c", "old.yaml", "--model.pretrained", weights, *QUICK).code == 0

@@ -1,0 +1,157 @@
+import pytest
+import torch
+from torch import nn
+
+from cct_lightning import ConvTokenizer, InputError, PatchTokenizer, TimmEncoder, ViTEncoder, create_model
+from cct_lightning.networks.encoder import sine_table
+
+
+def encoder(**options):
+    defaults = {"image_size": (16, 24), "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+    return ViTEncoder(PatchTokenizer(3, 16, 4), **{**defaults, **options}).eval()
+
+
+def randomise(module):
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        with torch.no_grad():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return module
+
+
+IMAGES = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("class_token", ["none", "full", "read_only"])
+@pytest.mark.parametrize("position", ["learned", "sine", "none"])
+def test_tokens_of_non_square_images(class_token, position):
+    net = encoder(class_token=class_token, position=position)
+    tokens = net(IMAGES)
+    assert net.grid_size == (4, 6)
+    assert tokens.patches.shape == (2, 24, 16)
+    assert tokens.prefix.shape == (2, net.num_prefix_tokens, 16)
+
+
+def test_read_only_class_token_leaves_the_patches_bit_equal():
+    net = randomise(encoder(class_token="read_only", depth=3))
+    before = net(IMAGES)
+    with torch.no_grad():
+        net.cls_token.mul_(-7).add_(3)
+    after = net(IMAGES)
+    assert torch.equal(before.patches, after.patches)
+    assert not torch.allclose(before.prefix, after.prefix)
+
+
+def test_full_class_token_changes_the_patches():
+    net = randomise(encoder(class_token="full"))
+    before = net(IMAGES).patches
+    with torch.no_grad():
+        net.cls_token[..., 0] += 3  # not all the same: the norm would take it away
+    assert not torch.allclose(before, net(IMAGES).patches)
+
+
+def test_the_place_of_the_class_token_does_not_matter():
+    net = randomise(encoder(class_token="full"))
+    x = torch.randn(2, 25, 16)
+    first, last = x, x.roll(-1, dims=1)
+    for block in net.blocks:
+        first, last = block(first), block(last)
+    torch.testing.assert_close(first, last.roll(1, dims=1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_position_folded_into_the_class_token_changes_nothing():
+    apart = randomise(encoder(class_token="full"))
+    folded = encoder(class_token="full", class_token_position=False)
+    state = apart.state_dict()
+    state["cls_token"] = state["cls_token"] + state.pop("cls_pos_embed")
+    folded.load_state_dict(state)
+    torch.testing.assert_close(apart(IMAGES), folded(IMAGES), atol=1e-6, rtol=1e-6)
+
+
+def test_sine_table_is_interleaved_and_fixed():
+    table = sine_table(50, 8)[0]
+    assert torch.equal(table[0], torch.tensor([0.0, 1.0] * 4))
+    torch.testing.assert_close(table[7, 2], torch.sin(torch.tensor(7 / 10000 ** (2 / 8))))
+    torch.testing.assert_close(table[7, 3], torch.cos(torch.tensor(7 / 10000 ** (2 / 8))))
+    net = encoder(position="sine", class_token="full")
+    assert torch.equal(net.pos_embed[0], sine_table(25, 16)[0, 1:])  # the class token is position 0
+    assert "pos_embed" not in dict(net.named_parameters())
+    assert "pos_embed" in net.state_dict()  # so that weights say what they were trained with
+
+
+def test_standard_pre_norm_is_the_other_block_form():
+    published, standard = randomise(encoder()), encoder(residual_norm=False)
+    standard.load_state_dict(published.state_dict())
+    block, x = standard.blocks[0], torch.randn(2, 5, 16)
+    y = x + block.attn(block.norm1(x))
+    torch.testing.assert_close(block(x), y + block.mlp(block.norm2(y)))
+    assert not torch.allclose(published(IMAGES).patches, standard(IMAGES).patches, atol=1e-2)
+
+
+def test_drop_path_rises_linearly_and_dropouts_arrive():
+    net = encoder(depth=3, drop_path=0.2, attn_drop=0.3, proj_drop=0.4)
+    assert [block.drop_path.drop_prob for block in net.blocks] == pytest.approx([0.0, 0.1, 0.2])
+    assert net.blocks[1].attn.attn_drop.p == 0.3
+    assert net.blocks[1].attn.proj_drop.p == net.pos_drop.p == net.blocks[1].mlp.drop1.p == 0.4
+    torch.manual_seed(0)
+    assert not torch.equal(net.train()(IMAGES).patches, net(IMAGES).patches)
+
+
+def test_images_of_another_shape_are_refused():
+    with pytest.raises(InputError, match=r"\(1, 3, 16, 16\) given to a network built for \(B, 3, 16, 24\)"):
+        encoder()(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(InputError, match="in_chans=1"):
+        encoder()(torch.zeros(1, 1, 16, 24))
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(InputError, match="num_heads=3 does not divide embed_dim=16"):
+        encoder(num_heads=3)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for enable in (False, True):
+        net = randomise(encoder(class_token="read_only")).train()
+        net.grad_checkpointing = enable
+        net(IMAGES).prefix.square().sum().backward()
+        gradients.append([parameter.grad for parameter in net.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "deit_tiny_patch16_224", "vit_base_patch32_clip_224", "eva02_tiny_patch14_224"]
+)
+def test_timm_encoder_returns_the_tokens_of_timm(name):
+    net = TimmEncoder.create(name, "none", img_size=56 if "eva" in name else 64).eval()
+    images = torch.randn(1, 3, *net.image_size)
+    with torch.no_grad():
+        tokens = net(images)
+        timms = net.model.forward_features(images)
+    assert tokens.patches.shape[1] == net.grid_size[0] * net.grid_size[1]
+    torch.testing.assert_close(torch.cat(tokens, dim=1), net.norm(timms))
+
+
+def test_timm_norm_behind_the_pool_is_applied_to_the_tokens():
+    import timm
+
+    net = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, global_pool="", fc_norm=True)
+    nn.init.constant_(net.fc_norm.bias, 5.0)
+    tokens = TimmEncoder(net).eval()(torch.randn(1, 3, 32, 32))
+    assert tokens.patches.mean().item() == pytest.approx(5.0, abs=1e-4)
+
+
+def test_timm_networks_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match=r"returns features of shape \(1, 512, 7, 7\)"):
+        TimmEncoder.create("resnet18", "none")
+    with pytest.raises(InputError, match="class_token=full asked of timm's VisionTransformerRelPos, which has none"):
+        TimmEncoder.create("vit_relpos_small_patch16_224", "full")
+    with pytest.raises(InputError, match="class_token=read_only"):
+        create_model("timm/vit_tiny_patch16_224", pooling="masked_class_token", image_size=32)
+    with pytest.raises(InputError, match="timm/vit_tinny"):
+        create_model("timm/vit_tinny")
+
+
+def test_channels_and_tokenizers_combine():
+    net = ViTEncoder(ConvTokenizer(5, 12, 3), (9, 13), depth=1, num_heads=3)
+    assert net(torch.zeros(1, 5, 9, 13)).patches.shape == (1, net.grid_size[0] * net.grid_size[1], 12)

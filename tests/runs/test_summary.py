@@ -1,0 +1,47 @@
+from cct_lightning.runs.summary import describe
+
+WHOLE = {
+    "recipe": "digits", "run_dir": "runs/digits/1", "arch": "cct_2_3x2_32", "val_accuracy": 0.5, "val_accuracy_last": 0.25, "test_accuracy": 0.125,
+    "num_parameters": 276_427, "flops_per_image": 16_292_352, "images_per_second": 2438.2, "seconds": 34.12, "epochs": 60, "steps": 1200,
+    "best_checkpoint": "runs/digits/1/checkpoints/best.ckpt", "last_checkpoint": "runs/digits/1/checkpoints/last.ckpt", "device": "CPU", "seed": 0,
+    "finished": True, "resumed": 0, "val_accuracy_raw": None,
+}  # fmt: skip
+
+
+def test_a_whole_run():
+    text = describe(WHOLE)
+    for part in (
+        "digits: cct_2_3x2_32, 60 epochs (1200 steps) in 34.1 s on CPU\n", "best 50.00 %, last 25.00 %", "12.50 % with the best weights",
+        "276,427 parameters, 16.3 MFLOPs", "2,438 images/s", "checkpoints/best.ckpt, last.ckpt", "cct test runs/digits/1/checkpoints/best.ckpt",
+        "--seed_everything 1",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_what_is_missing_is_a_dash():
+    missing = dict.fromkeys(("val_accuracy", "val_accuracy_last", "test_accuracy", "flops_per_image", "images_per_second", "best_checkpoint"))
+    text = describe({**WHOLE, **missing, "finished": False})
+    for part in (
+        "(interrupted)",
+        "best -, last -",
+        "test accuracy        -\n",
+        "276,427 parameters\n",
+        "cct test runs/digits/1/checkpoints/last.ckpt",
+    ):
+        assert part in text
+
+
+def test_a_stopped_run_says_how_to_go_on():
+    text = describe({**WHOLE, "finished": False, "resumed": 2})
+    assert "on CPU, in 3 sittings (interrupted)\n" in text
+    assert "next\n  cct resume runs/digits/1\n" in text
+    assert "cct resume" not in describe(WHOLE)
+    assert "cct resume" not in describe({**WHOLE, "finished": False, "last_checkpoint": None})
+
+
+def test_a_run_without_test_images_suggests_to_validate():
+    assert "  cct validate runs/digits/1/checkpoints/best.ckpt\n" in describe({**WHOLE, "test_accuracy": None})
+
+
+def test_an_average_is_set_beside_the_raw_weights():
+    assert "best 50.00 %, last 25.00 %; last without EMA 12.50 %\n" in describe({**WHOLE, "val_accuracy_raw": 0.125})

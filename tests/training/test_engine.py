@@ -1,0 +1,134 @@
+"""The recorded step is tested here without a GPU: the recorder is replaced by one that runs the step again, all around it is the real thing."""
+
+import lightning as L
+import pytest
+import torch
+
+from cct_lightning import AugmentConfig, ImageDataModule, InputError, LitClassifier, OptimConfig, ScheduleConfig
+from cct_lightning.tasks import classification as module
+from cct_lightning.training import engine
+from cct_lightning.training.engine import StepGraph, check_graph, choose_engine
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(("given", "device", "steps", "able", "chosen"), [
+    ("auto", GPU, 100_000, True, "compile"),
+    ("auto", GPU, 100_000, False, "eager"),
+    ("auto", GPU, 500, True, "eager"),
+    ("auto", CPU, 100_000, True, "eager"),
+    ("compile", CPU, 1, False, "compile"),
+    ("eager", GPU, 100_000, True, "eager"),
+])  # fmt: skip
+def test_auto_compiles_long_runs_on_a_gpu_that_can(monkeypatch, given, device, steps, able, chosen):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if able else None)
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/cc")
+    assert choose_engine(given, device, steps) == chosen
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"device": CPU}, "the run is on cpu: choose eager"),
+    ({"world_size": 2}, "takes one device, and there are 2"),
+    ({"precision": "16-mixed"}, "as trainer.precision=16-mixed needs: choose bf16-mixed"),
+    ({"optimizer": "sgd"}, "optim.name=adamw or muon, not sgd"),
+    ({"trainer_keys": {"gradient_clip_val": (1.0, 0)}}, "can't honour trainer.gradient_clip_val=1.0: set model.optim.clip_norm"),
+    ({"trainer_keys": {"callbacks": ("GradientAccumulationScheduler", None)}}, "trainer.callbacks=GradientAccumulationScheduler: leave it out"),
+    ({"trainer_keys": {"accumulate_grad_batches": (4, 1)}}, "can't honour trainer.accumulate_grad_batches=4: leave it out"),
+])  # fmt: skip
+def test_what_a_recorded_step_cannot_honour_is_refused_by_name(changes, message):
+    fine = {"device": GPU, "world_size": 1, "precision": "bf16-mixed", "optimizer": "adamw", "trainer_keys": {"gradient_clip_val": (None, 0)}}
+    check_graph(**fine)
+    with pytest.raises(InputError, match=message):
+        check_graph(**{**fine, **changes})
+
+
+def again(step):
+    """Records nothing: a replay runs the step."""
+    result = torch.zeros(())
+
+    def replay():
+        result.copy_(step())
+
+    return replay, result
+
+
+def trained(monkeypatch, chosen, epochs=2, ckpt_path=None, callbacks=(), **options):
+    monkeypatch.setattr(module, "check_graph", lambda *_: None)
+    monkeypatch.setattr(module, "StepGraph", lambda *arguments: StepGraph(*arguments, record=again))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)  # inductor takes half a minute, and changes the last digits
+    torch.manual_seed(0)
+    options = {"pooling": "mean", "drop_path": 0.2, "attn_drop": 0.1, "schedule": ScheduleConfig("linear", warmup_epochs=1), **options}
+    lit = LitClassifier("cct_2_3x2_32", image_size=(16, 16), in_chans=1, mean=[0.3], std=[0.4], engine=chosen, **options)
+    data = ImageDataModule("digits", image_size=16, batch_size=20, per_class=10, augment=AugmentConfig(shift=1, mixup=0.5, mix_off_epoch=1), seed=0)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, max_epochs=epochs,
+        callbacks=list(callbacks),
+    )  # fmt: skip
+    trainer.fit(lit, data, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
+    return lit, trainer
+
+
+@pytest.mark.parametrize("optim", [OptimConfig(lr=1e-3, clip_norm=0.5), OptimConfig("muon", lr=1e-3, betas=(0.9, 0.99))])
+def test_a_recorded_step_is_the_step(monkeypatch, optim):
+    eager, trainer = trained(monkeypatch, "eager", optim=optim)
+    graph, other = trained(monkeypatch, "graph", optim=optim)
+    assert other.global_step == trainer.global_step == 10
+    if optim.name == "adamw":  # Muon rounds its products to bfloat16, so the weights differ where the loss does not
+        # learning rates are float32 on the device, Python's doubles on the host
+        torch.testing.assert_close(graph.model.state_dict(), eager.model.state_dict(), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(other.callback_metrics["train/loss_epoch"], trainer.callback_metrics["train/loss_epoch"], atol=2e-3, rtol=0)
+
+
+def test_a_checkpoint_of_a_recorded_run_is_one_of_every_run(monkeypatch, tmp_path):
+    class Save(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    whole, _ = trained(monkeypatch, "graph", callbacks=[Save()])
+    checkpoint = torch.load(tmp_path / "0.ckpt", weights_only=True)
+    assert all(isinstance(rate, float) for rate in checkpoint["lr_schedulers"][0]["_last_lr"])
+    for group in checkpoint["optimizer_states"][0]["param_groups"]:
+        assert isinstance(group["lr"], float)
+        assert group["capturable"] is False
+    resumed, trainer = trained(monkeypatch, "eager", ckpt_path=tmp_path / "0.ckpt")
+    assert trainer.global_step == 10
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=2e-5, rtol=1e-4)
+
+
+def test_a_batch_of_another_shape_is_refused():
+    weight = torch.ones(3, requires_grad=True)
+    step = StepGraph(
+        lambda x, y: (x * weight - y).square().mean(), torch.optim.AdamW([weight], fused=True), torch.ones(2, 3), torch.ones(2, 3), None, again
+    )
+    assert torch.equal(weight, torch.ones(3))  # what the first runs changed is put back
+    step(torch.ones(2, 3), torch.zeros(2, 3))
+    assert not torch.equal(weight, torch.ones(3))
+    with pytest.raises(InputError, match=r"recorded batches of \(2, 3\) and got \(1, 3\)"):
+        step(torch.ones(1, 3), torch.ones(1, 3))
+
+
+def test_a_step_inside_autocast_casts_the_weights_that_it_changed():
+    net, images, targets = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.eye(2).repeat(4, 1)
+    with torch.autocast("cpu", torch.bfloat16):  # one that keeps what it casts, around all steps
+        optimizer = torch.optim.AdamW(net.parameters(), 0.1, fused=True)
+        step = StepGraph(lambda x, y: torch.nn.functional.cross_entropy(net(x), y), optimizer, images, targets, None, again)
+        losses = [step(images, targets).item() for _ in range(4)]
+    assert len(set(losses)) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cuda_graph_does_what_the_step_does():
+    def run(record):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4)).cuda()
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-2, fused=True)
+        batches = [(torch.randn(32, 8).cuda(), torch.randn(32, 4).softmax(1).cuda()) for _ in range(5)]
+        step = StepGraph(lambda x, y: torch.nn.functional.cross_entropy(net(x), y), optimizer, *batches[0], 1.0, record)
+        return [step(*batch).item() for batch in batches]
+
+    def again_on_gpu(step):
+        result = torch.zeros((), device="cuda")
+        return lambda: result.copy_(step()), result
+
+    assert run(engine.record_cuda_graph) == pytest.approx(run(again_on_gpu), rel=1e-5)
