@@ -50,8 +50,8 @@ def run(words: list[str], callbacks: str) -> tuple[float, float]:
 def hooks(name: str, words: list[str]) -> None:
     """Trains in this process, and prints what the callbacks' hooks around the steps take."""
     from cct_lightning import callbacks
-    from cct_lightning.commands.fit import run as command_line
     from cct_lightning.commands.main import prepare
+    from cct_lightning.commands.running import train
 
     taken: dict[str, list[float]] = {}
 
@@ -78,7 +78,7 @@ def hooks(name: str, words: list[str]) -> None:
             timed(kind, hook)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         words = ["fit", *words, "--trainer.callbacks", CALLBACKS, "--trainer.default_root_dir", folder, "--wandb.mode", "disabled"]
-        command_line(prepare([*words, "--trainer.enable_progress_bar", "false"]))
+        train(prepare([*words, "--trainer.enable_progress_bar", "false"]))
     whole = statistics.median(after - before for before, after in pairwise(steps[5:]))
     shares = {kind: 2 * statistics.mean(times[10:]) / whole for kind, times in taken.items()}  # two hooks a step
     told = ", ".join(f"{kind} {100 * share:.2f}" for kind, share in shares.items())

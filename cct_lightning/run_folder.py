@@ -1,4 +1,4 @@
-"""What a run's folder holds, for those who read it afterwards."""
+"""A run's folder, runs/<recipe>/<time>: every path in it, and how it is made, found from a word, held, read, written whole and discarded."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,17 +18,9 @@ import yaml
 
 from cct_lightning.errors import InputError
 
-
-def recipe_name(path: Path) -> str:
-    """Names a run after its recipe; a run of runs/<recipe>/<time>/config.yaml is one of that recipe."""
-    return path.parent.parent.name if path.name == "config.yaml" and path.parent.parent.name else path.stem
-
-
-def discard(run_dir: str) -> None:
-    """Removes the folder of a run that never began: it holds nothing, or its configuration alone, at most told to W&B."""
-    folder = Path(run_dir)
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"config.yaml", "wandb"}:
-        shutil.rmtree(folder)
+# Tells the processes that a launch starts on this machine the folder that the first one has made.
+VARIABLE = "CCT_RUN_DIR"
+BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 @contextmanager
@@ -46,115 +38,155 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Returns what a run's summary.json says, nothing where there is none or a damaged one."""
-    try:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
-
-
-_locks: list[int] = []
-
-
-def lock(run_dir: Path, patience: float = 0.0) -> None:
-    """Takes a run's folder for this process, until ``unlock`` or the process's end however it comes.
-
-    Args:
-        run_dir: The folder.
-        patience: Seconds to wait for another process. The workers of one that was killed live for some seconds more.
-
-    Raises:
-        InputError: Another process on this machine has it.
-    """
-    try:
-        import fcntl
-
-        folder = os.open(run_dir, os.O_RDONLY)
-    except (ImportError, PermissionError):
-        return  # Windows has no such lock
-    until = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                os.close(folder)
-                raise InputError(f"{run_dir} is being trained by another process on this machine: wait for its end, or stop it.") from None
-            time.sleep(0.2)
-        except OSError:  # a file system without locks
-            os.close(folder)
-            return
-        else:
-            _locks.append(folder)
-            return
-
-
-def unlock() -> None:
-    """Lets go of what ``lock`` took."""
-    while _locks:
-        import fcntl
-
-        folder = _locks.pop()
-        fcntl.flock(folder, fcntl.LOCK_UN)  # a worker that is still there holds the file open, too
-        os.close(folder)
-
-
-def make_run_dir(recipe: str, base: Path = Path("runs")) -> Path:
-    """Makes base/<recipe>/<time>/, for this run alone: two runs that begin in the same second get two folders.
-
-    The processes that a launch starts on this machine find the folder of the first one in the environment. Ranks on other machines write
-    nothing, and Lightning tells them where the checkpoints lie.
-    """
-    if told := os.environ.get("CCT_RUN_DIR"):
-        return Path(told)
-    stem = base / recipe / time.strftime("%Y%m%d-%H%M%S")
-    folder, number = stem, 1
-    is_first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
-    while is_first:
-        try:
-            folder.mkdir(parents=True, exist_ok=False)
-            break
-        except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
-            raise InputError(
-                f"{folder.resolve()} can't be made ({error.strerror}): name another place with --trainer.default_root_dir DIR."
-            ) from None
-        except FileExistsError:
-            number += 1
-            folder = stem.with_name(f"{stem.name}-{number}")
-    os.environ["CCT_RUN_DIR"] = str(folder)
-    return folder
-
-
 @dataclass(frozen=True)
-class Run:
-    """What a run's folder holds; what is missing or damaged is empty.
+class RunFolder:
+    """The folder of a run. What it holds is read when it is first asked for; what is missing or damaged is empty.
 
     Attributes:
-        folder: As it shall stand in the commands.
-        summary: Of summary.json.
-        config: Of config.yaml.
-        config_text: The same as it is written.
-        metrics: Rows of metrics.csv, without the empty cells.
+        path: As it shall stand in commands.
     """
 
-    folder: Path
-    summary: Mapping[str, Any]
-    config: Mapping[str, Any]
-    config_text: str
-    metrics: list[dict[str, float]]
+    path: Path
 
     @classmethod
-    def read(cls, folder: Path) -> "Run":
-        """Reads a run's folder."""
-        config_text = _read(folder / "config.yaml")
+    def make(cls, recipe: str, base: Path = Path("runs")) -> "RunFolder":
+        """Makes base/<recipe>/<time>/, for this run alone: two runs that begin in the same second get two folders.
+
+        The processes that a launch starts on this machine are told the folder of the first one, see ``told``. Ranks on other machines write
+        nothing, and Lightning tells them where the checkpoints lie.
+
+        Raises:
+            InputError: It can't be made.
+        """
+        if told := os.environ.get(VARIABLE):
+            return cls(Path(told))
+        stem = base / recipe / time.strftime("%Y%m%d-%H%M%S")
+        path, number = stem, 1
+        is_first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+        while is_first:
+            try:
+                path.mkdir(parents=True, exist_ok=False)
+                break
+            except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
+                raise InputError(
+                    f"{path.resolve()} can't be made ({error.strerror}): name another place with --trainer.default_root_dir DIR."
+                ) from None
+            except FileExistsError:
+                number += 1
+                path = stem.with_name(f"{stem.name}-{number}")
+        return cls(path)
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe that the run is of."""
+        return self.path.resolve().parent.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / BEST
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / LAST
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tells the folder to the processes that are launched meanwhile."""
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = str(self.path)
         try:
-            config = yaml.safe_load(config_text)
+            yield
+        finally:
+            if before is None:
+                del os.environ[VARIABLE]
+
+    @contextmanager
+    def held(self, patience: float = 0.0) -> Iterator[None]:
+        """Keeps other processes of this machine out of the folder, until the end of the block or of the process, however that comes.
+
+        Args:
+            patience: Seconds to wait for another process. The workers of one that was killed live for some seconds more.
+
+        Raises:
+            InputError: Another process has it.
+        """
+        try:
+            import fcntl
+
+            folder = os.open(self.path, os.O_RDONLY)
+        except (ImportError, PermissionError):
+            yield  # Windows has no such lock
+            return
+        try:
+            _lock(folder, self.path, patience)
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_UN)  # a worker that is still there holds the file open, too
+            os.close(folder)
+
+    def discard_unless_begun(self) -> None:
+        """Removes the folder of a run that never began: it holds nothing, or its configuration alone, at most told to W&B."""
+        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"config.yaml", "wandb"}:
+            shutil.rmtree(self.path)
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """What summary.json says."""
+        return read_json(self.summary_file)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json."""
+        with replacing(self.summary_file) as file:
+            file.write((json.dumps(summary, indent=2) + "\n").encode())
+
+    def write_config(self, text: str) -> None:
+        """Writes config.yaml."""
+        with replacing(self.config_file) as file:
+            file.write(text.encode())
+
+    @cached_property
+    def config_text(self) -> str:
+        """config.yaml as it is written."""
+        return _read(self.config_file)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """What config.yaml says."""
+        try:
+            config = yaml.safe_load(self.config_text)
         except yaml.YAMLError:
-            config = {}
-        rows = [{name: to_number(cell) for name, cell in row.items() if cell} for row in read_table(folder / "metrics.csv")]
-        return cls(folder, read_json(folder / "summary.json"), config if isinstance(config, dict) else {}, config_text, rows)
+            return {}
+        return config if isinstance(config, dict) else {}
+
+    @cached_property
+    def metrics(self) -> list[dict[str, float]]:
+        """Rows of metrics.csv, without the empty cells."""
+        return [{name: to_number(cell) for name, cell in row.items() if cell} for row in read_table(self.metrics_file)]
 
     def key(self, name: str) -> Any:
         """Returns the value of a key of the configuration, by its dotted name; None where it is not there."""
@@ -173,8 +205,105 @@ class Run:
         checkpoint = self.summary.get("best_checkpoint") or self.summary.get("last_checkpoint")
         if self.summary.get("test_accuracy") is None or not checkpoint:
             return None  # an earlier sitting may have left its tables
-        folder = self.folder / "checkpoints" / f"{Path(checkpoint).stem}-{self.key('data.dataset')}-test"
+        folder = tables_beside(self.checkpoints / Path(checkpoint).name, str(self.key("data.dataset")), "test")
         return folder if folder.is_dir() else None
+
+
+def _lock(folder: int, path: Path, patience: float) -> None:
+    import fcntl
+
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise InputError(f"{path} is being trained by another process on this machine: wait for its end, or stop it.") from None
+            time.sleep(0.2)
+        except OSError:  # a file system without locks
+            return
+
+
+def tables_beside(checkpoint: Path, dataset: str, stage: str) -> Path:
+    """Names the folder beside a checkpoint for what an evaluation finds: its tables and pictures."""
+    return checkpoint.with_name(f"{checkpoint.stem}-{dataset}-{stage}")
+
+
+def recipe_name(path: Path) -> str:
+    """Names a run after its recipe; a run of runs/<recipe>/<time>/config.yaml is one of that recipe."""
+    return path.parent.parent.name if path.name == "config.yaml" and path.parent.parent.name else path.stem
+
+
+def newest(name: str = BEST, base: Path = Path("runs"), count: int = 1) -> list[Path]:
+    """Returns the checkpoints of a name below a folder of runs, the newest first."""
+    found = sorted(base.glob(f"**/checkpoints/{name}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return found[:count]
+
+
+def _to_resume(base: Path) -> str:
+    """Ends an error message with the last run below a folder."""
+    return "".join(f" The last run there: cct resume {path.parent.parent}" for path in newest(LAST, base))
+
+
+def _folder_of(path: Path) -> Path:
+    """Returns the folder of a run that a path in it leads to: its config.yaml, its last.ckpt, its checkpoints; else the path."""
+    if path.name == LAST and path.parent.name == "checkpoints":
+        return path.parent.parent
+    return path.parent if path.name in ("config.yaml", "checkpoints") else path
+
+
+def find_run(word: str | Path | None) -> RunFolder:
+    """Returns the folder of a run that can go on, given by itself, its last.ckpt, its checkpoints or its config.yaml.
+
+    Raises:
+        InputError: It is no run, or one that can't be resumed.
+    """
+    if word is None:
+        raise InputError(f"resume goes on with one run: cct resume runs/<recipe>/<time>.{_to_resume(Path('runs'))}")
+    given = Path(word).expanduser()
+    path = _folder_of(Path(os.path.abspath(given)))
+    if path.suffix == ".ckpt":
+        raise InputError(f"{word}: a run is resumed from its last.ckpt: cct resume {os.path.relpath(path.parent.parent)}")
+    run = RunFolder(path if given.is_absolute() else Path(os.path.relpath(path)))
+    if not run.path.is_dir():
+        raise InputError(f"There is no run {word}.{_to_resume(Path('runs'))}")
+    if not run.config_file.is_file():
+        raise InputError(f"{run.path} is no run: it holds no config.yaml. Runs lie in runs/<recipe>/<time>.{_to_resume(run.path)}")
+    if not run.last.is_file():
+        raise InputError(
+            f"{run.path} has no checkpoints/last.ckpt: it was stopped before its first epoch ended, or keeps no checkpoints.\n"
+            f"  It can start anew: cct fit -c {run.config_file}"
+        )
+    return run
+
+
+def find_network(word: str | Path) -> Path:
+    """Returns the file that a word for a trained network leads to; the one way for all that take a network.
+
+    Args:
+        word: A file; a run's folder, its checkpoints or its config.yaml, of which best.ckpt is taken, else last.ckpt; a folder that
+            ``cct export`` wrote, of which config.json is.
+
+    Raises:
+        InputError: There is nothing of that kind.
+    """
+    path = Path(word).expanduser()
+    if path.is_file() and path.name != "config.yaml":
+        return path
+    folder = path.parent if path.name == "config.yaml" else path
+    if not folder.is_dir() or (folder != path and not path.is_file()):
+        near = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".ckpt", ".pth", ".pt", ".safetensors"))[:5]
+        hint = f"Beside it: {', '.join(near)}." if near else "Checkpoints lie in runs/<recipe>/<time>/checkpoints/."
+        raise InputError(f"There is no file{'' if path.suffix else ' or folder'} {path}. {hint}")
+    run = RunFolder(folder)
+    for file in (folder / "config.json", run.best, run.last, folder / BEST, folder / LAST):
+        if file.is_file():
+            return file
+    if run.checkpoints.is_dir() or run.config_file.is_file():
+        raise InputError(f"{folder} is a run without checkpoints: it was stopped before its first epoch ended, or keeps none.")
+    below = "".join(f" The newest below it: {path}" for path in newest(base=folder))
+    raise InputError(f"{folder} holds no network: neither a run's checkpoints (best.ckpt, last.ckpt) nor an export (config.json).{below}")
 
 
 def _read(path: Path) -> str:
@@ -185,6 +314,7 @@ def _read(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Returns the dictionary of a JSON file, nothing where there is none or a damaged one."""
     try:
         found = json.loads(_read(path))
     except ValueError:
@@ -193,43 +323,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a CSV file by the names of their columns, none where there is no file."""
     return list(csv.DictReader(io.StringIO(_read(path), newline="")))
 
 
 def to_number(text: object) -> float:
+    """Returns a number that a file holds as text, NaN where it is none."""
     try:
         return float(str(text))
     except ValueError:
         return math.nan
-
-
-def newest_run(folder: Path) -> str:
-    """Ends an error message with the last run below a folder."""
-    found = sorted(folder.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    return f" The last run there: cct resume {found[-1].parent.parent}" if found else ""
-
-
-def find_run(word: str) -> Path:
-    """Returns the folder of a run, given by itself, its last.ckpt or its config.yaml.
-
-    Raises:
-        InputError: It is no run, or one that can't be resumed.
-    """
-    path = Path(os.path.abspath(Path(word).expanduser()))
-    if path.name == "last.ckpt" and path.parent.name == "checkpoints":
-        path = path.parent.parent
-    elif path.name in ("config.yaml", "checkpoints"):
-        path = path.parent
-    elif path.suffix == ".ckpt":
-        raise InputError(f"{word}: a run is resumed from its last.ckpt: cct resume {os.path.relpath(path.parent.parent)}")
-    run = path if Path(word).is_absolute() else Path(os.path.relpath(path))
-    if not run.is_dir():
-        raise InputError(f"There is no run {word}.{newest_run(Path('runs'))}")
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run} is no run: it holds no config.yaml. Runs lie in runs/<recipe>/<time>.{newest_run(run)}")
-    if not (run / "checkpoints" / "last.ckpt").is_file():
-        raise InputError(
-            f"{run} has no checkpoints/last.ckpt: it was stopped before its first epoch ended, or keeps no checkpoints.\n"
-            f"  It can start anew: cct fit -c {run / 'config.yaml'}"
-        )
-    return run

@@ -1,35 +1,53 @@
-"""``cct test`` and ``cct validate``: a checkpoint's recipe before what is typed."""
+"""``cct test`` and ``cct validate``: what is typed, checked without torch, and what the checkpoint says before it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cct_lightning.commands.requests import Request, read_request
+from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
-from cct_lightning.weights.files import KEY, read_checkpoint
+from cct_lightning.run_folder import find_network, newest
 
 
-def from_checkpoint(arguments: list[str], folder: Path) -> list[str]:
-    """Turns ``test CHECKPOINT [flags]`` into LightningCLI's arguments: what the checkpoint says first, so that recipes and flags win.
+def prepare(arguments: list[str], command: str) -> Request:
+    """Reads and checks the words behind ``test`` or ``validate``.
+
+    Raises:
+        InputError: No checkpoint, or none that is there; an unknown recipe or key.
+    """
+    typed = read_words(arguments, command)
+    for option in typed.options:
+        if option.key in ("find-lr", "find-batch-size"):
+            raise InputError(f"--{option.key} is for `cct fit` and `cct finetune`.")
+    named = [*typed.alone, *(option.value for option in typed.options if option.key == "ckpt_path" and option.value)]
+    request = read_request(command, typed, ("ckpt_path",))
+    if len(named) != 1:
+        hint = next(iter(newest()), "runs/.../checkpoints/best.ckpt")
+        what = f"one, not {len(named)}" if named else "a file that ends in .ckpt"
+        raise InputError(f"{command} needs a checkpoint, {what}: cct {command} {hint}")
+    checkpoint = find_network(named[0])
+    if checkpoint.suffix != ".ckpt":
+        raise InputError(f"{command} measures a run's checkpoint, and {checkpoint} is none: cct predict classifies with it.")
+    return Request(command, request.words, request.keys, request.recipes, checkpoint=checkpoint)
+
+
+def recipe_of(about: Mapping[str, Any] | None, request: Request) -> dict[str, Any]:
+    """Returns what a checkpoint says, as a recipe before what is typed.
+
+    Args:
+        about: What the checkpoint says of itself.
+        request: What was asked for.
 
     Raises:
         InputError: The file is no checkpoint of ours, or was not written by a recipe and none is given.
     """
-    command, *rest = arguments
-    position = next(i for i, word in enumerate(rest) if word.removeprefix("--ckpt_path=").endswith(".ckpt"))
-    checkpoint = rest.pop(position).removeprefix("--ckpt_path=")
-    if position and rest[position - 1] == "--ckpt_path":
-        rest.pop(position - 1)
-    about = read_checkpoint(checkpoint).get(KEY)
     if not isinstance(about, Mapping) or not about.get("model"):
-        raise InputError(f"{checkpoint} is no checkpoint of `cct fit`, or holds a network that only Python can build.")
+        raise InputError(f"{request.checkpoint} is no checkpoint of `cct fit`, or holds a network that only Python can build.")
     known: dict[str, Any] = {"model": {**about["model"], "pretrained": None}}
     if recipe := about["recipe"]:
         known |= {"seed_everything": recipe["seed_everything"], "data": recipe["data"]}
         known["trainer"] = {"precision": recipe["trainer"]["precision"], "accelerator": recipe["trainer"]["accelerator"], "devices": 1}
-    elif "--config" not in rest:
-        raise InputError(f"{checkpoint} does not hold the recipe it was trained with: name one, cct {command} -c RECIPE {checkpoint}")
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(known), encoding="utf-8")
-    return [command, "--config", str(path), *rest, "--ckpt_path", checkpoint]
+    elif not request.recipes:
+        checkpoint = request.checkpoint
+        raise InputError(f"{checkpoint} does not hold the recipe it was trained with: name one, cct {request.command} -c RECIPE {checkpoint}")
+    return known

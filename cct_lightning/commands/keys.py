@@ -26,7 +26,6 @@ NESTED = {
     "ScheduleConfig": PACKAGE / "training" / "options.py",
     "AugmentConfig": PACKAGE / "data" / "augment" / "options.py",
 }
-FIND = ("--find-lr", "--find-batch-size")  # of `cct fit`: look for a value instead of training
 PYTHON_ONLY = {"model.model"}
 FROM_DATA = ("num_classes", "image_size", "in_chans", "class_names", "mean", "std")  # flow from data to model in `fit`
 # Where a run is computed, not what it is: these may differ when it is resumed.

@@ -16,6 +16,7 @@ from cct_lightning.errors import InputError, did_you_mean
 # Harmless messages, by their words. Nothing else is hidden.
 HARMLESS_WARNINGS = (
     r".*does not have many workers.*",  # images in memory are faster without
+    r".*IProgress not found.*",  # of tqdm in a notebook, which nothing of ours shows
     r".*LeafSpec.*is deprecated.*",  # Lightning 2.6 with torch 2.15
     r".*Experiment logs directory .* exists and is not empty.*",  # the run folder is this run's own
     r".*The number of training batches \(\d+\) is smaller than the logging interval.*",
@@ -54,6 +55,9 @@ class _WithoutTips(logging.Filter):
         return not any(text in record.getMessage() for text in HARMLESS_MESSAGES)
 
 
+_WITHOUT_TIPS = _WithoutTips()  # one for all runs of a process: a logger takes a filter once
+
+
 def quieten() -> None:
     """Filters the known harmless messages of Lightning and jsonargparse, by name."""
     # Lightning 2.6 calls what jsonargparse 5 will drop: https://github.com/Lightning-AI/pytorch-lightning/issues/21900
@@ -61,7 +65,7 @@ def quieten() -> None:
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed", *TUNING):
-        logging.getLogger(name).addFilter(_WithoutTips())
+        logging.getLogger(name).addFilter(_WITHOUT_TIPS)
 
 
 def _plain_type(annotation: str) -> str:
@@ -118,3 +122,11 @@ class Parser(LightningArgumentParser):
             name = next(filter(None, found.groups()))
             raise InputError(f"model.{name} flows from the data to the model: set it there (data.image_size), or leave it out.")
         raise InputError(shorten(message))
+
+
+def raised_by_lightning(error: BaseException) -> bool:
+    """Tells whether an error comes out of Lightning's own code."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and f"{os.sep}lightning{os.sep}" in frame.tb_frame.f_code.co_filename

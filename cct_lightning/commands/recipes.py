@@ -53,7 +53,7 @@ def print_recipes(names: list[str]) -> None:
     print("\ncct fit -c NAME runs one; -c again lays another over it: cct fit -c cifar10 -c smoke")
 
 
-def read_recipe(path: Path, fits: bool) -> dict[str, Any]:
+def read_recipe(path: Path, trains: bool) -> dict[str, Any]:
     """Returns the keys of a recipe with their values, after a first check of these."""
     import yaml
 
@@ -71,7 +71,7 @@ def read_recipe(path: Path, fits: bool) -> dict[str, Any]:
         raise InputError(f"{path}: {group} is a group of keys, such as {group}: {{...}}; it can't be set to a value.")
     keys = flatten(recipe)
     for key, value in keys.items():
-        if fits and key.startswith("model.") and key.removeprefix("model.") in FROM_DATA:
+        if trains and key.startswith("model.") and key.removeprefix("model.") in FROM_DATA:
             raise InputError(f"{path}: {key} flows from the data to the model: set it there, as in data.image_size, or leave it out.")
         check_value(key, value, str(path))
     return keys

@@ -7,7 +7,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cct_lightning.run_folder import Run, read_json
+from cct_lightning.run_folder import RunFolder, read_json, replacing
 from cct_lightning.runs.curves import Series, draw_curves
 from cct_lightning.runs.page_parts import _percent, _test, details, escape, interval, more_pictures
 
@@ -34,8 +34,8 @@ def write_html(run_dir: Path) -> Path:
     Raises:
         OSError: The folder can't be written.
     """
-    run = Run.read(run_dir)
-    name = str(run.summary.get("recipe") or run_dir.resolve().parent.name)
+    run = RunFolder(run_dir)
+    name = str(run.summary.get("recipe") or run.recipe)
     test, room = _test(run, PICTURE_BYTES)
     parts = (_head(run, name), _notes(run), _curves(run), test, more_pictures(run, room), _configuration(run))
     page = f"""<!DOCTYPE html>
@@ -54,9 +54,9 @@ def write_html(run_dir: Path) -> Path:
 </body>
 </html>
 """
-    path = run_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    with replacing(run.page) as file:
+        file.write(page.encode())
+    return run.page
 
 
 def write_page(run_dir: Path) -> None:
@@ -68,14 +68,14 @@ def write_page(run_dir: Path) -> None:
         warnings.warn(f"report.html could not be written: {why or type(error).__name__}", stacklevel=2)
 
 
-def _head(run: Run, name: str) -> str:
+def _head(run: RunFolder, name: str) -> str:
     summary, told = run.summary, []
     arch = summary.get("arch") or run.key("model.arch")
-    when = re.match(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)", run.folder.resolve().name)
+    when = re.match(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)", run.path.resolve().name)
     told = [arch, run.key("data.dataset"), "{}-{}-{} {}:{}".format(*when.groups()) if when else None]
     line = " · ".join(escape(value) for value in told if value)
     facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>\n" for name, value in _facts(run))
-    command = f"cct fit -c {shlex.quote(str(run.folder / 'config.yaml'))}"
+    command = f"cct fit -c {shlex.quote(str(run.config_file))}"
     return f"""<header>
 <p class="kind">Training report</p>
 <h1>{escape(name)}</h1>
@@ -92,7 +92,7 @@ def _head(run: Run, name: str) -> str:
 """
 
 
-def _cards(run: Run) -> str:
+def _cards(run: RunFolder) -> str:
     """The few numbers that count, large."""
     summary, cards = run.summary, []
     test = summary.get("test") or {}
@@ -119,7 +119,7 @@ def _cards(run: Run) -> str:
     ).replace(" %", "&nbsp;%")
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: RunFolder) -> list[tuple[str, str]]:
     """What the run was, by name and value; what is not known is left out."""
     summary = run.summary
     size = run.key("data.image_size")
@@ -151,13 +151,13 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _notes(run: Run) -> str:
+def _notes(run: RunFolder) -> str:
     """What is missing or went wrong, in words."""
     summary, notes = run.summary, []
     if not summary:
         notes.append("There is no summary.json that can be read: the run is still going on, or was killed.")
     elif not summary.get("finished", True):
-        way = f" `cct resume {shlex.quote(str(run.folder))}` goes on with it." if summary.get("last_checkpoint") else ""
+        way = f" `cct resume {shlex.quote(str(run.path))}` goes on with it." if summary.get("last_checkpoint") else ""
         notes.append(f"The run was interrupted after {summary.get('epochs', 0):,} epochs and {summary.get('steps', 0):,} steps.{way}")
     if not run.metrics:
         notes.append("There is no metrics.csv with values: nothing was logged.")
@@ -177,7 +177,7 @@ def _notes(run: Run) -> str:
     return f'<section id="notes" class="notes" aria-label="Notes">\n<ul>\n{items}</ul>\n</section>\n' if notes else ""
 
 
-def _curves(run: Run) -> str:
+def _curves(run: RunFolder) -> str:
     """Losses, accuracies and learning rate over the epochs, as drawings in the page."""
     ends = run.column("train/loss_epoch")
     per_epoch = (ends[-1][0].get("step", 0) + 1) / (ends[-1][0].get("epoch", 0) + 1) if ends else 1.0
@@ -211,12 +211,12 @@ def _curves(run: Run) -> str:
     return f'<section id="curves"><h2>Curves</h2>\n<div class="charts">\n{"".join(drawn)}</div>\n<p class="soft">{note}</p>\n</section>\n'
 
 
-def _why_no_curve(run: Run, title: str) -> str:
+def _why_no_curve(run: RunFolder, title: str) -> str:
     if title == "Learning rate" and run.metrics:
         return "Not logged twice: the run has too few steps for trainer.log_every_n_steps, which is 50 unless it is set."
     return "Not measured."
 
 
-def _configuration(run: Run) -> str:
+def _configuration(run: RunFolder) -> str:
     content = f"<pre>{escape(run.config_text)}</pre>\n" if run.config_text else '<p class="soft">config.yaml is missing.</p>\n'
     return f'<section id="configuration"><h2>Configuration</h2>\n{details("config.yaml", content, is_open=False)}</section>\n'

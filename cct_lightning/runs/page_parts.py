@@ -10,7 +10,7 @@ from typing import Any
 
 import PIL.Image
 
-from cct_lightning.run_folder import Run, read_table, to_number
+from cct_lightning.run_folder import RunFolder, read_table, to_number
 
 LARGE = 250_000  # bytes of a PNG from which on it is worth packing anew
 DPI_SHARE = 96 / 120  # the pictures have 120 pixels an inch, a page 96
@@ -75,13 +75,13 @@ def _figure(image: str, caption: str) -> str:
     return f"<figure{broad}>{image}\n<figcaption>{escape(caption)}</figcaption></figure>\n"
 
 
-def _test(run: Run, room: int) -> tuple[str, int]:
+def _test(run: RunFolder, room: int) -> tuple[str, int]:
     """The pictures and tables of the test, and how many bytes of pictures there still is room for."""
     if run.summary.get("test_accuracy") is None:
         return "", room
     drawn, missing = [], []
     for name, caption in TEST_PICTURES.items():
-        image, size = _picture(run.folder / "pictures" / f"{name}.png", room)
+        image, size = _picture(run.pictures / f"{name}.png", room)
         room -= size
         if image:
             drawn.append(_figure(image, caption))
@@ -102,7 +102,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> 
     return f'<div class="wide"><table>\n<thead>\n{line("th", header)}</thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
 
 
-def _tables(run: Run) -> str:
+def _tables(run: RunFolder) -> str:
     if run.tables is None:
         return '<p class="soft">The tables of the test are missing.</p>\n'
     classes, mistakes = read_table(run.tables / "classes.csv"), read_table(run.tables / "mistakes.csv")
@@ -133,10 +133,10 @@ def details(title: str, content: str, is_open: bool) -> str:
     return f"<details{' open' if is_open else ''}><summary>{escape(title)}</summary>\n{content}</details>\n"
 
 
-def more_pictures(run: Run, room: int) -> str:
+def more_pictures(run: RunFolder, room: int) -> str:
     """Pictures of other callbacks: the newest of each kind, earlier epochs behind a line to click, as long as there is room."""
     kinds: dict[str, list[Path]] = {}
-    for path in sorted((run.folder / "pictures").glob("*.png"), key=lambda path: (len(path.stem), path.stem), reverse=True):
+    for path in sorted((run.pictures).glob("*.png"), key=lambda path: (len(path.stem), path.stem), reverse=True):
         if path.stem not in TEST_PICTURES:
             kinds.setdefault(path.stem.partition("-epoch")[0], []).append(path)
     kinds = dict(sorted(kinds.items()))

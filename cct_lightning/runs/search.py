@@ -1,6 +1,7 @@
 """``cct fit --find-lr`` and ``--find-batch-size``: searches that tell a value to put into the recipe and train nothing."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -120,3 +121,8 @@ def find_batch_size(trainer: Trainer, module: LitClassifier, data: ImageDataModu
         f"largest batch that fits: {found} images{end}\nnext\n"
         f"  the same command with --data.batch_size {found} for --find-batch-size; another batch wants another learning rate (--find-lr)"
     )
+
+
+# By the flags of the command line: what looks for the value, and how long its trainer may run.
+SEARCHES: dict[str, Callable[[Trainer, LitClassifier, ImageDataModule], str]] = {"find-lr": find_lr, "find-batch-size": find_batch_size}
+LENGTHS: dict[str, dict[str, int]] = {"find-lr": {"max_steps": LR_STEPS, "max_epochs": -1, "limit_val_batches": 0}, "find-batch-size": {}}

@@ -1,12 +1,10 @@
 """``cct resume``: a run that was stopped goes on in its folder, to the bit as if it had never been."""
 
-import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cct_lightning.run_folder import read_summary, replacing
+from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.lightning_private import inside_epoch, mend_loops
 from cct_lightning.runs.metrics_file import MetricsFile
 from cct_lightning.training.hardware import cpu_seconds
@@ -32,7 +30,7 @@ class Sitting(Callback):
     SIGTERM and the first Ctrl-C end a training after the optimizer step at hand, with last.ckpt saved; a second Ctrl-C leaves at once.
 
     Args:
-        run_dir: The run's folder.
+        folder: The run's.
         saves: Whether the run keeps checkpoints.
 
     Attributes:
@@ -41,8 +39,8 @@ class Sitting(Callback):
         measures: Of the last validation, for a stretch without one.
     """
 
-    def __init__(self, run_dir: Path, saves: bool) -> None:
-        self.run_dir, self.saves = run_dir, saves
+    def __init__(self, folder: RunFolder, saves: bool) -> None:
+        self.folder, self.saves = folder, saves
         self.number, self.received = 1, 0
         self.measures: dict[str, float] = {}
         self._before = (0.0, 0.0)  # seconds of earlier sittings, and of their processors
@@ -92,7 +90,7 @@ class Sitting(Callback):
             return
         trainer.should_stop = self._found["should_stop"] and not self._longer
         if trainer.is_global_zero:
-            _mark_unfinished(self.run_dir / "summary.json")
+            _mark_unfinished(self.folder)
         mend_loops(trainer, self._found["validating"])
         self._take_up_logs(trainer)
         if self._longer:
@@ -112,7 +110,7 @@ class Sitting(Callback):
         assert self._found is not None
         found, self._found = self._found, None
         if trainer.is_global_zero:
-            for part in (self.run_dir / "checkpoints").glob("*.part"):
+            for part in self.folder.checkpoints.glob("*.part"):
                 part.unlink()
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile) and trainer.is_global_zero:
@@ -148,16 +146,14 @@ class Sitting(Callback):
         # and may end the loop while gradients accumulate.
         stopped = isinstance(exception, SIGTERMException) and inside_epoch(trainer) and not trainer.fit_loop._should_accumulate()
         if stopped and self.saves:
-            trainer.save_checkpoint(self.run_dir / "checkpoints" / "last.ckpt", weights_only=False)
+            trainer.save_checkpoint(self.folder.last, weights_only=False)
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _mark_unfinished(path: Path) -> None:
+def _mark_unfinished(folder: RunFolder) -> None:
     """Has the summary of an earlier sitting say that the run goes on; its figures stay until there are new ones."""
-    if path.is_file():
-        summary = read_summary(path.parent) | {"finished": False}
-        with replacing(path) as file:
-            file.write((json.dumps(summary, indent=2) + "\n").encode())
+    if folder.summary:
+        folder.write_summary({**folder.summary, "finished": False})

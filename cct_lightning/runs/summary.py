@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,63 @@ def _git_commit() -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What came of a run: what summary.json holds.
+
+    Attributes:
+        recipe: Its name.
+        run_dir: The run's folder.
+        arch: Of the network.
+        pooling: Class of the network's pooling.
+        val_accuracy: Validation accuracy of the epoch that is kept as the best, 0..1, as all accuracies.
+        val_accuracy_last: Of the last one.
+        val_accuracy_raw: Of the last weights without their average, where the callback EMA averages.
+        test_accuracy: Test accuracy with the best weights; None where the test images were not measured.
+        test: All measures of the test, by name.
+        num_parameters: Of the network.
+        flops_per_image: Operations of classifying an image.
+        images_per_second: Training images per second, loading included.
+        seconds: Of training and validation, over all sittings.
+        cpu_seconds: Of all threads and finished children, reading of images included, test not.
+        epochs: That ended.
+        steps: Of the optimizer.
+        best_checkpoint: File with the best epoch.
+        last_checkpoint: File with the last one.
+        load_report: What became of the weights that the run started from.
+        device: What it was computed on.
+        devices: Their number.
+        seed: Of the run.
+        finished: Whether it came to its end and was not stopped.
+        resumed: How often it was resumed.
+    """
+
+    recipe: str
+    run_dir: str
+    arch: str
+    pooling: str
+    val_accuracy: float | None
+    val_accuracy_last: float | None
+    val_accuracy_raw: float | None
+    test_accuracy: float | None
+    test: Mapping[str, float]
+    num_parameters: int
+    flops_per_image: int | None
+    images_per_second: float | None
+    seconds: float
+    cpu_seconds: float
+    epochs: int
+    steps: int
+    best_checkpoint: str | None
+    last_checkpoint: str | None
+    load_report: Mapping[str, Any] | None
+    device: str
+    devices: int
+    seed: int
+    finished: bool
+    resumed: int
+
+
 def device_name(trainer: Trainer) -> str:
     """Names what the run computes on."""
     device = trainer.strategy.root_device
@@ -39,33 +97,31 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-def describe(summary: Mapping[str, Any]) -> str:
+def describe(summary: Summary) -> str:
     """Returns the summary as it is printed at the end of a run: results, where the files are, what to type next."""
-    run_dir, speed = summary["run_dir"], summary["images_per_second"]
-    best = summary["best_checkpoint"]
-    checkpoints = [c for c in (best, summary["last_checkpoint"]) if c]
-    test = _percent(summary["test_accuracy"]) + (f" with the {'best' if best else 'last'} weights" if summary["test_accuracy"] is not None else "")
-    flops = summary["flops_per_image"]
+    run_dir, speed = summary.run_dir, summary.images_per_second
+    best = summary.best_checkpoint
+    checkpoints = [c for c in (best, summary.last_checkpoint) if c]
+    test = _percent(summary.test_accuracy) + (f" with the {'best' if best else 'last'} weights" if summary.test_accuracy is not None else "")
+    flops = summary.flops_per_image
     lines = [
         "",
-        f"{summary['recipe']}: {summary['arch']}, {summary['epochs']} epochs ({summary['steps']} steps) in {summary['seconds']:.1f} s "
-        f"on {summary['device']}"
-        + (f", in {1 + summary['resumed']} sittings" if summary["resumed"] else "")
-        + ("" if summary["finished"] else " (interrupted)"),
-        f"  validation accuracy  best {_percent(summary['val_accuracy'])}, last {_percent(summary['val_accuracy_last'])}"
-        + (f"; last without EMA {_percent(raw)}" if (raw := summary["val_accuracy_raw"]) is not None else ""),
+        f"{summary.recipe}: {summary.arch}, {summary.epochs} epochs ({summary.steps} steps) in {summary.seconds:.1f} s "
+        f"on {summary.device}" + (f", in {1 + summary.resumed} sittings" if summary.resumed else "") + ("" if summary.finished else " (interrupted)"),
+        f"  validation accuracy  best {_percent(summary.val_accuracy)}, last {_percent(summary.val_accuracy_last)}"
+        + (f"; last without EMA {_percent(raw)}" if (raw := summary.val_accuracy_raw) is not None else ""),
         f"  test accuracy        {test}",
-        f"  network              {summary['num_parameters']:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
+        f"  network              {summary.num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
         if flops
-        else f"  network              {summary['num_parameters']:,} parameters",
+        else f"  network              {summary.num_parameters:,} parameters",
         f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)",
         f"  files                {run_dir}: config.yaml, metrics.csv, summary.json"
         + "".join(f", {name}" for name in ("pictures", "report.html") if Path(run_dir, name).exists())
         + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),
         "next",
-        *([f"  cct resume {run_dir}"] if not summary["finished"] and summary["last_checkpoint"] else []),
+        *([f"  cct resume {run_dir}"] if not summary.finished and summary.last_checkpoint else []),
         # A run that was not tested has no test images, or was interrupted.
-        *(f"  cct {'test' if summary['test_accuracy'] is not None or not summary['finished'] else 'validate'} {c}" for c in checkpoints[:1]),
-        f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary['seed'] + 1}",
+        *(f"  cct {'test' if summary.test_accuracy is not None or not summary.finished else 'validate'} {c}" for c in checkpoints[:1]),
+        f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary.seed + 1}",
     ]
     return "\n".join(lines)

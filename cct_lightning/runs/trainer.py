@@ -1,58 +1,169 @@
 """The trainer of a run, with its callbacks and loggers."""
 
-import os
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import yaml
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.loggers import CSVLogger
 
-from cct_lightning.callbacks import Throughput
-from cct_lightning.run_folder import replacing
-from cct_lightning.runs.sitting import VARIABLE
+from cct_lightning.callbacks import ProgressBar, Throughput
+from cct_lightning.data.module import ImageDataModule
+from cct_lightning.networks.poolings import POOLINGS
+from cct_lightning.run_folder import RunFolder
+from cct_lightning.runs.checkpointing import BestCheckpoint, RunCheckpoint, WholeFileIO
+from cct_lightning.runs.metrics_file import MetricsFile
+from cct_lightning.runs.options import CheckpointConfig, WandbConfig
+from cct_lightning.runs.search import LENGTHS
+from cct_lightning.runs.sitting import Sitting
 from cct_lightning.runs.summary import about
+from cct_lightning.runs.tracking.server import is_disabled
 from cct_lightning.runs.tracking.tracker import Tracker
+from cct_lightning.tasks.classification import LitClassifier
 
 
-class SaveConfig(SaveConfigCallback):
-    """Writes the whole configuration into the run folder, the checkpoints and W&B."""
+@dataclass(frozen=True)
+class Setting:
+    """A run as it was configured.
+
+    Attributes:
+        command: As it was typed, such as finetune.
+        text: Every key with its value, as config.yaml has it.
+        trainer: Arguments of Lightning's Trainer; callbacks, loggers and the like are objects.
+        wandb: How it is tracked.
+        checkpoint: Which epoch is kept as the best.
+        resumes: Content of the checkpoint that the run goes on from; None for a new run.
+    """
+
+    command: str
+    text: str
+    trainer: Mapping[str, Any]
+    wandb: WandbConfig
+    checkpoint: CheckpointConfig
+    resumes: Mapping[str, Any] | None = None
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The same, nested and plain: what the checkpoints and W&B are told."""
+        recipe: dict[str, Any] = yaml.safe_load(self.text)
+        return recipe
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        return self.trainer["enable_checkpointing"] is not False and not self.trainer["fast_dev_run"]
+
+
+class KeepConfig(Callback):
+    """Writes the whole configuration into the run folder, the checkpoints and W&B.
+
+    Args:
+        setting: Of the run.
+        folder: Of the run.
+    """
+
+    def __init__(self, setting: Setting, folder: RunFolder) -> None:
+        self.folder, self.resumes = folder, setting.resumes is not None
+        self.text, recipe = setting.text, setting.recipe
+        if self.resumes:  # the same run, wherever it is computed; only its length may be another
+            recipe = dict(folder.config)
+            recipe["trainer"] = {**recipe["trainer"], "max_epochs": setting.recipe["trainer"]["max_epochs"]}
+        self.recipe = recipe
+        self._written = False
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        if self.already_saved or stage != "fit":
+        if self._written or stage != "fit":
             return
-        self.already_saved = True
-        path = Path(trainer.default_root_dir, self.config_filename)
-        resumed = VARIABLE in os.environ
-        if resumed:  # the same run, wherever it is computed; only its length may be another
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-            recipe["trainer"]["max_epochs"] = self.config.trainer.max_epochs
-        else:
-            text = self.parser.dump(self.config, skip_none=False, format="yaml")
-            recipe = yaml.safe_load(text)
-        pl_module.recipe = recipe
+        self._written = True
+        pl_module.recipe = self.recipe
         if trainer.is_global_zero:
-            if not resumed:
-                path.write_text(text, encoding="utf-8")
+            if not self.resumes:
+                self.folder.write_config(self.text)
             if others := [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]:
                 flops = next((callback.flops_per_image for callback in trainer.callbacks if isinstance(callback, Throughput)), None)  # type: ignore[attr-defined]
-                told = recipe | {"about": about(sum(p.numel() for p in pl_module.model.parameters()), flops)}
+                told = self.recipe | {"about": about(sum(p.numel() for p in pl_module.model.parameters()), flops)}
                 for logger in others:
                     logger.log_hyperparams(told)
-            if not resumed:
-                self._log_recipe(trainer, path)
+            if not self.resumes:
+                self._log_recipe(trainer)
 
-    @staticmethod
-    def _log_recipe(trainer: Trainer, path: Path) -> None:
+    def _log_recipe(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):
-                logger.log_recipe(path)
+                logger.log_recipe(self.folder.config_file)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes the new length of a resumed run, now that nothing more can hinder it."""
-        path = Path(trainer.default_root_dir, self.config_filename)
-        if trainer.is_global_zero and yaml.safe_load(path.read_text(encoding="utf-8")) != pl_module.recipe:
-            with replacing(path) as file:
-                file.write(yaml.safe_dump(pl_module.recipe, sort_keys=False).encode())
-            self._log_recipe(trainer, path)
+        if trainer.is_global_zero and self.resumes and self.folder.config != self.recipe:
+            self.folder.write_config(yaml.safe_dump(self.recipe, sort_keys=False))
+            self._log_recipe(trainer)
+
+
+class Parts:
+    """A trainer and those of its callbacks and loggers that every run has.
+
+    Args:
+        setting: Of the run.
+        folder: Of the run.
+        module: What is trained.
+        data: On what.
+        search: ``find-lr`` or ``find-batch-size`` where a value is looked for and nothing kept.
+
+    Attributes:
+        trainer: With all callbacks and loggers.
+        throughput: Counts images per second.
+        sitting: Lets the run be stopped and resumed.
+        best: Keeps the best epoch; None without validation or checkpoints.
+        tracker: Of W&B; None where that is disabled.
+    """
+
+    def __init__(self, setting: Setting, folder: RunFolder, module: LitClassifier, data: ImageDataModule, search: str | None = None) -> None:
+        given = {**setting.trainer, "default_root_dir": str(folder.path)}
+        if not data.has_validation:
+            given["limit_val_batches"] = 0
+        self.throughput, self.sitting = Throughput(), Sitting(folder, setting.keeps_checkpoints and search is None)
+        self.best: BestCheckpoint | None = None
+        self.tracker: Tracker | None = None
+        if search is not None:
+            alone = {"callbacks": [KeepConfig(setting, folder)], "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+            self.trainer = Trainer(**{**given, **alone, **LENGTHS[search]})
+            return
+        if setting.keeps_checkpoints and data.has_validation and given["limit_val_batches"] != 0:
+            keep = setting.checkpoint
+            self.best = BestCheckpoint(folder.checkpoints, "best", monitor=keep.monitor, mode=keep.mode, enable_version_counter=False)
+        self.tracker = _tracker(setting, folder, module)
+        loggers = [*as_list(given["logger"]), MetricsFile(folder.path, name="", version="")]
+        given["logger"] = loggers if self.tracker is None else [*loggers, self.tracker]
+        given["callbacks"] = self._callbacks(setting, folder, as_list(given["callbacks"]))
+        self.trainer = Trainer(**given)
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = WholeFileIO()
+
+    def _callbacks(self, setting: Setting, folder: RunFolder, given: Sequence[Callback]) -> list[Callback]:
+        """Puts behind the recipe's callbacks those of every run: the best and the last checkpoint each on its own, so that last is the last."""
+        callbacks: list[Callback] = [*given, self.throughput, self.sitting]
+        if setting.trainer["enable_progress_bar"] is not False and not any(isinstance(callback, Bar) for callback in given):
+            callbacks.append(ProgressBar())
+        if self.best is not None:
+            callbacks.append(self.best)
+        if setting.keeps_checkpoints:
+            callbacks.append(RunCheckpoint(folder.checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True))
+        return callbacks if setting.trainer["fast_dev_run"] else [*callbacks, KeepConfig(setting, folder)]
+
+
+def as_list(given: Any) -> list[Any]:
+    """Returns callbacks or loggers as Lightning's Trainer takes them, one, several, none or a switch, as a list."""
+    return [] if given in (None, True, False) else list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _tracker(setting: Setting, folder: RunFolder, module: LitClassifier) -> Tracker | None:
+    """Returns the run's logger for W&B, None where that is disabled."""
+    if is_disabled(setting.wandb.mode):
+        return None
+    arch = module.model_config["arch"].replace("/", "_")
+    pooling = next(name for name, kind in POOLINGS.items() if kind is type(module.model.pooling))
+    name = f"{folder.recipe}-{arch}-{pooling}-s{setting.recipe['seed_everything']}"
+    return Tracker(setting.wandb, folder.path, folder.recipe, name, None if setting.resumes else setting.command)

@@ -12,7 +12,7 @@ import yaml
 from pictures import write_images
 
 from cct_lightning import LitClassifier
-from cct_lightning.commands.parser import CLI
+from cct_lightning.commands import running
 from cct_lightning.weights.files import KEY
 
 CHECKOUT = Path(__file__).parents[2]
@@ -83,7 +83,7 @@ def test_the_checkpoint_knows_its_run_and_flags_win(cct, tmp_path):
     assert type(module.model.pooling).__name__ == "MeanPooling"
 
 
-def test_flags_win_over_the_checkpoint_which_lightnings_own_command_line_does_the_other_way_round(cct, tmp_path, monkeypatch):
+def test_flags_win_over_the_checkpoint_and_hyper_parameters_of_lightnings_are_not_heeded(cct, tmp_path, monkeypatch):
     write_images(tmp_path / "pets", 2, 12)
     write_images(tmp_path / "more", 2, 20)
     cct(
@@ -94,26 +94,30 @@ def test_flags_win_over_the_checkpoint_which_lightnings_own_command_line_does_th
     other = tmp_path / "other.ckpt"  # what Lightning's save_hyperparameters would leave in a checkpoint
     torch.save(torch.load(best, weights_only=True) | {"hyper_parameters": {"label_smoothing": 0.75}}, other)
     seen = []
-    monkeypatch.setattr(CLI, "after_test", lambda self: seen.append(self))
+    measure = running.evaluate
+
+    def look(stage, trainer, checkpoint, module, data, images):
+        told = measure(stage, trainer, checkpoint, module, data, images)
+        seen.append((trainer, module, data))
+        return told
+
+    monkeypatch.setattr(running, "evaluate", look)
 
     def tested(*words):
         outcome = cct("test", other, *words)
         assert outcome.code == 0, outcome.err
-        cli = seen.pop()
-        data, model, trainer = cli.datamodule, cli.model, cli.trainer
+        trainer, model, data = seen.pop()
         n = len(model.outcomes.indices)
-        return str(data.root), data.batch_size, data.crop_pct, model.label_smoothing, trainer.precision, trainer.limit_test_batches, n
+        return str(data.root), data.batch_size, data.crop_pct, model.label_smoothing, trainer["precision"], trainer["limit_test_batches"], n
 
     flags = (
         "--data.root", "more", "--data.batch_size", 3, "--data.crop_pct", 1, "--model.label_smoothing", 0.5, "--trainer.precision", "64-true",
         "--trainer.limit_test_batches", 2,
     )  # fmt: skip
-    assert tested("--trainer.precision", "32-true") == ("pets", 16, 0.9, 0.1, "32-true", 1.0, 4)
+    assert tested("--trainer.precision", "32-true") == ("pets", 16, 0.9, 0.1, "32-true", None, 4)
     assert tested(*flags) == ("more", 3, 1.0, 0.5, "64-true", 2, 6)
     (tmp_path / "overlay.yaml").write_text("data: {root: more, batch_size: 3}")
     assert tested("-c", "overlay.yaml", "--data.batch_size", 5)[:2] == ("more", 5)  # flag, recipe, checkpoint
-    monkeypatch.delattr(CLI, "_parse_ckpt_path")
-    assert tested(*flags)[3] == 0.75
 
 
 def test_a_written_configuration_repeats_the_run_to_the_bit(cct, tmp_path):

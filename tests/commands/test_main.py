@@ -96,12 +96,11 @@ def test_errors_in_recipes_name_the_file(cct, tmp_path, text, message):
 def test_names_of_recipes_become_paths_and_files_win(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digits = str(recipe_paths()["digits"])
-    assert prepare(["fit", "-c", "digits", "--config=smoke", "--model.pooling", "mean"]) == [
-        "fit", "--config", digits, "--config", str(recipe_paths()["smoke"]), "--model.pooling", "mean",
-    ]  # fmt: skip
-    assert prepare(prepare(["fit", "-c", "digits"])) == prepare(["fit", "-c", "digits"])
+    request = prepare(["fit", "-c", "digits", "--config=smoke", "--model.pooling", "mean"])
+    assert list(request.words) == ["--config", digits, "--config", str(recipe_paths()["smoke"]), "--model.pooling", "mean"]
+    assert (request.keys["model.pooling"], request.keys["trainer.max_epochs"], request.keys["data.dataset"]) == ("mean", 1, "digits")
     (tmp_path / "digits").write_text("data: {dataset: digits}")
-    assert prepare(["fit", "-c", "digits"]) == ["fit", "--config", "digits"]
+    assert prepare(["fit", "-c", "digits"]).words == ("--config", "digits")
 
 
 def test_debug_shows_where_an_error_came_from():

@@ -27,12 +27,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cct_lightning.keys import known_keys
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from cct_lightning import LitClassifier, load, resume
 from cct_lightning.__main__ import main
-from cct_lightning.keys import known_keys
 
 HERE = Path(__file__).parent
 WORK = Path("/frozen")

@@ -13,9 +13,10 @@ import yaml
 from pictures import write_images
 
 from cct_lightning.commands.keys import WHERE
-from cct_lightning.commands.parser import CLI
 from cct_lightning.data.loaders import KeyedSampler, _leave_signals_to_the_run
 from cct_lightning.runs import sitting as resume
+from cct_lightning.runs.checkpointing import WholeFileIO
+from cct_lightning.runs.session import Session
 from cct_lightning.runs.tracking.server import wandb_id
 
 CHECKOUT = Path(__file__).parents[2]
@@ -150,7 +151,7 @@ def test_a_killed_run_goes_on_from_the_last_epoch_that_ended(fit, cct, stop, tmp
 
 def test_a_run_killed_before_its_summary_gets_its_test(fit, cct, stop, tmp_path, monkeypatch):
     _, reference = fit()
-    monkeypatch.setattr(CLI, "after_fit", kill)
+    monkeypatch.setattr(Session, "_end", kill)
     with pytest.raises(Killed):
         fit()
     monkeypatch.undo()
@@ -170,7 +171,7 @@ def test_early_stopping_that_was_killed_stops(fit, cct, monkeypatch, tmp_path):
     words = ("--trainer.max_epochs", 9, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss",
              "--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=9")  # fmt: skip
     _, reference = fit(*words)
-    monkeypatch.setattr(CLI, "after_fit", kill)
+    monkeypatch.setattr(Session, "_end", kill)
     with pytest.raises(Killed):
         fit(*words)
     monkeypatch.undo()
@@ -279,7 +280,7 @@ def test_what_would_make_another_run_is_refused(fit, cct, stop, tmp_path):
             f"  A new one that differs in this: cct fit -c {run}/config.yaml --model.drop_path 0.2", "--model.drop_path", 0.2)  # fmt: skip
     refused("To train on: --extend-to EPOCHS.", "--trainer.max_epochs", 5)
     refused("there is no key 'data.rot'. Did you mean data.root?", "--data.rot=x")
-    refused("resume takes no --c: the run's own config.yaml and last.ckpt say all.", "-c", "smoke")
+    refused("resume takes no -c: the run's own config.yaml and last.ckpt say all.", "-c", "smoke")
     refused("--extend-to x: give the number of epochs in all, such as 100.", "--extend-to", "x")
     refused("data.cache=disk is unknown.", "--data.cache", "disk")
     refused("--data.root needs a value.", "--data.root")
@@ -346,7 +347,7 @@ def test_what_is_no_run_is_named_with_the_way_out(cct, tmp_path, words, message)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    io, path = resume.WholeFileIO(), tmp_path / "last.ckpt"
+    io, path = WholeFileIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"x": 1}, path)
     with pytest.raises(AttributeError):  # some way into the file
         io.save_checkpoint({"x": torch.zeros(1000), "y": lambda: 0}, path)

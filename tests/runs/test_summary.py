@@ -1,11 +1,19 @@
-from cct_lightning.runs.summary import describe
+import subprocess
+
+from cct_lightning.runs.summary import Summary, about
+from cct_lightning.runs.summary import describe as describe_summary
 
 WHOLE = {
     "recipe": "digits", "run_dir": "runs/digits/1", "arch": "cct_2_3x2_32", "val_accuracy": 0.5, "val_accuracy_last": 0.25, "test_accuracy": 0.125,
     "num_parameters": 276_427, "flops_per_image": 16_292_352, "images_per_second": 2438.2, "seconds": 34.12, "epochs": 60, "steps": 1200,
     "best_checkpoint": "runs/digits/1/checkpoints/best.ckpt", "last_checkpoint": "runs/digits/1/checkpoints/last.ckpt", "device": "CPU", "seed": 0,
-    "finished": True, "resumed": 0, "val_accuracy_raw": None,
+    "finished": True, "resumed": 0, "val_accuracy_raw": None, "pooling": "SeqPool", "test": {},
+    "cpu_seconds": 60.0, "load_report": None, "devices": 1,
 }  # fmt: skip
+
+
+def describe(values):
+    return describe_summary(Summary(**values))
 
 
 def test_a_whole_run():
@@ -45,3 +53,30 @@ def test_a_run_without_test_images_suggests_to_validate():
 
 def test_an_average_is_set_beside_the_raw_weights():
     assert "best 50.00 %, last 25.00 %; last without EMA 12.50 %\n" in describe({**WHOLE, "val_accuracy_raw": 0.125})
+
+
+def test_a_run_tells_the_commit_it_was_started_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    found = about(7, None)
+    assert (found["git_commit"], found["num_parameters"], found["flops_per_image"]) == (None, 7, None)
+    assert found["versions"].keys() == {"cct-lightning", "python", "torch", "lightning", "timm"}
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    (tmp_path / "file").write_text("1")
+    git("init")
+    git("add", "file")
+    git("commit", "-m", "one")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD")
+    assert about(7, 3)["git_commit"] == commit
+    (tmp_path / "new").touch()  # the commit does not know it
+    assert about(7, 3)["git_commit"] == commit
+    (tmp_path / "file").write_text("2")
+    assert about(7, 3)["git_commit"] == f"{commit}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert about(7, 3)["git_commit"] is None

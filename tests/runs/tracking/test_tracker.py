@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 from wandb_server import wandb_server
 
 from cct_lightning import InputError
+from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.options import WandbConfig
 from cct_lightning.runs.tracking import tracker
 from cct_lightning.runs.tracking.server import is_disabled, wandb_id, wandb_mode
@@ -338,14 +339,12 @@ def test_a_disk_without_room_ends_the_tracking_and_not_the_training(cct, tmp_pat
 
 
 def test_a_folder_that_can_not_be_made_ends_the_tracking_and_not_the_training(cct, tmp_path, monkeypatch):
-    from cct_lightning.commands import parser as cli
-
-    def blocked(*arguments, make=cli.make_run_dir):
+    def blocked(*arguments, make=RunFolder.make):
         run = make(*arguments)
-        (run / "wandb").write_text("a file")
+        (run.path / "wandb").write_text("a file")
         return run
 
-    monkeypatch.setattr(cli, "make_run_dir", blocked)
+    monkeypatch.setattr(RunFolder, "make", blocked)
     monkeypatch.delenv("WANDB_MODE")
     outcome = cct("fit", "-c", "digits", *SHORT)
     assert outcome.code == 0, outcome.err
@@ -519,7 +518,7 @@ def test_a_run_is_of_the_command_that_was_typed(cct, tmp_path, monkeypatch, comm
         made.append(arguments)
         raise InputError("far enough")
 
-    monkeypatch.setattr("cct_lightning.commands.parser.Tracker", stop)
+    monkeypatch.setattr("cct_lightning.runs.trainer.Tracker", stop)
     monkeypatch.delenv("WANDB_MODE")
     write_images(tmp_path / "pets", 2, 12)
     words = ("pets", "--data.image_size", 32) if command == "finetune" else ("-c", "digits")

@@ -1,0 +1,124 @@
+"""Carries out a request: parsed, built, trained or measured. The command line and Python call the same."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from cct_lightning.commands.evaluate import recipe_of
+from cct_lightning.commands.finetune import from_scratch, own_keys
+from cct_lightning.commands.messages import quieten, raised_by_lightning
+from cct_lightning.commands.parser import CLI
+from cct_lightning.commands.requests import Request
+from cct_lightning.commands.resume import check_checkpoint
+from cct_lightning.errors import InputError
+from cct_lightning.run_folder import VARIABLE, RunFolder, recipe_name
+from cct_lightning.runs.session import Session
+from cct_lightning.runs.testing import evaluate
+from cct_lightning.runs.tracking.tracker import end_tracking
+from cct_lightning.training.hardware import keep_freed_memory
+from cct_lightning.weights.files import KEY, read_checkpoint
+from cct_lightning.weights.inspection import describe
+
+
+def train(request: Request) -> Session:
+    """Trains, or goes on with a training: fit, finetune and resume.
+
+    Returns:
+        The session, which has ended; ``stopped_by`` tells whether by a signal.
+
+    Raises:
+        InputError: Anything the user can mend.
+    """
+    with _readable_errors(), ExitStack() as stack:
+        stack.callback(end_tracking)
+        words, resumes = list(request.words), None
+        if request.run is not None:
+            resumes = _read_last(request)
+        elif request.command == "finetune":
+            words = _with_source(request, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        cli = CLI(request, words)
+        folder = request.run or RunFolder.make(recipe_name(request.recipes[0]), cli.base)
+        if VARIABLE not in os.environ:  # else the process that launched this one sees to it
+            stack.callback(folder.discard_unless_begun)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            stack.enter_context(folder.held(patience=8 if request.run else 0))
+        setting = cli.build(resumes)
+        session = Session(setting, folder, cli.model, cli.datamodule, request.search)
+        if request.search:
+            print(session.search())
+        else:
+            session.fit()
+        return session
+
+
+def measure(request: Request) -> None:
+    """Measures a checkpoint and prints what was found: test and validate.
+
+    Raises:
+        InputError: Anything the user can mend.
+    """
+    assert request.checkpoint is not None
+    with _readable_errors(), tempfile.TemporaryDirectory() as place:
+        known = Path(place, "recipe.yaml")
+        known.write_text(yaml.safe_dump(recipe_of(read_checkpoint(request.checkpoint).get(KEY), request)), encoding="utf-8")
+        cli = CLI(request, ["--config", str(known), *request.words])
+        setting = cli.build()
+        if told := evaluate(
+            "test" if request.command == "test" else "val", setting.trainer, request.checkpoint, cli.model, cli.datamodule, setting.recipe["data"]
+        ):
+            print(told)
+
+
+def _read_last(request: Request) -> Any:
+    assert request.run is not None
+    try:
+        checkpoint = read_checkpoint(request.run.last)
+    except InputError as error:
+        raise InputError(f"{error}\n  Without it the run can't go on; it can start anew: cct fit -c {request.run.config_file}") from None
+    check_checkpoint(request, checkpoint, checkpoint.get(KEY))
+    return checkpoint
+
+
+def _with_source(request: Request, place: Path) -> list[str]:
+    """Puts what the weights say of the network and its images, as a recipe, between the default one and what the user set."""
+    config, default, *rest = request.words
+    own = own_keys(request)
+    if (source := own.get("model.pretrained")) is None:
+        print(from_scratch())
+        return [*request.words]
+    path = place / "source.yaml"
+    path.write_text(yaml.safe_dump(describe(source, own)), encoding="utf-8")
+    return [config, default, "--config", str(path), *rest]
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Turns what is raised for the user's sake into an InputError, however deep it comes from."""
+    quieten()
+    keep_freed_memory()
+    try:
+        yield
+    except InputError as error:
+        if "Original Traceback" in str(error):  # a DataLoader worker wraps the message in its traceback
+            raise InputError(str(error).rsplit("InputError: ", 1)[-1]) from error
+        raise
+    except (MisconfigurationException, ModuleNotFoundError, OSError) as error:  # of accelerators, loggers and folders that are not there
+        raise InputError(str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error.__cause__, InputError):  # of a callback, wrapped by the parser in what it has against every other type
+            raise InputError(str(error.__cause__)) from error
+        if "Error(s) in loading state_dict" in str(error):
+            raise InputError(
+                f"the checkpoint's weights do not fit this network: {str(error).splitlines()[1].strip()[:150]}\n"
+                "  A flag changes the network (model.arch, model.pooling, ...): leave it out, or start a run with --model.pretrained."
+            ) from error
+        if raised_by_lightning(error):  # its own checks of what it was given
+            raise InputError(str(error)) from error
+        raise

@@ -1,0 +1,187 @@
+"""One run: trained, tested once, summed up and told, until its end or until it is stopped."""
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from cct_lightning.callbacks import EMA, TestReport
+from cct_lightning.data.module import ImageDataModule
+from cct_lightning.errors import InputError
+from cct_lightning.networks.classifier import count_flops
+from cct_lightning.run_folder import RunFolder
+from cct_lightning.runs.page import write_page
+from cct_lightning.runs.search import SEARCHES
+from cct_lightning.runs.summary import Summary, describe, device_name
+from cct_lightning.runs.testing import write_tables
+from cct_lightning.runs.trainer import Parts, Setting
+from cct_lightning.tasks.classification import LitClassifier
+
+
+class Session:
+    """A run from its start or resumption to its end or stop.
+
+    Args:
+        setting: How it was configured.
+        folder: Of this run alone, and held by this process.
+        module: What is trained.
+        data: On what.
+        search: ``find-lr`` or ``find-batch-size`` where a value is looked for and nothing trained.
+
+    Attributes:
+        stopped_by: The signal that ended it, or 0.
+    """
+
+    def __init__(self, setting: Setting, folder: RunFolder, module: LitClassifier, data: ImageDataModule, search: str | None = None) -> None:
+        self.setting, self.folder, self.module, self.data = setting, folder, module, data
+        parts = Parts(setting, folder, module, data, search)
+        self.trainer, self.best, self.tracker = parts.trainer, parts.best, parts.tracker
+        self._throughput, self._sitting, self._search = parts.throughput, parts.sitting, search
+        self._flops: int | None = None
+        self.stopped_by = 0
+        self._summary: Summary | None = None
+
+    def fit(self) -> Summary:
+        """Trains, then measures the test images with the best weights, once; a run that was stopped is summed up without touching them.
+
+        Returns:
+            What came of it, which is in summary.json and on the screen, too.
+
+        Raises:
+            InputError: The recipe asks for what can't be had.
+        """
+        self._begin()
+        resumed: dict[str, Any] = {"ckpt_path": self.folder.last, "weights_only": True} if self.setting.resumes is not None else {}
+        try:
+            with self.folder.told():
+                self.trainer.fit(self.module, datamodule=self.data, **resumed)
+        except SystemExit as ended:  # with which Lightning ends the process on Ctrl-C and SIGTERM
+            if not self.trainer.interrupted:
+                raise
+            self.stopped_by = self._sitting.received or (signal.SIGTERM if isinstance(ended, SIGTERMException) else signal.SIGINT)
+        return self._end()
+
+    def search(self) -> str:
+        """Looks for a value instead of training; returns what was found, and the flag that sets it.
+
+        Raises:
+            InputError: None is found.
+        """
+        assert self._search is not None
+        self._begin()
+        with self.folder.told():
+            return SEARCHES[self._search](self.trainer, self.module, self.data)
+
+    def _begin(self) -> None:
+        """Says what became of the weights that were loaded, and starts the clock."""
+        module, speaks = self.module, self.trainer.is_global_zero
+        if (report := module.model.load_report) is not None and speaks:
+            print(report)
+        frozen = module.freeze_part == "backbone"
+        if frozen and report is None and self.setting.resumes is None:
+            raise InputError("model.freeze=backbone needs weights to keep: give --model.pretrained SOURCE (`cct finetune --help`), or freeze none.")
+        plain = module.engine != "graph" and not isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if frozen and plain and not self.data.augment.is_random:
+            self.data.use_features(module.encode)
+            if speaks:
+                print("the backbone is frozen and no augmentation is on: its features are computed once")
+        try:
+            self._flops = count_flops(module.model)
+        except Exception:  # torch's counter fails on some networks of timm's; a missing figure shall stop no training
+            self._flops = None
+        self._throughput.flops_per_image = None if frozen else self._flops  # of a frozen part no gradients are computed
+        if self.tracker is not None and self.tracker in self.trainer.loggers:  # not in a fast_dev_run
+            self.tracker.begin()
+        if self.setting.resumes is not None and speaks:
+            print(f"going on from {self.folder.last}")
+        self._sitting.start_clock()
+
+    def _end(self) -> Summary:
+        """Measures the test images, writes and prints the summary, and ends the tracking."""
+        seconds, computed = self._sitting.spent()
+        trainer = self.trainer
+        last = self._sitting.measures | {name: float(value) for name, value in trainer.callback_metrics.items()}
+        epochs, steps = trainer.current_epoch, trainer.global_step
+        best_path = os.path.relpath(self.best.best_model_path) if self.best and self.best.best_model_path else None
+        last_path = os.path.relpath(self.folder.last) if self.folder.last.is_file() else None
+        raw = self._raw_accuracy()
+        tested = self._test(best_path or last_path)
+        summary = Summary(
+            recipe=self.folder.recipe,
+            run_dir=str(self.folder.path),
+            arch=self.module.model_config["arch"],
+            pooling=type(self.module.model.pooling).__name__,
+            val_accuracy=self.best.accuracy if self.best else last.get("val/accuracy"),
+            val_accuracy_last=last.get("val/accuracy"),
+            val_accuracy_raw=raw,
+            test_accuracy=tested.get("test/accuracy"),
+            test={name.removeprefix("test/"): value for name, value in tested.items()},
+            num_parameters=sum(p.numel() for p in self.module.model.parameters()),
+            flops_per_image=self._flops,
+            images_per_second=self._throughput.images_per_second,
+            seconds=seconds,
+            cpu_seconds=computed,
+            epochs=epochs,
+            steps=steps,
+            best_checkpoint=best_path,
+            last_checkpoint=last_path,
+            load_report=asdict(report) if (report := self.module.model.load_report) else None,
+            device=device_name(trainer),
+            devices=trainer.world_size,
+            seed=self.setting.recipe["seed_everything"],
+            finished=not trainer.interrupted,
+            resumed=self._sitting.number - 1,
+        )
+        if trainer.is_global_zero:
+            self._tell(summary)
+        self._summary = summary
+        return summary
+
+    @property
+    def summary(self) -> Summary:
+        """What came of the run, once it has ended."""
+        assert self._summary is not None
+        return self._summary
+
+    def _tell(self, summary: Summary) -> None:
+        self.folder.write_summary(asdict(summary))
+        if any(isinstance(callback, TestReport) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            write_page(self.folder.path)
+        print(describe(summary))
+        if self.tracker is not None:
+            checkpoint = summary.best_checkpoint or summary.last_checkpoint
+            kept = Path(checkpoint) if checkpoint and self.setting.wandb.log_model == "best" and summary.finished else None
+            if line := self.tracker.finish(kept, failed=not summary.finished):
+                print(line)
+
+    def _test(self, checkpoint: str | None) -> Mapping[str, float]:
+        """Measures the test images, where there are any and the run was not stopped, and writes tables beside the checkpoint."""
+        trainer = self.trainer
+        if not self.data.has_test or trainer.limit_test_batches == 0 or trainer.interrupted:
+            return {}
+        self.module.collect = True
+        tested = trainer.test(self.module, self.data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+        if trainer.is_global_zero and checkpoint:
+            _, folder, problem = write_tables("test", tested, Path(checkpoint), self.module, self.data, self.setting.recipe["data"])
+            if problem:
+                print(f"{folder} can't be written ({problem.strerror or problem}).")
+        return tested
+
+    def _raw_accuracy(self) -> float | None:
+        """Validates the last weights as they are where the callback EMA averages them: what its average is worth. None without EMA."""
+        trainer = self.trainer
+        average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)  # type: ignore[attr-defined]
+        if average is None or self.best is None or trainer.interrupted:
+            return None
+        loggers, trainer.loggers = trainer.loggers, []  # val/accuracy is the average's
+        with average.raw_weights(self.module):
+            found = trainer.validate(self.module, self.data, verbose=False)[0]["val/accuracy"]
+        trainer.loggers = loggers
+        for logger in loggers:
+            logger.log_metrics({"val/accuracy_raw": found}, step=trainer.global_step)
+        return found

@@ -1,0 +1,87 @@
+"""What a checkpoint is worth on the test or the validation images: measured, and told in tables."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Trainer
+
+from cct_lightning.data.module import ImageDataModule
+from cct_lightning.errors import InputError
+from cct_lightning.evaluation.outcomes import Report, make_report
+from cct_lightning.evaluation.tables import check_class_names, describe_report, write_report
+from cct_lightning.run_folder import tables_beside
+from cct_lightning.tasks.classification import LitClassifier
+
+Stage = Literal["val", "test"]
+NAMES = {"val": "validation", "test": "test"}
+
+
+def write_tables(
+    stage: Stage, measured: Mapping[str, Any], checkpoint: Path, module: LitClassifier, data: ImageDataModule, images: Mapping[str, Any]
+) -> tuple[Report, Path, OSError | None]:
+    """Writes what an evaluation found into a folder beside the checkpoint.
+
+    Args:
+        stage: Which images were measured.
+        measured: By name, ``test/accuracy`` and so on.
+        checkpoint: What was measured.
+        module: Holds what came of each image.
+        data: The images.
+        images: The group ``data`` of the recipe.
+
+    Returns:
+        What was found, the folder, and why it can't be written.
+    """
+    assert module.outcomes is not None
+    split, chosen = data.splits[stage]
+    set_aside = split is data.splits["train"][0]  # the indices then count all images
+    measures = {name.removeprefix(f"{stage}/"): float(value) for name, value in measured.items() if name.startswith(f"{stage}/")}
+    source = data.dataset if set_aside else f"the {NAMES[stage]} split"
+    report = make_report(module.outcomes, data.class_names, split.files, source, measures)
+    folder = tables_beside(checkpoint, data.dataset, stage)
+    told = {name: value for name, value in images.items() if name != "augment"}  # which is for training alone
+    try:
+        write_report(report, folder, {"checkpoint": checkpoint.name, "split": stage, "split_size": len(chosen), "data": told})
+    except OSError as error:
+        return report, folder, error
+    return report, folder, None
+
+
+def evaluate(
+    stage: Stage, trainer: Mapping[str, Any], checkpoint: Path, module: LitClassifier, data: ImageDataModule, images: Mapping[str, Any]
+) -> str | None:
+    """Measures a checkpoint and writes tables of what was found beside it.
+
+    Args:
+        stage: Which images are measured.
+        trainer: Arguments of Lightning's Trainer.
+        checkpoint: What is measured.
+        module: The network that it is of; its weights are loaded.
+        data: The images.
+        images: The group ``data`` of the recipe.
+
+    Returns:
+        What was found, as it is printed; None on all ranks but the first.
+
+    Raises:
+        InputError: There are no such images, or their classes are not the checkpoint's.
+    """
+    if stage == "val" and not data.has_validation:
+        raise InputError("there are no validation images: data.val_fraction=0 sets none aside; give another share, or use `cct test`.")
+    where = f"data.dataset={data.dataset}" if data.about.num_classes and not data.folder else f"data.root={images['root']}"
+    check_class_names(str(checkpoint), module.class_names, module.model.num_classes, data.class_names, where)
+    module.collect = True
+    root = trainer["default_root_dir"] or str(tables_beside(checkpoint, data.dataset, stage))
+    runner = Trainer(**{**trainer, "default_root_dir": root, "enable_checkpointing": False, "logger": trainer["logger"] or False})
+    measure = runner.test if stage == "test" else runner.validate
+    measure(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    if not runner.is_global_zero:
+        return None
+    if module.outcomes is None:
+        raise InputError("no image was measured: leave out trainer.limit_test_batches=0 and trainer.limit_val_batches=0.")
+    report, folder, problem = write_tables(stage, runner.callback_metrics, checkpoint, module, data, images)
+    source = images["dataset"] if data.about.num_classes else images["root"]
+    there = len(data.splits[stage][1])
+    limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
+    return describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images", str(checkpoint), folder, problem)
