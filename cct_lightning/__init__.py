@@ -15,6 +15,9 @@ if not (_here / "callbacks").is_dir() and (_here.parent / "callbacks").is_dir():
     __path__.append(str(_here.parent))
 
 if TYPE_CHECKING:
+    from cct_lightning.commands.calls import finetune as finetune
+    from cct_lightning.commands.calls import fit as fit
+    from cct_lightning.commands.calls import resume as resume
     from cct_lightning.data.augment.options import AugmentConfig as AugmentConfig
     from cct_lightning.data.module import ImageDataModule as ImageDataModule
     from cct_lightning.errors import InputError as InputError
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from cct_lightning.networks.timm_encoder import TimmEncoder as TimmEncoder
     from cct_lightning.networks.tokenizers import ConvTokenizer as ConvTokenizer
     from cct_lightning.networks.tokenizers import PatchTokenizer as PatchTokenizer
+    from cct_lightning.runs.run import Run as Run
     from cct_lightning.tasks.classification import LitClassifier as LitClassifier
     from cct_lightning.training.options import OptimConfig as OptimConfig
     from cct_lightning.training.options import ScheduleConfig as ScheduleConfig
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
     from cct_lightning.weights.loading import load_weights as load_weights
 
 _HOMES = {
+    "fit": "commands.calls",
+    "finetune": "commands.calls",
+    "resume": "commands.calls",
+    "Run": "runs.run",
     "AugmentConfig": "data.augment.options",
     "ImageDataModule": "data.module",
     "InputError": "errors",

@@ -1,0 +1,120 @@
+"""What can be typed, called from Python: the same road, checks, folders and files as ``cct``."""
+
+import signal
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cct_lightning.commands import finetune as finetuning
+from cct_lightning.commands import fit as fitting
+from cct_lightning.commands import resume as resuming
+from cct_lightning.commands.keys import flatten
+from cct_lightning.commands.requests import Request
+from cct_lightning.commands.running import train
+from cct_lightning.errors import InputError
+from cct_lightning.runs.run import Run
+
+Recipe = str | PathLike[str]
+
+
+def fit(recipe: Recipe | Sequence[Recipe], keys: Mapping[str, Any] | None = None) -> Run:
+    """Trains a recipe: ``cct fit -c RECIPE --key value ...``, to the bit.
+
+    Args:
+        recipe: A recipe's name or path, or several, of which each is laid over those before.
+        keys: Keys to set, by dotted names as ``{"model.pooling": "map"}`` or in groups as ``{"model": {"pooling": "map"}}``.
+
+    Returns:
+        The run, with its folder, its summary and its best checkpoint.
+
+    Raises:
+        InputError: Anything the user can mend.
+        KeyboardInterrupt: Ctrl-C; the run's folder then holds what ``resume`` needs.
+    """
+    recipes = [recipe] if isinstance(recipe, str | PathLike) else list(recipe)
+    named = [word for path in recipes for word in ("-c", str(path))]
+    return _train(fitting.prepare([*named, *_words(keys)]))
+
+
+def finetune(
+    images: str | PathLike[str],
+    keys: Mapping[str, Any] | None = None,
+    *,
+    pretrained: str | PathLike[str] | Run | None = None,
+    recipe: Recipe | Sequence[Recipe] = (),
+) -> Run:
+    """Trains on images of your own: ``cct finetune IMAGES --model.pretrained PRETRAINED --key value ...``.
+
+    Args:
+        images: A folder of class folders, or a CSV with the columns path and label.
+        keys: Keys to set, as in ``fit``.
+        pretrained: Weights to start from: a run, or what ``model.pretrained`` takes; None: trained from scratch.
+        recipe: Recipes that are laid over the default one.
+
+    Returns:
+        As ``fit``.
+
+    Raises:
+        InputError: Anything the user can mend.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    recipes = [recipe] if isinstance(recipe, str | PathLike) else list(recipe)
+    source = pretrained.folder if isinstance(pretrained, Run) else pretrained
+    words = [word for path in recipes for word in ("-c", str(path))] + _words(keys)
+    return _train(finetuning.prepare([str(images), *([] if source is None else ["--model.pretrained", str(source)]), *words]))
+
+
+def resume(run: str | PathLike[str] | Run, keys: Mapping[str, Any] | None = None, *, extend_to: int | None = None) -> Run:
+    """Goes on with a run that was stopped, or with one that has ended to more epochs: ``cct resume RUN --extend-to EPOCHS``.
+
+    Args:
+        run: The run, or its folder.
+        keys: Where it is computed, such as ``{"trainer.accelerator": "cpu"}``.
+        extend_to: Epochs in all.
+
+    Returns:
+        The run; as it was, where it has ended and shall not have more epochs.
+
+    Raises:
+        InputError: Anything the user can mend.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    folder = run.folder if isinstance(run, Run) else run
+    request = resuming.prepare([str(folder), *([] if extend_to is None else ["--extend-to", str(extend_to)]), *_words(keys)])
+    assert request.run is not None
+    if resuming.say_finished(request):
+        return Run.read(request.run.path)
+    return _train(request)
+
+
+def _train(request: Request) -> Run:
+    session = train(request)
+    if session.stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    if session.stopped_by:
+        raise SystemExit(128 + session.stopped_by)
+    return Run(session.folder.path, session.summary)
+
+
+def _words(keys: Mapping[str, Any] | None) -> list[str]:
+    """Writes keys and their values as they are typed."""
+    flat = flatten(dict(keys or {}))
+    for key in flat:
+        if not isinstance(key, str) or key.startswith("-"):
+            raise InputError(f"keys are given by their names, such as model.pooling, not {key!r}.")
+    return [f"--{key}={_text(value)}" for key, value in flat.items()]
+
+
+def _text(value: Any) -> str:
+    """Writes a value as YAML in one line; text and paths as they are, since that is how they are typed."""
+    if isinstance(value, str | Path):
+        return str(value)
+    if isinstance(value, tuple):
+        value = list(value)
+    try:
+        return str(yaml.safe_dump(value, default_flow_style=True, width=10**9)).removesuffix("\n").removesuffix("...").strip()
+    except yaml.YAMLError:
+        raise InputError(f"a key's value is a plain one, such as a number, text, a list or null, not {type(value).__name__}.") from None
