@@ -15,6 +15,7 @@ from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.runs.trainer import Setting
 from cct_lightning.tasks.classification import LitClassifier
 from cct_lightning.training.hardware import default_precision
+from cct_lightning.weights.files import Opened
 
 
 class CLI(LightningCLI):
@@ -29,7 +30,7 @@ class CLI(LightningCLI):
     model: LitClassifier
     datamodule: ImageDataModule
 
-    def __init__(self, request: Request, words: list[str], weights: Any = None) -> None:
+    def __init__(self, request: Request, words: list[str], weights: Opened | None = None) -> None:
         self.request, self.weights = request, weights
         self.trains = request.checkpoint is None
         super().__init__(
@@ -80,11 +81,11 @@ class CLI(LightningCLI):
         """Folder that the folders of runs are in."""
         return Path(self.config.trainer.default_root_dir or "runs")
 
-    def build(self, resumes: Any = None) -> Setting:
+    def build(self, resumes: Opened | None = None) -> Setting:
         """Builds the task (``model``) and the data (``datamodule``); returns all that is known of the run.
 
         Args:
-            resumes: Content of the checkpoint that it goes on from.
+            resumes: The checkpoint that it goes on from.
         """
         built = self.parser.instantiate_classes(self.config)
         self.model, self.datamodule = built.model, built.data

@@ -21,9 +21,9 @@ from cct_lightning.data.files import find_images as find_images
 from cct_lightning.data.options import Preprocessing as Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
+from cct_lightning.run_folder import find_network
 from cct_lightning.weights.trained import Saved as Saved
 from cct_lightning.weights.trained import build as build
-from cct_lightning.weights.trained import find_source as find_source
 from cct_lightning.weights.trained import read_run as read_run
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def main(arguments: list[str]) -> None:
         print(HELP.format(network=textwrap.fill(names, 110, subsequent_indent=" " * 31)))
         return
     source, paths, options = parse(arguments)
-    find_source(source)
+    find_network(source)
     out = Path(options["out"]).expanduser() if "out" in options else None
     kind = check_out(out, "overwrite" in options, options.get("format")) if out else options.get("format", "csv")
     if all(found.error for found in find_images(paths)):
@@ -260,6 +260,6 @@ def _next(source: str, paths: list[str], out: Path | None) -> str:
     command = shlex.join(["cct", "predict", source])
     if out is None:
         return f"{command} {shlex.join(paths) if len(paths) < 4 else 'PATH...'} --out predictions.csv"
-    if find_source(source).suffix == ".ckpt":
+    if find_network(source).suffix == ".ckpt":
         return f"{shlex.join(['cct', 'export', source])} --format onnx"
     return f"{command} PATH... --out {out} --top_k 3 --overwrite"

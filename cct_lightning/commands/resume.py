@@ -1,7 +1,7 @@
 """``cct resume``: what is typed, and whether the run can go on with it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cct_lightning.commands.keys import WHERE, check_keys, check_value, flatten
 from cct_lightning.commands.recipes import read_recipe
@@ -9,6 +9,9 @@ from cct_lightning.commands.requests import Request
 from cct_lightning.commands.words import CONFIG, Option, read_words
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import RunFolder, find_run
+
+if TYPE_CHECKING:
+    from cct_lightning.weights.files import Opened
 
 EXTEND = "extend-to"
 
@@ -63,18 +66,17 @@ def say_finished(request: Request) -> bool:
     return True
 
 
-def check_checkpoint(request: Request, checkpoint: Mapping[str, Any], about: Mapping[str, Any] | None) -> None:
+def check_checkpoint(request: Request, opened: "Opened") -> None:
     """Refuses a checkpoint that the run can't go on from.
 
     Args:
         request: What was asked for.
-        checkpoint: Content of the run's last.ckpt.
-        about: What it says of itself.
+        opened: The run's last.ckpt.
 
     Raises:
         InputError: It does not say where the run stopped, is of another configuration, or there is nothing to extend.
     """
-    run = request.run
+    run, checkpoint, about = request.run, opened.content, opened.about
     assert run is not None
     if about is None or "sitting" not in checkpoint:
         raise InputError(

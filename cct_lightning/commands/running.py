@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -23,8 +22,9 @@ from cct_lightning.runs.session import Session
 from cct_lightning.runs.testing import evaluate
 from cct_lightning.runs.tracking.tracker import end_tracking
 from cct_lightning.training.hardware import keep_freed_memory
-from cct_lightning.weights.files import KEY, read_checkpoint
+from cct_lightning.weights.files import Opened, open_weights
 from cct_lightning.weights.inspection import describe
+from cct_lightning.weights.sources import locate
 
 
 def train(request: Request) -> Session:
@@ -38,12 +38,12 @@ def train(request: Request) -> Session:
     """
     with _readable_errors(), ExitStack() as stack:
         stack.callback(end_tracking)
-        words, resumes = list(request.words), None
+        words, resumes, weights = list(request.words), None, None
         if request.run is not None:
-            resumes = _read_last(request)
+            resumes = _open_last(request)
         elif request.command == "finetune":
-            words = _with_source(request, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        cli = CLI(request, words)
+            words, weights = _with_source(request, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        cli = CLI(request, words, weights)
         folder = request.run or RunFolder.make(recipe_name(request.recipes[0]), cli.base)
         if VARIABLE not in os.environ:  # else the process that launched this one sees to it
             stack.callback(folder.discard_unless_begun)
@@ -66,36 +66,38 @@ def measure(request: Request) -> None:
     """
     assert request.checkpoint is not None
     with _readable_errors(), tempfile.TemporaryDirectory() as place:
+        opened = open_weights(request.checkpoint)
         known = Path(place, "recipe.yaml")
-        known.write_text(yaml.safe_dump(recipe_of(read_checkpoint(request.checkpoint).get(KEY), request)), encoding="utf-8")
+        known.write_text(yaml.safe_dump(recipe_of(opened.about, request)), encoding="utf-8")
         cli = CLI(request, ["--config", str(known), *request.words])
         setting = cli.build()
         if told := evaluate(
-            "test" if request.command == "test" else "val", setting.trainer, request.checkpoint, cli.model, cli.datamodule, setting.recipe["data"]
+            "test" if request.command == "test" else "val", setting.trainer, opened, cli.model, cli.datamodule, setting.recipe["data"]
         ):
             print(told)
 
 
-def _read_last(request: Request) -> Any:
+def _open_last(request: Request) -> Opened:
     assert request.run is not None
     try:
-        checkpoint = read_checkpoint(request.run.last)
+        opened = open_weights(request.run.last)
     except InputError as error:
         raise InputError(f"{error}\n  Without it the run can't go on; it can start anew: cct fit -c {request.run.config_file}") from None
-    check_checkpoint(request, checkpoint, checkpoint.get(KEY))
-    return checkpoint
+    check_checkpoint(request, opened)
+    return opened
 
 
-def _with_source(request: Request, place: Path) -> list[str]:
+def _with_source(request: Request, place: Path) -> tuple[list[str], Opened | None]:
     """Puts what the weights say of the network and its images, as a recipe, between the default one and what the user set."""
     config, default, *rest = request.words
     own = own_keys(request)
     if (source := own.get("model.pretrained")) is None:
         print(from_scratch())
-        return [*request.words]
+        return [*request.words], None
+    opened = None if source.startswith("timm/") else open_weights(locate(source), source)
     path = place / "source.yaml"
-    path.write_text(yaml.safe_dump(describe(source, own)), encoding="utf-8")
-    return [config, default, "--config", str(path), *rest]
+    path.write_text(yaml.safe_dump(describe(opened or source, own)), encoding="utf-8")
+    return [config, default, "--config", str(path), *rest], opened
 
 
 @contextmanager

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
     from cct_lightning.data.files import Array
     from cct_lightning.networks.classifier import ImageClassifier
+    from cct_lightning.weights.files import Opened
 
 
 NUM_IMAGES = 16  # on which the file is compared with the original
 LOOKED_AT = 1000  # files of a folder that these are chosen from, evenly
 
 
-def sample_pictures(source: Path, preprocessing: Preprocessing, folder: Path | None) -> tuple[Array, str]:
+def sample_pictures(source: Opened | None, preprocessing: Preprocessing, folder: Path | None) -> tuple[Array, str]:
     """Returns real images of the network's size, uint8 (B, H, W, C), and where they are from."""
     import numpy as np
     import PIL.Image
 
     from cct_lightning.data.files import decode
     from cct_lightning.data.preparation import fit
-    from cct_lightning.weights.files import KEY, read_checkpoint
 
-    recipe = read_checkpoint(source)[KEY]["recipe"]
+    recipe = source.about["recipe"] if source is not None and source.about is not None else None
     root = Path(recipe["data"]["root"]).expanduser() if recipe and recipe["data"]["dataset"] == "image_folder" else None
     chosen = folder or root
     files = [found.path for found in islice(find_images([chosen]), LOOKED_AT) if not found.error] if chosen is not None else []

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
-from cct_lightning.weights.trained import Saved, build, find_source, read_saved
+from cct_lightning.run_folder import find_network
+from cct_lightning.weights.trained import Saved, build, read_saved
 
 if TYPE_CHECKING:
     from cct_lightning.networks.classifier import ImageClassifier
@@ -76,7 +77,7 @@ def export(
     check_range("--tolerance", tolerance, 0)
     if absent := [package for package in FORMATS[format].needs if find_spec(package) is None]:
         raise InputError(f'--format {format} needs {", ".join(absent)}, not installed here: pip install "cct-lightning[{format}]"')
-    source = find_source(checkpoint)
+    source = find_network(checkpoint)
     if source.name == "config.json" or source.suffix in {Path(about.file).suffix for about in FORMATS.values()}:
         raise InputError(f"{checkpoint} is an export, or weights alone: give a run's folder or its best.ckpt.")
     target = Path(out).expanduser() if out is not None else _beside(source, format)
@@ -89,7 +90,7 @@ def export(
         raise InputError(f"{source} does not say how its images are normalised: train with LitClassifier(..., mean=[...], std=[...]).")
     preprocessing = Preprocessing.from_json(saved.preprocessing)
     network = _original(saved)
-    pictures, where = sample_pictures(source, preprocessing, Path(images).expanduser() if images is not None else None)
+    pictures, where = sample_pictures(saved.opened, preprocessing, Path(images).expanduser() if images is not None else None)
 
     # In the nearest folder that is there, so on the same disk, and renamed when all is well.
     place = target.resolve()
@@ -153,7 +154,8 @@ def _original(saved: Saved) -> ImageClassifier:
     from cct_lightning.weights.loading import load_weights
 
     network = build(saved.model)
-    load_weights(network, saved.weights)
+    assert saved.opened is not None
+    load_weights(network, saved.opened)
     if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
         raise InputError(f"{saved.weights} holds weights that are not finite numbers: its training diverged.")
     return network.float().eval()

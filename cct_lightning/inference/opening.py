@@ -71,8 +71,9 @@ def _build_with_weights(saved: Saved, changes: Mapping[str, Any]) -> ImageClassi
     for name in sorted(changes.keys() - set(taken)):
         raise InputError(f"{name}={changes[name]!r} can't be changed for predictions.{did_you_mean(name, taken, listed=0)}")
     model = build({**saved.model, **changes})
+    assert saved.opened is not None
     try:
-        load_weights(model, saved.weights if saved.format == "checkpoint" else saved.weights.parent)
+        load_weights(model, saved.opened)
     except InputError as error:
         if not changes or "does not fit this network" not in str(error):
             raise

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cct_lightning.run_folder import replacing
+from cct_lightning.weights.files import Opened
 
 MONITORS = ("val/accuracy", "val/loss", "val/f1", "val/calibration_error", "val/top5")
 
@@ -60,7 +61,23 @@ class BestCheckpoint(RunCheckpoint):
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it. Lightning 2.6 writes to the temporary folder, which may be another disk, and copies."""
+    """Writes a checkpoint beside its place and renames it. Lightning 2.6 writes to the temporary folder, which may be another disk, and copies.
+
+    Args:
+        opened: A checkpoint that has been read; it is handed on once.
+    """
+
+    def __init__(self, opened: Opened | None = None) -> None:
+        super().__init__()
+        self._opened = opened
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **named: Any) -> dict[str, Any]:
+        """Returns what the command has opened already, the first time that it is asked for; else reads the file."""
+        opened, self._opened = self._opened, None
+        if opened is not None and opened.path.exists() and opened.path.samefile(path):
+            return dict(opened.content)
+        content: dict[str, Any] = super().load_checkpoint(path, *arguments, **named)
+        return content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,9 @@ from cct_lightning.errors import InputError
 from cct_lightning.evaluation.outcomes import Report, make_report
 from cct_lightning.evaluation.tables import check_class_names, describe_report, write_report
 from cct_lightning.run_folder import tables_beside
+from cct_lightning.runs.trainer import keep_files_whole
 from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.weights.files import Opened
 
 Stage = Literal["val", "test"]
 NAMES = {"val": "validation", "test": "test"}
@@ -49,7 +51,7 @@ def write_tables(
 
 
 def evaluate(
-    stage: Stage, trainer: Mapping[str, Any], checkpoint: Path, module: LitClassifier, data: ImageDataModule, images: Mapping[str, Any]
+    stage: Stage, trainer: Mapping[str, Any], checkpoint: Opened, module: LitClassifier, data: ImageDataModule, images: Mapping[str, Any]
 ) -> str | None:
     """Measures a checkpoint and writes tables of what was found beside it.
 
@@ -69,19 +71,21 @@ def evaluate(
     """
     if stage == "val" and not data.has_validation:
         raise InputError("there are no validation images: data.val_fraction=0 sets none aside; give another share, or use `cct test`.")
+    path = checkpoint.path
     where = f"data.dataset={data.dataset}" if data.about.num_classes and not data.folder else f"data.root={images['root']}"
-    check_class_names(str(checkpoint), module.class_names, module.model.num_classes, data.class_names, where)
+    check_class_names(str(path), module.class_names, module.model.num_classes, data.class_names, where)
     module.collect = True
-    root = trainer["default_root_dir"] or str(tables_beside(checkpoint, data.dataset, stage))
+    root = trainer["default_root_dir"] or str(tables_beside(path, data.dataset, stage))
     runner = Trainer(**{**trainer, "default_root_dir": root, "enable_checkpointing": False, "logger": trainer["logger"] or False})
+    keep_files_whole(runner, checkpoint)
     measure = runner.test if stage == "test" else runner.validate
-    measure(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    measure(module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
     if not runner.is_global_zero:
         return None
     if module.outcomes is None:
         raise InputError("no image was measured: leave out trainer.limit_test_batches=0 and trainer.limit_val_batches=0.")
-    report, folder, problem = write_tables(stage, runner.callback_metrics, checkpoint, module, data, images)
+    report, folder, problem = write_tables(stage, runner.callback_metrics, path, module, data, images)
     source = images["dataset"] if data.about.num_classes else images["root"]
     there = len(data.splits[stage][1])
     limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
-    return describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images", str(checkpoint), folder, problem)
+    return describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images", str(path), folder, problem)

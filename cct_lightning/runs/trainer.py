@@ -24,6 +24,7 @@ from cct_lightning.runs.summary import about
 from cct_lightning.runs.tracking.server import is_disabled
 from cct_lightning.runs.tracking.tracker import Tracker
 from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.weights.files import Opened
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Setting:
         trainer: Arguments of Lightning's Trainer; callbacks, loggers and the like are objects.
         wandb: How it is tracked.
         checkpoint: Which epoch is kept as the best.
-        resumes: Content of the checkpoint that the run goes on from; None for a new run.
+        resumes: The checkpoint that the run goes on from; None for a new run.
     """
 
     command: str
@@ -44,7 +45,7 @@ class Setting:
     trainer: Mapping[str, Any]
     wandb: WandbConfig
     checkpoint: CheckpointConfig
-    resumes: Mapping[str, Any] | None = None
+    resumes: Opened | None = None
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -139,8 +140,7 @@ class Parts:
         given["logger"] = loggers if self.tracker is None else [*loggers, self.tracker]
         given["callbacks"] = self._callbacks(setting, folder, as_list(given["callbacks"]))
         self.trainer = Trainer(**given)
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.trainer.strategy.checkpoint_io = WholeFileIO()
+        keep_files_whole(self.trainer, setting.resumes)
 
     def _callbacks(self, setting: Setting, folder: RunFolder, given: Sequence[Callback]) -> list[Callback]:
         """Puts behind the recipe's callbacks those of every run: the best and the last checkpoint each on its own, so that last is the last."""
@@ -152,6 +152,12 @@ class Parts:
         if setting.keeps_checkpoints:
             callbacks.append(RunCheckpoint(folder.checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True))
         return callbacks if setting.trainer["fast_dev_run"] else [*callbacks, KeepConfig(setting, folder)]
+
+
+def keep_files_whole(trainer: Trainer, opened: Opened | None = None) -> None:
+    """Has a trainer write checkpoints whole, unless it has a way of its own, and take one that has been opened."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeFileIO(opened)
 
 
 def as_list(given: Any) -> list[Any]:

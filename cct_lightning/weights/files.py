@@ -1,24 +1,52 @@
 """Reads files of weights without running code of theirs."""
 
+import hashlib
 import json
 import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from cct_lightning.errors import InputError
-from cct_lightning.weights.sources import sha256
+from cct_lightning.weights.sources import check_digest
 
 KEY = "cct_lightning"  # where our checkpoints keep their own plain dictionary
 WRAPPERS = ("module.", "model.")
 CONTAINERS = ("state_dict_ema", "state_dict", "model")  # the average before the raw weights, as timm does
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file of weights that has been read, once, for all that a command wants of it.
+
+    Attributes:
+        name: As it was asked for.
+        path: The file.
+        content: What it holds.
+    """
+
+    name: str
+    path: Path
+    content: Mapping[str, Any]
+
+    @property
+    def about(self) -> Mapping[str, Any] | None:
+        """What a checkpoint or export of ours says of itself; None in files of others."""
+        about = self.content.get(KEY)
+        return about if isinstance(about, Mapping) else None
+
+
+def open_weights(path: Path, name: str | None = None) -> Opened:
+    """Reads a file by ``read_checkpoint``; ``name`` is what it was asked for by."""
+    return Opened(name or str(path), path, read_checkpoint(path))
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
@@ -30,23 +58,33 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     path = Path(path).expanduser()
     if path.is_dir():
         return _read_folder(path)
-    if path.name == "model.safetensors" and (path.parent / "config.json").is_file():
+    if path.name == "config.json" or (path.name == "model.safetensors" and (path.parent / "config.json").is_file()):
         return _read_folder(path.parent)  # which says what the tensors can't
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".ckpt", ".pth", ".pt", ".safetensors"))[:5]
         raise InputError(f"There is no file {path}." + (f" Beside it: {', '.join(near)}." if near else ""))
-    return _read_tensors(path)
+    return read_tensors(path)
 
 
-def _read_tensors(path: Path) -> Mapping[str, Any]:
+def read_tensors(path: Path, digest: str | None = None) -> Mapping[str, Any]:
+    """Reads a file of tensors; where its sha256 is given, what is read are the very bytes that were compared with it.
+
+    Raises:
+        InputError: As ``read_checkpoint``, and where the digest differs.
+    """
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            data = path.read_bytes()
+            if digest is not None:
+                check_digest(path, digest, hashlib.sha256(data).hexdigest())
+            return load(data)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # a newer one does no harm: what is not understood is an error
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError:
         raise InputError(
             f"{path} is damaged, or holds more than tensors and plain values; it was not opened further, since reading it would run its code.\n"
@@ -70,9 +108,7 @@ def _read_folder(folder: Path) -> Mapping[str, Any]:
     path = folder / (ours["weights"] if ours else "model.safetensors")
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is a graph to predict with, not weights to train: export with --format safetensors, or give the run's checkpoint.")
-    if ours and path.is_file() and sha256(path) != ours["sha256"]:
-        raise InputError(f"{path} is not the file that {folder}/config.json describes: their sha256 differ. Is it complete?")
-    return {"state_dict": _read_tensors(path), **({KEY: ours} if ours else {})}
+    return {"state_dict": read_tensors(path, ours["sha256"] if ours else None), **({KEY: ours} if ours else {})}
 
 
 def unwrap(content: Mapping[str, Any], path: str) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from cct_lightning.errors import InputError
 from cct_lightning.networks.encoder import sine_table
 from cct_lightning.networks.presets import SHAPES, VARIANTS
 from cct_lightning.networks.tokenizers import ConvTokenizer
-from cct_lightning.weights.files import KEY, read_checkpoint, unwrap
-from cct_lightning.weights.sources import PUBLISHED, locate
+from cct_lightning.weights.files import Opened, unwrap
+from cct_lightning.weights.sources import PUBLISHED
 
 # Of a network's description, what its tensors need; the rest is how it was trained.
 NETWORK = (
@@ -26,29 +26,28 @@ NETWORK = (
 HEADS = {shape[2]: shape[0] for shape in SHAPES.values()}  # by width: all published networks of a width have as many
 
 
-def describe(source: str, given: Mapping[str, str] = {}) -> dict[str, Any]:
+def describe(source: str | Opened, given: Mapping[str, str] = {}) -> dict[str, Any]:
     """Returns the keys of a recipe that follow from weights: the network, and size, channels and normalisation of its images.
 
     Args:
-        source: See ``sources.locate``, or timm/NAME.
+        source: What was opened, or timm/NAME.
         given: Keys that the user set; needed are model.arch of a file of timm's, and model.num_heads of a width that no published network has.
     """
-    if source.startswith("timm/"):
+    if not isinstance(source, Opened):
         return _of_timm(source)
-    content = read_checkpoint(locate(source))
-    about = content.get(KEY)
-    if isinstance(about, Mapping) and about.get("model"):
+    about, name = source.about, source.name
+    if about is not None and about.get("model"):
         return _of_ours(about)
-    state = unwrap(content, source)
+    state = unwrap(source.content, name)
     if any(name.startswith(("patch_embed.", "blocks.0.")) for name in state):
         if not given.get("model.arch", "").startswith("timm/"):
-            raise InputError(f"{source} holds weights of a timm network by its names, and not of which: give --model.arch timm/NAME.")
+            raise InputError(f"{name} holds weights of a timm network by its names, and not of which: give --model.arch timm/NAME.")
         return _of_timm(given["model.arch"])
-    network, data = _of_tensors(state, source, given)
-    if (name := Path(source).stem) in PUBLISHED:  # by name, or the file under its published name
-        known = DATASETS.get(PUBLISHED[name].dataset)
+    network, data = _of_tensors(state, name, given)
+    if (published := Path(name).stem) in PUBLISHED:  # by name, or the file under its published name
+        known = DATASETS.get(PUBLISHED[published].dataset)
         mean, std = (known.mean, known.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
-        network["arch"], data = PUBLISHED[name].arch, {**data, "mean": list(mean), "std": list(std)}
+        network["arch"], data = PUBLISHED[published].arch, {**data, "mean": list(mean), "std": list(std)}
     return {"model": network, "data": data}
 
 

@@ -19,15 +19,17 @@ from cct_lightning.networks.classifier import ImageClassifier, LoadReport
 from cct_lightning.networks.encoder import Encoder, ViTEncoder
 from cct_lightning.networks.timm_encoder import TimmEncoder
 from cct_lightning.weights.conversion import check_block_form, fit_channels, fit_class_token, fit_positions, from_timm, to_our_names
-from cct_lightning.weights.files import KEY, read_checkpoint, unwrap
+from cct_lightning.weights.files import KEY, Opened, read_checkpoint, unwrap
 from cct_lightning.weights.sources import locate
 
 # Golden files carry an example to check the network with.
 EXAMPLES = {"input", "logits"}
 
 
-def _read_source(source: str | Path, encoder: Encoder) -> Mapping[str, Any]:
+def _read_source(source: str | Path | Opened, encoder: Encoder) -> Mapping[str, Any]:
     """Reads weights by name or from a file; timm's by name through timm, which downloads them."""
+    if isinstance(source, Opened):
+        return source.content
     name = str(source).removeprefix("timm/")
     if not str(source).startswith("timm/"):
         return read_checkpoint(locate(source))
@@ -72,7 +74,7 @@ GROUPS = {
 def create_model(
     arch: str,
     *,
-    pretrained: str | Path | None = None,
+    pretrained: str | Path | Opened | None = None,
     new_head: bool = False,
     class_names: Sequence[str] | None = None,
     **network: Any,
@@ -98,7 +100,7 @@ def create_model(
 
 
 def load_weights(
-    model: nn.Module, source: str | Path, allow: Collection[str] = (), new_head: bool = False, class_names: Sequence[str] | None = None
+    model: nn.Module, source: str | Path | Opened, allow: Collection[str] = (), new_head: bool = False, class_names: Sequence[str] | None = None
 ) -> LoadReport:
     """Loads weights into an ``ImageClassifier``: every tensor of both is used, or the report or an error says why not.
 
@@ -107,7 +109,8 @@ def load_weights(
 
     Args:
         model: Changed in place.
-        source: See ``sources.locate``: a file or exported folder of ours, of SHI-Labs/Compact-Transformers, vit-pytorch or timm; or a name.
+        source: What was opened already, or see ``sources.locate``: a file or
+            exported folder of ours, of SHI-Labs/Compact-Transformers, vit-pytorch or timm; or a name.
         allow: Parts that may differ between file and network and then start anew: ``head`` (another number of classes) and
             ``pooling`` (another pooling, with the class token).
         new_head: The head starts anew even where the file's fits.
@@ -119,6 +122,7 @@ def load_weights(
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
     content = _read_source(source, encoder)
+    source = source.name if isinstance(source, Opened) else str(source)
     state = unwrap(content, str(source))
     reference = any(name.startswith(("classifier.", "tokenizer.conv_layers.")) for name in state)
     ours = any(name.startswith("encoder.") for name in state)

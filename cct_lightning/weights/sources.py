@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.run_folder import find_network
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def check_source(source: str) -> None:
 
 
 def locate(source: str | Path) -> Path:
-    """Returns the file or exported folder of a source; published weights are downloaded where they are not on this machine.
+    """Returns the file of a source (of an exported folder its config.json); published weights are downloaded where they are not on this machine.
 
     Raises:
         InputError: There is no such source, or it can't be downloaded.
@@ -70,19 +71,26 @@ def locate(source: str | Path) -> Path:
     check_source(str(source))
     if str(source) in PUBLISHED and not Path(source).is_file():
         return download(str(source))
-    path = Path(source).expanduser()
-    if (path / "checkpoints").is_dir():  # a run
-        found = [file for name in ("best", "last") if (file := path / "checkpoints" / f"{name}.ckpt").is_file()]
-        if not found:
-            raise InputError(f"{path} is a run without checkpoints: it was stopped before its first epoch ended.")
-        return found[0]
-    return path
+    return find_network(source)
 
 
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_digest(path: Path, expected: str, found: str) -> None:
+    """Refuses the network's file of an export that is not the one that was written.
+
+    Raises:
+        InputError: The digests differ.
+    """
+    if found != expected:
+        raise InputError(
+            f"{path} is not the file that {path.with_name('config.json')} describes: its sha256 is {found[:12]}..., there it is {expected[:12]}...\n"
+            "  It was changed, or not copied to its end: copy the folder again, or write it anew with `cct export`."
+        )
 
 
 def download(name: str, base: str = URL) -> Path:

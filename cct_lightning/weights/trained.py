@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cct_lightning.errors import InputError
-from cct_lightning.weights.sources import sha256
+from cct_lightning.run_folder import find_network
+from cct_lightning.weights.sources import check_digest, sha256
 
 if TYPE_CHECKING:
     from cct_lightning.networks.classifier import ImageClassifier
+    from cct_lightning.weights.files import Opened
 
 
 NEEDED = {"format", "weights", "sha256", "model", "class_names", "preprocessing"}  # of an export's config.json
@@ -29,6 +31,7 @@ class Saved:
         model: Its configuration, ``LitClassifier.model_config``.
         class_names: In the order of the logits; numbers where nobody named them.
         preprocessing: As ``Preprocessing.to_json``; in a checkpoint mean and std may be None.
+        opened: Its weights, and all else that the file holds; None of a graph.
     """
 
     weights: Path
@@ -36,23 +39,7 @@ class Saved:
     model: dict[str, Any]
     class_names: list[str]
     preprocessing: dict[str, Any]
-
-
-def find_source(source: str | Path) -> Path:
-    """Returns the file to begin with: the best or the last checkpoint of a run's folder, the config.json of an export, else the file given.
-
-    Raises:
-        InputError: There is nothing of that kind.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise InputError(f"There is no file or folder {path}. Checkpoints lie in runs/<recipe>/<time>/checkpoints/.")
-    candidates = [path / "config.json", *(folder / f"{name}.ckpt" for name in ("best", "last") for folder in (path / "checkpoints", path))]
-    if found := next((file for file in candidates if file.is_file()), None):
-        return found
-    raise InputError(f"{path} holds no network: neither a run's checkpoints (best.ckpt, last.ckpt) nor an export (config.json).")
+    opened: Opened | None = None
 
 
 def read_saved(source: str | Path) -> Saved:
@@ -61,7 +48,7 @@ def read_saved(source: str | Path) -> Saved:
     Raises:
         InputError: As they do, and where there is no such file, or it lies without the config.json that describes it.
     """
-    path = find_source(source)
+    path = find_network(source)
     if path.name == "config.json":
         return read_export(path)
     if path.suffix not in (".onnx", ".pt2", ".safetensors"):
@@ -98,12 +85,14 @@ def read_export(config: Path) -> Saved:
     weights = config.with_name(about["weights"])
     if not weights.is_file():
         raise InputError(f"{config} describes {about['weights']}, which is not beside it: copy the whole folder that `cct export` wrote.")
-    if (digest := sha256(weights)) != about["sha256"]:
-        raise InputError(
-            f"{weights} is not the file that {config} describes: its sha256 is {digest[:12]}..., there it is {about['sha256'][:12]}...\n"
-            "  It was changed, or not copied to its end: copy the folder again, or write it anew with `cct export`."
-        )
-    return Saved(weights, about["format"], about["model"], _class_names(about["class_names"], about["model"]), about["preprocessing"])
+    opened = None
+    if weights.suffix == ".safetensors":
+        from cct_lightning.weights.files import KEY, Opened, read_tensors
+
+        opened = Opened(str(config.parent), weights, {"state_dict": read_tensors(weights, about["sha256"]), KEY: about})
+    else:
+        check_digest(weights, about["sha256"], sha256(weights))
+    return Saved(weights, about["format"], about["model"], _class_names(about["class_names"], about["model"]), about["preprocessing"], opened)
 
 
 def read_run(path: Path) -> Saved:
@@ -112,10 +101,10 @@ def read_run(path: Path) -> Saved:
     Raises:
         InputError: The file is damaged, no checkpoint of ours, or holds a network that only Python can build.
     """
-    from cct_lightning.weights.files import KEY, read_checkpoint
+    from cct_lightning.weights.files import open_weights
 
-    about = read_checkpoint(path).get(KEY)
-    if not isinstance(about, Mapping):
+    opened = open_weights(path)
+    if (about := opened.about) is None:
         raise InputError(f"{path} is no checkpoint of cct-lightning: it does not say of what network and classes it is.")
     if (model := about["model"]) is None:
         raise InputError(
@@ -124,7 +113,7 @@ def read_run(path: Path) -> Saved:
         )
     crop_pct = about["recipe"]["data"].get("crop_pct", 1.0) if about["recipe"] else 1.0
     preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | {"crop_pct": crop_pct}
-    return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing)
+    return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing, opened)
 
 
 def build(model_config: Mapping[str, Any]) -> ImageClassifier:

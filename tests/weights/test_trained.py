@@ -8,8 +8,9 @@ from trained import NAMES, write_checkpoint, write_export
 
 from cct_lightning import InputError
 from cct_lightning.data.options import Preprocessing
+from cct_lightning.run_folder import find_network
 from cct_lightning.weights.files import KEY
-from cct_lightning.weights.trained import build, find_source, read_saved
+from cct_lightning.weights.trained import build, read_saved
 
 
 @pytest.fixture
@@ -25,9 +26,9 @@ def test_preprocessing_survives_json():
 def test_a_run_and_its_folders_lead_to_the_best_checkpoint_else_the_last(best, tmp_path):
     last = write_checkpoint(best.with_name("last.ckpt"))
     for source in (best, best.parent, tmp_path / "run", str(tmp_path / "run")):
-        assert find_source(source) == best
+        assert find_network(source) == best
     best.unlink()
-    assert find_source(tmp_path / "run") == last
+    assert find_network(tmp_path / "run") == last
 
 
 def test_an_export_says_what_its_checkpoint_says(best, tmp_path):
