@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
-import PIL.Image
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -17,16 +16,15 @@ from cct_lightning.data.augment.mixing import draw_mix, mix_batch
 from cct_lightning.data.augment.options import AugmentConfig
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
-from cct_lightning.data.files import Array, decode
+from cct_lightning.data.files import Array
 from cct_lightning.data.folders import Split, folder_class_names, read_table, split_folder
 from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
-from cct_lightning.data.preparation import fit, normalize
+from cct_lightning.data.memory import decode_splits, to_tensors, write_features
+from cct_lightning.data.preparation import normalize
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.randomness import generator
 
-HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here,
-DEVICE_CACHE_BYTES = 2 * 2**30  # and on a GPU up to here
 BATCHED_PIXELS = 96  # longest side up to which images are augmented a batch at a time; above, albumentations is as fast and needs less memory
 Loader = DataLoader[Batch] | MemoryLoader
 
@@ -40,15 +38,6 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> list[floa
     if len(values) not in (1, 3):
         raise InputError(f"data.{name}={list(values)} has {len(values)} values, and the images {channels} channel(s): give {channels}.")
     return [round(sum(values) / len(values), 6)] * channels
-
-
-def _as_channels(images: Array, channels: int) -> Array:
-    """Turns uint8 images (n, H, W, 1 or 3) into grey, as Pillow weighs the colours, or into colour."""
-    if images.shape[-1] == channels:
-        return images
-    if channels == 3:
-        return np.repeat(images, 3, axis=-1)
-    return (images @ np.array([0.299, 0.587, 0.114], np.float32)).round().astype(np.uint8)[..., None]  # type: ignore[no-any-return]
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -190,7 +179,7 @@ class ImageDataModule(L.LightningDataModule):
             if absent := sorted(set(range(self.num_classes)) - set(np.unique(split.targets[chosen]).tolist())):
                 which = ", ".join(self.class_names[label] for label in absent[:5])
                 rank_zero_info(f"{len(absent)} of {self.num_classes} classes have no {name} image: {which}{', ...' if len(absent) > 5 else ''}")
-        self._cache_splits()
+        self.splits = decode_splits(self.splits, self.image_size, self.in_chans, self.cache)
 
     def _order(self, label: int, members: Array, purpose: str) -> Array:
         """Shuffles the images of a class, the same way for every size of a subset, so that small ones lie in larger ones."""
@@ -216,55 +205,6 @@ class ImageDataModule(L.LightningDataModule):
             members = self._order(int(label), kept[split.targets[kept] == label], "subset")
             chosen.append(members[: min(max(round(self.fraction * len(members)), 1), self.per_class or len(members))])
         return np.sort(np.concatenate(chosen))
-
-    def _cache_splits(self) -> None:
-        """Decodes what fits into memory, once however many splits are cut from it; arrays are brought to the network's size."""
-        heaps = {id(split): split for split, _ in self.splits.values()}
-        cached: dict[int, Split] = {}
-        for number, split in heaps.items():
-            images: Any = split.images
-            files = None if isinstance(images, np.ndarray) else images
-            if isinstance(images, np.ndarray):
-                images = _as_channels(images, self.in_chans)
-                if images.shape[1:3] != self.image_size:
-                    images = np.stack([fit(image, self.image_size) for image in images])
-            elif self.cache != "none" and (self.cache != "auto" or self._fits_into_memory(images)):
-                used = set(np.concatenate([chosen for other, chosen in self.splits.values() if other is split]).tolist())
-                images = [decode(image, self.in_chans) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
-                images = self._as_array(images)
-            cached[number] = Split(images, split.targets, files)
-        self.splits = {name: (cached[id(split)], chosen) for name, (split, chosen) in self.splits.items()}
-
-    def _as_array(self, images: list[Array]) -> list[Array] | Array:
-        """Stacks decoded images that all have the network's size, so that batches are cut by index; leaves others as they are."""
-        shape = (*self.image_size, self.in_chans)
-        if any(len(image) and image.shape != shape for image in images):
-            return images
-        stacked = np.zeros((len(images), *shape), np.uint8)
-        for index, image in enumerate(images):
-            if len(image):
-                stacked[index], images[index] = image, image[:0]  # let go one by one, or memory would hold all of them twice
-        return stacked
-
-    def _fits_into_memory(self, files: Sequence[Path]) -> bool:
-        """Tells whether the decoded images take up to ``HOST_CACHE_BYTES``, by the headers of some files where that leaves no doubt, else of all."""
-        some = files[:: max(len(files) // 256, 1)]
-        if len(files) * max(self._decoded_bytes(file) for file in some) <= HOST_CACHE_BYTES // 4:
-            return True
-        total = 0
-        for file in files:
-            total += self._decoded_bytes(file)
-            if total > HOST_CACHE_BYTES:
-                return False
-        return True
-
-    def _decoded_bytes(self, file: Path) -> int:
-        try:
-            with PIL.Image.open(file) as image:
-                return image.width * image.height * self.in_chans
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-            why = str(error).splitlines()[0][:60]
-            raise InputError(f"{file} can't be read as an image ({why}): mend it or move it out of the data set.") from None
 
     @property
     def class_counts(self) -> list[int]:
@@ -292,12 +232,8 @@ class ImageDataModule(L.LightningDataModule):
         for batch in self._images(split, KeyedSampler(missing, self.batch_size, self.seed, train=False), device) if len(missing) else ():
             assert self._encode is not None
             features = self._encode(normalize(batch.images.to(device), self.mean, self.std)).float().cpu()
-            if whole is None:
-                if (size := features[0].nbytes * len(split)) > HOST_CACHE_BYTES:
-                    rank_zero_info(f"the features of {len(split):,} images take {size / 2**30:.1f} GiB: they are computed anew each epoch.")
-                    return None
-                whole = torch.empty((len(split), *features.shape[1:]))  # rows that are never written take no memory
-            whole[batch.indices.cpu()] = features
+            if (whole := write_features(whole, len(split), batch.indices, features)) is None:
+                return None
         done[chosen] = True
         assert whole is not None
         self._encoded[id(split)] = whole, done
@@ -347,10 +283,8 @@ class ImageDataModule(L.LightningDataModule):
     def _in_memory(self, split: Split, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns images and targets as tensors, once for all loaders, on the device where ``cache`` says so."""
         if id(split) not in self._tensors:
-            images, targets = torch.from_numpy(split.images), torch.from_numpy(split.targets.astype(np.int64))
-            if self.cache == "device" or (self.cache == "auto" and device.type == "cuda" and images.nbytes <= DEVICE_CACHE_BYTES):
-                images, targets = images.to(device), targets.to(device)
-            self._tensors[id(split)] = images, targets
+            assert isinstance(split.images, np.ndarray)
+            self._tensors[id(split)] = to_tensors(split.images, split.targets, self.cache, device)
         return self._tensors[id(split)]
 
     def _workers(self) -> int:

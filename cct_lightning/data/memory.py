@@ -1,0 +1,123 @@
+"""What is kept in memory: images decoded once, as one array where they have one size, as tensors on the device, or as a frozen encoder's features."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from cct_lightning.data.files import Array, decode
+from cct_lightning.data.folders import Split
+from cct_lightning.data.preparation import fit
+from cct_lightning.errors import InputError
+
+HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here,
+DEVICE_CACHE_BYTES = 2 * 2**30  # and on a GPU up to here
+Cache = Literal["auto", "device", "host", "none"]
+Splits = Mapping[str, tuple[Split, Array]]  # images, and which of them are meant
+
+
+def as_channels(images: Array, channels: int) -> Array:
+    """Turns uint8 images (n, H, W, 1 or 3) into grey, as Pillow weighs the colours, or into colour."""
+    if images.shape[-1] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    return (images @ np.array([0.299, 0.587, 0.114], np.float32)).round().astype(np.uint8)[..., None]  # type: ignore[no-any-return]
+
+
+def decode_splits(splits: Splits, image_size: tuple[int, int], channels: int, cache: Cache) -> dict[str, tuple[Split, Array]]:
+    """Decodes what fits into memory, once however many splits are cut from it; arrays are brought to the network's size.
+
+    Args:
+        splits: As read; several may choose from the same images.
+        image_size: Height and width that the network takes.
+        channels: 1 for grey, 3 for colour.
+        cache: "none" leaves files as they are, "auto" those that take more than ``HOST_CACHE_BYTES``.
+
+    Returns:
+        The same choices of uint8 arrays (n, H, W, C) where all that are chosen have the network's size, else of decoded images or of files.
+
+    Raises:
+        InputError: A file that can't be read as an image.
+    """
+    kept: dict[int, Split] = {}
+    for number, split in {id(split): split for split, _ in splits.values()}.items():
+        images: Any = split.images
+        files = None if isinstance(images, np.ndarray) else images
+        if isinstance(images, np.ndarray):
+            images = as_channels(images, channels)
+            if images.shape[1:3] != image_size:
+                images = np.stack([fit(image, image_size) for image in images])
+        elif cache != "none" and (cache != "auto" or _fit_into_memory(images, channels)):
+            used = set(np.concatenate([chosen for other, chosen in splits.values() if other is split]).tolist())
+            images = [decode(image, channels) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
+            images = _stacked(images, (*image_size, channels))
+        kept[number] = Split(images, split.targets, files)
+    return {name: (kept[id(split)], chosen) for name, (split, chosen) in splits.items()}
+
+
+def _stacked(images: list[Array], shape: tuple[int, int, int]) -> list[Array] | Array:
+    """Stacks decoded images that all have the network's size, so that batches are cut by index; leaves others as they are."""
+    if any(len(image) and image.shape != shape for image in images):
+        return images
+    stacked = np.zeros((len(images), *shape), np.uint8)
+    for index, image in enumerate(images):
+        if len(image):
+            stacked[index], images[index] = image, image[:0]  # let go one by one, or memory would hold all of them twice
+    return stacked
+
+
+def _fit_into_memory(files: Sequence[Path], channels: int) -> bool:
+    """Tells whether the decoded images take up to ``HOST_CACHE_BYTES``, by the headers of some files where that leaves no doubt, else of all."""
+    some = files[:: max(len(files) // 256, 1)]
+    if len(files) * max(_decoded_bytes(file, channels) for file in some) <= HOST_CACHE_BYTES // 4:
+        return True
+    total = 0
+    for file in files:
+        total += _decoded_bytes(file, channels)
+        if total > HOST_CACHE_BYTES:
+            return False
+    return True
+
+
+def _decoded_bytes(file: Path, channels: int) -> int:
+    try:
+        with PIL.Image.open(file) as image:
+            return image.width * image.height * channels
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        why = str(error).splitlines()[0][:60]
+        raise InputError(f"{file} can't be read as an image ({why}): mend it or move it out of the data set.") from None
+
+
+def to_tensors(images: Array, targets: Array, cache: Cache, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns images (n, H, W, C) and targets (n,) as tensors, on the device where ``cache`` says so or "auto" has them fit on a GPU."""
+    whole, labels = torch.from_numpy(images), torch.from_numpy(targets.astype(np.int64))
+    if cache == "device" or (cache == "auto" and device.type == "cuda" and whole.nbytes <= DEVICE_CACHE_BYTES):
+        return whole.to(device), labels.to(device)
+    return whole, labels
+
+
+def write_features(rows: Tensor | None, num_rows: int, indices: Tensor, features: Tensor) -> Tensor | None:
+    """Writes the features of some images (B, ...) into their rows of one tensor for all, on the host.
+
+    Args:
+        rows: The tensor (num_rows, ...); None: it is made.
+        num_rows: Of all images.
+        indices: Which rows are meant (B,).
+        features: What is written there.
+
+    Returns:
+        ``rows``; None where they would take more than ``HOST_CACHE_BYTES``.
+    """
+    if rows is None:
+        if (size := features[0].nbytes * num_rows) > HOST_CACHE_BYTES:
+            rank_zero_info(f"the features of {num_rows:,} images take {size / 2**30:.1f} GiB: they are computed anew each epoch.")
+            return None
+        rows = torch.empty((num_rows, *features.shape[1:]))  # rows that are never written take no memory
+    rows[indices.cpu()] = features
+    return rows
