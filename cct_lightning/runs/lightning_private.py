@@ -1,5 +1,6 @@
 """All that is known here of Lightning's private loop state."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -10,6 +11,26 @@ def inside_epoch(trainer: Trainer) -> bool:
     """Tells whether a training stands between two batches of an epoch."""
     progress: Any = trainer.fit_loop.epoch_progress.current
     return bool(progress.started > progress.processed)
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Tells whether the batch at hand adds its gradients to the next one's, so that the optimizer takes no step after it."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def unlogged(trainer: Trainer) -> Mapping[str, Any]:
+    """Returns the values that Lightning logs once it is through with an epoch; inside one there are none."""
+    return {} if inside_epoch(trainer) else trainer._logger_connector.metrics["log"]
+
+
+def logged_step(trainer: Trainer) -> int:
+    """Returns the step under which Lightning logs next: it counts batches that stepped, not an optimizer's steps."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+
+
+def stop_after_step(trainer: Trainer) -> None:
+    """Has the training end as after SIGTERM, once Lightning has logged the step at hand."""
+    trainer._signal_connector.received_sigterm = True
 
 
 def mend_loops(trainer: Trainer, validating: bool) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cct_lightning.run_folder import RunFolder
-from cct_lightning.runs.lightning_private import inside_epoch, mend_loops
+from cct_lightning.runs.lightning_private import accumulates, inside_epoch, logged_step, mend_loops, stop_after_step, unlogged
 from cct_lightning.runs.metrics_file import MetricsFile
 from cct_lightning.training.hardware import cpu_seconds
 from cct_lightning.weights.files import KEY
@@ -59,7 +59,7 @@ class Sitting(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning logs the values of an epoch after its checkpoint is written: the next sitting would miss them after a kill in between.
-        unlogged = {} if inside_epoch(trainer) else trainer._logger_connector.metrics["log"]
+        values = unlogged(trainer)
         seconds, computed = self.spent()
         self.measures |= {name: value for name, value in _numbers(trainer.callback_metrics).items() if name.startswith("val/")}
         checkpoint[STATE] = {
@@ -67,8 +67,8 @@ class Sitting(Callback):
             "seconds": seconds,
             "cpu_seconds": computed,
             "rows": sum(logger.experiment.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)) if trainer.is_global_zero else 0,
-            "unlogged": {**_numbers(unlogged), "epoch": trainer.current_epoch} if unlogged else {},
-            "unlogged_step": trainer.fit_loop.epoch_loop._batches_that_stepped - 1,
+            "unlogged": {**_numbers(values), "epoch": trainer.current_epoch} if values else {},
+            "unlogged_step": logged_step(trainer),
             "measures": self.measures,
             "validating": trainer.validating,  # a stop ends a validation as well, which is then made anew
             "should_stop": trainer.should_stop,  # by early stopping, for one
@@ -128,8 +128,8 @@ class Sitting(Callback):
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         """Has Lightning leave the loop once it has logged the step, on all devices after the same one; not while gradients accumulate."""
-        if not trainer.fit_loop._should_accumulate() and trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
-            trainer._signal_connector.received_sigterm = True
+        if not accumulates(trainer) and trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
+            stop_after_step(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._stop_if_asked(trainer)
@@ -144,7 +144,7 @@ class Sitting(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Between two epochs the checkpoint of the first is the right one. A SIGTERM that came before on_train_start is Lightning's to handle,
         # and may end the loop while gradients accumulate.
-        stopped = isinstance(exception, SIGTERMException) and inside_epoch(trainer) and not trainer.fit_loop._should_accumulate()
+        stopped = isinstance(exception, SIGTERMException) and inside_epoch(trainer) and not accumulates(trainer)
         if stopped and self.saves:
             trainer.save_checkpoint(self.folder.last, weights_only=False)
 
