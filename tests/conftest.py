@@ -1,5 +1,6 @@
-"""The command line, run in this process."""
+"""The command line, run in this process; and how many processes share the tests."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,18 @@ from typing import NamedTuple
 import pytest
 
 from cct_lightning.__main__ import main
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    # Before torch is imported: threads that wait for cores of another worker spin, and steal the time of those that work.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(CORES // workers, 1)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker for each core, but no more than four, each of which takes 2 GB; none for one file, which each would import Lightning for."""
+    files = {name.partition("::")[0] for name in config.args}
+    return 0 if len(files) == 1 and files.pop().endswith(".py") else min(CORES, 4)
 
 
 class Outcome(NamedTuple):

@@ -29,11 +29,11 @@ PYPROJECT_VERSION = re.search(r'__version__ = "(.*)"', (CHECKOUT / "cct_lightnin
 
 
 def test_an_uninstalled_checkout_finds_its_folders(tmp_path):
-    code = "import cct_lightning.callbacks as c, cct_lightning.recipes as r; print(c.__file__, r.__file__)"
+    code = "from importlib.util import find_spec; print(*(find_spec(f'cct_lightning.{name}').origin for name in ('callbacks', 'recipes')))"
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); {code}"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert str(CHECKOUT / "callbacks" / "__init__.py") in done.stdout, done.stderr
+    assert done.stdout.split() == [str(CHECKOUT / name / "__init__.py") for name in ("callbacks", "recipes")], done.stderr
 
 
 def test_every_package_is_named():
