@@ -12,7 +12,7 @@ from timm.models._hub import download_from_hf
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.networks.build import create_network
 from cct_lightning.networks.classifier import ImageClassifier
-from cct_lightning.networks.presets import VARIANTS, Variant
+from cct_lightning.networks.presets import VARIANTS, Variant, describe_images
 from cct_lightning.weights.loading import create_model, load_weights
 
 # timm's names for our arguments.
@@ -62,7 +62,7 @@ def _entrypoint(name: str) -> Callable[..., ImageClassifier]:
         if model.num_classes != cfg["num_classes"]:
             cfg.pop("label_names", None)
         now = {"input_size": (model.encoder.in_chans, *model.encoder.image_size), "num_classes": model.num_classes}
-        model.pretrained_cfg = model.default_cfg = {**cfg, **now}  # type: ignore[assignment]
+        model.pretrained_cfg = model.default_cfg = {**cfg, **now}
         return model
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
@@ -71,13 +71,10 @@ def _entrypoint(name: str) -> Callable[..., ImageClassifier]:
 
 
 def _default_cfg(name: str, variant: Variant) -> dict[str, Any]:
-    """timm's description of inputs; mean and standard deviation are ImageNet's."""
+    """timm's description of inputs and outputs."""
     first = "encoder.tokenizer.convs.0" if variant.tokenizer == "conv" else "encoder.tokenizer.proj"
-    return {
-        "url": "", "num_classes": variant.num_classes, "input_size": (3, variant.image_size, variant.image_size),
-        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic", "crop_pct": 1.0 if variant.image_size < 224 else 0.9,
-        "fixed_input_size": True, "first_conv": first, "classifier": "head",
-    }  # fmt: skip
+    images = describe_images(3, (variant.image_size, variant.image_size))
+    return {**images, "num_classes": variant.num_classes, "first_conv": first, "classifier": "head"}
 
 
 default_cfgs = {name: _default_cfg(name, variant) for name, variant in VARIANTS.items()}

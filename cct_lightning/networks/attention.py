@@ -4,8 +4,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # How attention is computed: the first row whose device, dtype and length fit. Stated, never timed at start-up: a resumed run must
@@ -99,15 +98,34 @@ def _masked(weights: Tensor, mask: Tensor) -> Tensor:
     return (weights.view(mask.dtype) & mask).view(weights.dtype)
 
 
-class SelfAttention(Attention):
-    """timm's ``Attention`` (same tensors) with all attention through ``attend`` and prefix tokens that patches need not see."""
+class SelfAttention(nn.Module):
+    """Multi-head self-attention on tokens (B, N, D), through ``attend``, with prefix tokens that patches need not see.
 
-    def forward(self, x: Tensor, read_only_prefix: int = 0) -> Tensor:  # type: ignore[override]
+    "Attention Is All You Need" (arXiv 1706.03762, section 3.2.2), queries, keys and values from one projection without a bias. Tensors, initial
+    values and results are those of timm's ``Attention``.
+
+    Args:
+        embed_dim: D.
+        num_heads: Heads; divides D.
+        attn_drop: Dropout of attention weights.
+        proj_drop: Dropout behind the projection.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, attn_drop: float = 0.0, proj_drop: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, read_only_prefix: int = 0) -> Tensor:
         """Lets every token read all tokens, but the first ``read_only_prefix``, which only the prefix reads.
 
         Two fused attentions instead of one with a mask: the prefix reads everything, the patches read the patches.
         """
-        B, N, _ = x.shape
+        B, N, D = x.shape
         query, key, value = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.attn_drop.p if self.training else 0.0
         if read_only_prefix:
@@ -117,5 +135,5 @@ class SelfAttention(Attention):
             read = torch.cat((prefix, patches), dim=2)
         else:
             read = attend(query, key, value, dropout)
-        out: Tensor = self.proj_drop(self.proj(read.transpose(1, 2).reshape(B, N, self.attn_dim)))
+        out: Tensor = self.proj_drop(self.proj(read.transpose(1, 2).reshape(B, N, D)))
         return out

@@ -4,20 +4,24 @@ Shapes as in encoders.py; T = P + N tokens.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 
 from cct_lightning.errors import InputError
 from cct_lightning.networks.attention import SelfAttention
 from cct_lightning.networks.classifier import ImageClassifier
-from cct_lightning.networks.encoder import Encoder, Tokens, ViTEncoder
+from cct_lightning.networks.encoder import Encoder, Tokens
 from cct_lightning.networks.poolings import ClassTokenPooling, MapPooling, MeanPooling
-from cct_lightning.networks.timm_encoder import TimmEncoder
+
+if TYPE_CHECKING:
+    from timm.layers import Attention as TimmAttention
+
+    Attention = SelfAttention | TimmAttention
 
 
 class Look(NamedTuple):
@@ -87,7 +91,13 @@ def _shares(weights: Tensor) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def attention_layers(encoder: Encoder) -> list[Attention]:
+def _is_attention(module: nn.Module) -> "TypeGuard[Attention]":
+    """Tells ours and timm's apart from all that compute attention otherwise; where nobody has imported timm, there is none of it."""
+    timms = sys.modules.get("timm.layers")
+    return type(module) is SelfAttention or (timms is not None and type(module) is timms.Attention)
+
+
+def attention_layers(encoder: Encoder) -> "list[Attention]":
     """Returns the attention of each layer, first to last.
 
     Raises:
@@ -96,13 +106,13 @@ def attention_layers(encoder: Encoder) -> list[Attention]:
     """
     found: list[Attention] = []
     for layer in encoder.layers():
-        known = [module for module in layer.modules() if isinstance(module, Attention) and type(module) in (SelfAttention, Attention)]
+        known = [module for module in layer.modules() if _is_attention(module)]
         if len(known) != 1:
             name = next((type(module).__name__ for module in layer.modules() if "Attention" in type(module).__name__), type(layer).__name__)
-            raise InputError(f"the attention of {_name(encoder)} can't be shown: {name} computes it in a way of its own.")
+            raise InputError(f"the attention of {encoder.title()} can't be shown: {name} computes it in a way of its own.")
         found += known
     if not found:
-        raise InputError(f"the attention of {_name(encoder)} can't be shown: it does not tell its layers.")
+        raise InputError(f"the attention of {encoder.title()} can't be shown: it does not tell its layers.")
     return found
 
 
@@ -110,14 +120,10 @@ def check_grid(encoder: Encoder) -> None:
     """Refuses an encoder whose patches can't be laid out over the image.
 
     Raises:
-        InputError: timm's network does not tell its grid; ``TimmEncoder`` then takes the patches for one row.
+        InputError: The network does not tell its grid; ``TimmEncoder`` then takes the patches for one row.
     """
-    if isinstance(encoder, TimmEncoder) and getattr(getattr(encoder.model, "patch_embed", None), "grid_size", None) is None:
-        raise InputError(f"{_name(encoder)} does not tell the grid of its patches.")
-
-
-def _name(encoder: Encoder) -> str:
-    return f"timm's {type(encoder.model).__name__}" if isinstance(encoder, TimmEncoder) else type(encoder).__name__
+    if not encoder.is_grid_known:
+        raise InputError(f"{encoder.title()} does not tell the grid of its patches.")
 
 
 @contextmanager
@@ -136,7 +142,7 @@ def inputs_of(modules: Sequence[nn.Module]) -> Iterator[Mapping[nn.Module, Tenso
             hook.remove()
 
 
-def attention(layer: Attention, x: Tensor, read_only_prefix: int = 0, queries: int | None = None) -> Tensor:
+def attention(layer: "Attention", x: Tensor, read_only_prefix: int = 0, queries: int | None = None) -> Tensor:
     """Computes the attention weights (B, heads, T, T) that a layer's fused kernel does not keep, without dropout.
 
     Args:
@@ -147,12 +153,15 @@ def attention(layer: Attention, x: Tensor, read_only_prefix: int = 0, queries: i
     """
     B, T, _ = x.shape
     query, key, _ = layer.qkv(x).reshape(B, T, 3, layer.num_heads, layer.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-    scores: Tensor = layer.q_norm(query[:, :, :queries]) * layer.scale @ layer.k_norm(key).transpose(-2, -1)
+    query = query[:, :, :queries]
+    if not isinstance(layer, SelfAttention):
+        query, key = layer.q_norm(query), layer.k_norm(key)
+    scores: Tensor = query * layer.scale @ key.transpose(-2, -1)
     scores[:, :, read_only_prefix:, :read_only_prefix] = -torch.inf
     return scores.softmax(dim=-1)
 
 
-def mean_attention(layer: Attention, x: Tensor, read_only_prefix: int = 0) -> Tensor:
+def mean_attention(layer: "Attention", x: Tensor, read_only_prefix: int = 0) -> Tensor:
     """Computes the mean of a layer's attention weights over its heads, (B, T, T); image by image, for all heads of all would take much memory."""
     return torch.cat([attention(layer, image, read_only_prefix).float().mean(dim=1) for image in x.split(1)])  # type: ignore[no-untyped-call]
 
@@ -161,8 +170,8 @@ def probe_attention(pooling: MapPooling, patches: Tensor) -> Tensor:
     """Computes how each head of the probe weighs the patches, (B, heads, N); ``MapPooling.weights`` is their mean."""
     B, N, D = patches.shape
     pool, heads = pooling.pool, pooling.num_heads
-    query = pool.q(pool.latent).reshape(1, heads, 1, D // heads)  # type: ignore[operator]
-    key = pool.kv(patches)[..., :D].reshape(B, N, heads, D // heads).transpose(1, 2)  # type: ignore[operator]
+    query = pool.q(pool.latent).reshape(1, heads, 1, D // heads)
+    key = pool.kv(patches)[..., :D].reshape(B, N, heads, D // heads).transpose(1, 2)
     scores: Tensor = query * (D // heads) ** -0.5 @ key.transpose(-2, -1)
     return scores.softmax(dim=-1)[:, :, 0]
 
@@ -217,12 +226,8 @@ def position_similarity(encoder: Encoder) -> Tensor | None:
         None where positions are not learned, one for each patch, or the grid is a line.
     """
     N = encoder.grid_size[0] * encoder.grid_size[1]
-    table: object = None
-    if isinstance(encoder, ViTEncoder) and encoder.position == "learned":
-        table = encoder.pos_embed
-    elif isinstance(encoder, TimmEncoder):
-        table = encoder.model._parameters.get("pos_embed")
-    if not isinstance(table, Tensor) or table.ndim != 3 or table.shape[1] not in (N, N + encoder.num_prefix_tokens) or min(encoder.grid_size) < 2:
+    table = encoder.learned_positions()
+    if table is None or table.ndim != 3 or table.shape[1] not in (N, N + encoder.num_prefix_tokens) or min(encoder.grid_size) < 2:
         return None
     patches = nn.functional.normalize(table.detach()[0, -N:].float(), dim=1)
     return patches @ patches.T

@@ -9,7 +9,6 @@ from cct_lightning.networks.encoder import Encoder, ViTEncoder
 from cct_lightning.networks.options import ClassToken, Position
 from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.networks.presets import VARIANTS, Variant
-from cct_lightning.networks.timm_encoder import TimmEncoder
 from cct_lightning.networks.tokenizers import ConvTokenizer, PatchTokenizer, Tokenizer
 
 
@@ -115,5 +114,7 @@ def _timm_encoder(
 ) -> Encoder:
     for name, value in ours.items():
         raise InputError(f"{name}={value!r} can't be chosen for arch={arch}: timm's networks bring their own.")
+    from cct_lightning.networks.timm_encoder import TimmEncoder  # timm takes three times as long to import as torch
+
     options = {"in_chans": in_chans, **{f"{name}_rate": rate for name, rate in dropouts.items()}}
     return TimmEncoder.create(arch.removeprefix("timm/"), class_token, **options, **({"img_size": size} if size else {}))

@@ -1,17 +1,17 @@
 """An encoder, a pooling and a head: the network that is trained, and what became of weights it was given."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from cct_lightning.errors import InputError, did_you_mean
-from cct_lightning.networks.encoder import Encoder, Tokens, ViTEncoder
+from cct_lightning.networks.encoder import Encoder, Tokens
 from cct_lightning.networks.initial_values import initialise
 from cct_lightning.networks.poolings import POOLINGS, Pooling
-from cct_lightning.networks.timm_encoder import TimmEncoder
 
 
 class ImageClassifier(nn.Module):
@@ -44,6 +44,9 @@ class ImageClassifier(nn.Module):
         self.head_hidden_size = head_hidden_dim or encoder.embed_dim  # timm's name for the width before the logits
         self.load_report: LoadReport | None = None
         self.reset_classifier(num_classes)
+        first_conv = next((name for name, layer in self.named_modules() if isinstance(layer, nn.Conv2d)), None)
+        about = {**encoder.describe_images(), "num_classes": num_classes, "first_conv": first_conv, "classifier": "head"}
+        self.pretrained_cfg = self.default_cfg = about  # under timm's names: ``timm.data.resolve_model_data_config`` reads the one
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images (B, C, H, W): logits (B, K)."""
@@ -63,6 +66,47 @@ class ImageClassifier(nn.Module):
         elif isinstance(self.head, nn.Sequential):
             feature = self.head[:-1](feature)
         return feature
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Encodes images and keeps the patches behind some layers, as ``forward_intermediates`` of timm's ViT does.
+
+        Args:
+            x: Images (B, C, H, W), float normalised.
+            indices: The last so many layers, or their numbers, from 0 or, negative, from the end; None: all.
+            return_prefix_tokens: Return pairs of patches and prefix tokens (B, P, D) where there are such.
+            norm: Whether the final norm acts on what is kept; with it the last layer's patches are those of ``forward_features``.
+            stop_early: Leave out the layers behind the last that is kept.
+            output_fmt: ``NCHW`` lays the patches out as (B, D, h, w), ``NLC`` returns them as (B, N, D).
+            intermediates_only: Return the list alone.
+
+        Returns:
+            All tokens (B, P + N, D) after the last layer computed and the final norm, and the list in the order of the layers.
+
+        Raises:
+            InputError: There is no such layer or format, or the encoder does not offer it.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise InputError(f"output_fmt={output_fmt!r} is unknown. Known: NCHW, NLC.")
+        depth, P = len(tuple(self.encoder.layers())), self.encoder.num_prefix_tokens
+        taken = range(depth - indices, depth) if isinstance(indices, int) else range(depth) if indices is None else indices
+        if not len(taken) or not all(-depth <= number < depth for number in taken) or (isinstance(indices, int) and indices > depth):
+            raise InputError(f"indices={indices} names no layers: {self.encoder.title()} has {depth}.")
+        last, kept = self.encoder.intermediates(x, [number % depth for number in taken], norm, stop_early)
+        patches = [tokens[:, P:] for tokens in kept]
+        if output_fmt == "NCHW":
+            patches = [tokens.transpose(1, 2).reshape(len(x), -1, *self.encoder.grid_size).contiguous() for tokens in patches]
+        pairs = list(zip(patches, (tokens[:, :P] for tokens in kept), strict=True))
+        out = pairs if return_prefix_tokens and P else patches
+        return out if intermediates_only else (last, out)
 
     def get_classifier(self) -> nn.Module:
         """Returns the head: a linear layer, with a hidden one a ``Sequential`` of (hidden, act, out), or ``Identity``."""
@@ -94,10 +138,7 @@ class ImageClassifier(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names parameters that never decay. Like SHI-Labs' code and unlike timm's ViT, ours decays positions and class token;
         a timm encoder keeps timm's choice. Norms and biases are left out by the optimizer."""
-        if isinstance(self.encoder, TimmEncoder):
-            names: set[str] = getattr(self.encoder.model, "no_weight_decay", set)()
-            return {f"encoder.model.{name}" for name in names}
-        return set()
+        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups the parameters by depth for timm's layer-wise learning rates: stem, each block, then all behind the blocks."""
@@ -112,12 +153,7 @@ class ImageClassifier(nn.Module):
         Raises:
             InputError: The encoder does not offer it.
         """
-        if isinstance(self.encoder, ViTEncoder):
-            self.encoder.grad_checkpointing = enable
-        elif isinstance(self.encoder, TimmEncoder):
-            self.encoder.model.set_grad_checkpointing(enable)  # type: ignore[operator]
-        else:
-            raise InputError(f"{type(self.encoder).__name__} does not offer gradient checkpointing.")
+        self.encoder.set_grad_checkpointing(enable)
 
 
 def count_flops(model: ImageClassifier) -> int:

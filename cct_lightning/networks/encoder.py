@@ -6,18 +6,19 @@ unless a docstring says uint8 (0..255).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cct_lightning.errors import InputError
 from cct_lightning.networks.attention import SelfAttention
 from cct_lightning.networks.initial_values import initialise
+from cct_lightning.networks.layers import DropPath, Mlp
 from cct_lightning.networks.options import ClassToken, Position
+from cct_lightning.networks.presets import describe_images
 from cct_lightning.networks.tokenizers import Tokenizer
 
 
@@ -39,6 +40,7 @@ class Encoder(nn.Module, ABC):
         num_heads: Heads of the attention, which poolings take over.
         num_prefix_tokens: P.
         class_token: ``none``; ``full``, the first prefix token takes part in every layer; ``read_only``, it reads but is not read.
+        is_grid_known: Whether ``grid_size`` is how the patches lie over the image, and not one row for want of knowledge.
     """
 
     image_size: tuple[int, int]
@@ -48,13 +50,56 @@ class Encoder(nn.Module, ABC):
     num_heads: int
     num_prefix_tokens: int
     class_token: ClassToken
+    is_grid_known: bool = True
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tokens: ...
 
+    def title(self) -> str:
+        """Returns what messages call it."""
+        return type(self).__name__
+
     def layers(self) -> Iterable[nn.Module]:
         """Returns the transformer layers, each of which FSDP shards on its own; none where it is not known."""
         return ()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names its parameters that never decay, beside norms and biases, which the optimizer leaves out."""
+        return set()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory: activations inside a layer are computed again in the backward pass.
+
+        Raises:
+            InputError: The encoder does not offer it.
+        """
+        raise InputError(f"{self.title()} does not offer gradient checkpointing.")
+
+    def learned_positions(self) -> Tensor | None:
+        """Returns the learned table of positions, (1, N, D) or with the prefix tokens' first (1, P + N, D); None where there is none."""
+        return None
+
+    def intermediates(self, images: Tensor, taken: Sequence[int], norm: bool, stop_early: bool) -> tuple[Tensor, list[Tensor]]:
+        """Encodes images and keeps what some layers return.
+
+        Args:
+            images: (B, C, H, W), float normalised.
+            taken: The layers' numbers, from 0.
+            norm: Whether what is kept passes the final norm.
+            stop_early: Whether to leave out the layers behind the last that is taken.
+
+        Returns:
+            All tokens (B, P + N, D) of the last layer that was computed, after the final norm; and for each layer taken, in the order of the
+            layers, all tokens.
+
+        Raises:
+            InputError: The encoder does not offer it.
+        """
+        raise InputError(f"{self.title()} does not offer the tokens of its layers.")
+
+    def describe_images(self) -> dict[str, Any]:
+        """Describes the images it takes in the words of timm's ``pretrained_cfg``."""
+        return describe_images(self.in_chans, self.image_size)
 
 
 class Block(nn.Module):
@@ -169,6 +214,12 @@ class ViTEncoder(Encoder):
     def layers(self) -> Iterable[nn.Module]:
         return self.blocks
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def learned_positions(self) -> Tensor | None:
+        return self.pos_embed if self.position == "learned" else None
+
     def learn_positions(self, pos_embed: Tensor, cls_pos_embed: Tensor | None) -> None:
         """Replaces the position table by trained values, (1, N, D) and (1, 1, D), which then are parameters."""
         self.position = "learned"
@@ -177,8 +228,8 @@ class ViTEncoder(Encoder):
             if table is not None:
                 self.register_parameter(name, nn.Parameter(table.clone()))
 
-    def forward(self, images: Tensor) -> Tokens:
-        """Encodes images (B, C, H, W) of the built size.
+    def embed(self, images: Tensor) -> Tensor:
+        """Turns images (B, C, H, W) of the built size into the tokens (B, P + N, D) that the first layer reads, prefix first.
 
         Raises:
             InputError: The images have another size or another number of channels.
@@ -194,13 +245,33 @@ class ViTEncoder(Encoder):
         if self.class_token != "none":
             token = self.cls_token + self.cls_pos_embed if self.class_token_position else self.cls_token
             x = torch.cat((token.expand(x.shape[0], -1, -1).to(x.dtype), x), dim=1)
-        x = self.pos_drop(x)
+        embedded: Tensor = self.pos_drop(x)
+        return embedded
+
+    def _through(self, block: nn.Module, x: Tensor) -> Tensor:
         read_only_prefix = self.num_prefix_tokens if self.class_token == "read_only" else 0
+        if self.grad_checkpointing and self.training:
+            return checkpoint(block, x, read_only_prefix, use_reentrant=False)  # type: ignore[no-any-return]
+        out: Tensor = block(x, read_only_prefix)
+        return out
+
+    def intermediates(self, images: Tensor, taken: Sequence[int], norm: bool, stop_early: bool) -> tuple[Tensor, list[Tensor]]:
+        x, kept = self.embed(images), []
+        for number, block in enumerate(self.blocks[: max(taken) + 1] if stop_early else self.blocks):
+            x = self._through(block, x)
+            if number in taken:
+                kept.append(self.norm(x) if norm else x)
+        return self.norm(x), kept
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Encodes images (B, C, H, W) of the built size.
+
+        Raises:
+            InputError: As ``embed``.
+        """
+        x = self.embed(images)
         for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, read_only_prefix, use_reentrant=False)
-            else:
-                x = block(x, read_only_prefix)
+            x = self._through(block, x)
         x = self.norm(x)
         # A slice, even of everything, is a copy in the backward pass.
         return Tokens(x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :] if self.num_prefix_tokens else x)

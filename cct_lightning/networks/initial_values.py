@@ -19,7 +19,7 @@ INITIAL: dict[str, Callable[[Tensor, torch.Generator], object]] = {
     "cls_pos_embed": lambda p, source: nn.init.trunc_normal_(p, std=0.2, generator=source),
     "cls_token": lambda p, source: nn.init.zeros_(p),
     "latent": lambda p, source: nn.init.trunc_normal_(p, std=p.shape[-1] ** -0.5, generator=source),
-    "gamma_1": lambda p, source: None,  # timm's LayerScale: a constant, set by its constructor
+    "gamma_1": lambda p, source: None,  # LayerScale: a constant, set by its constructor
     "gamma_2": lambda p, source: None,
 }
 

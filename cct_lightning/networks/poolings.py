@@ -1,19 +1,18 @@
 """Poolings turn tokens into one feature per image: queries that read the tokens, and differ in when and how they read.
 
-To add one: a class here, and a line of ``POOLINGS``. Shapes as in encoders.py.
+To add one: a class here, and a line of ``POOLINGS``. Shapes as in encoder.py.
 """
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from timm.layers import AttentionPoolLatent
-from timm.models.cait import ClassAttn, LayerScaleBlockClassAttn
 from torch import Tensor, nn
 
 from cct_lightning.networks.attention import attend
 from cct_lightning.networks.encoder import Tokens
 from cct_lightning.networks.initial_values import initialise
+from cct_lightning.networks.layers import Mlp
 from cct_lightning.networks.options import ClassToken
 
 
@@ -81,7 +80,7 @@ class ClassAttentionPooling(Pooling):
     def __init__(self, embed_dim: int, num_heads: int, depth: int = 2) -> None:
         super().__init__(embed_dim, num_heads)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.blocks = nn.ModuleList(LayerScaleBlockClassAttn(embed_dim, num_heads, attn_block=_ClassAttention, init_values=0.1) for _ in range(depth))
+        self.blocks = nn.ModuleList(ClassAttentionBlock(embed_dim, num_heads, layer_scale=0.1) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim)
         initialise(self, "pooling")
 
@@ -103,8 +102,19 @@ class ClassAttentionPooling(Pooling):
         return _on_patches(row / row.sum(dim=1, keepdim=True), tokens)
 
 
-class _ClassAttention(ClassAttn):
-    """timm's ``ClassAttn`` (same tensors) through ``attend``."""
+class ClassAttention(nn.Module):
+    """Attention of the first token alone to all of them, itself included, through ``attend``; has the tensors of timm's ``ClassAttn``.
+
+    "Going deeper with Image Transformers" (arXiv 2103.17239, section 2.2), without biases but the projection's.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.k = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.v = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.proj = nn.Linear(embed_dim, embed_dim)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = (x.shape[0], -1, self.num_heads, x.shape[2] // self.num_heads)
@@ -112,8 +122,61 @@ class _ClassAttention(ClassAttn):
         return query, key, value
 
     def forward(self, x: Tensor) -> Tensor:
-        read = attend(*self.split(x), dropout=self.attn_drop.p if self.training else 0.0)
-        out: Tensor = self.proj_drop(self.proj(read.transpose(1, 2).flatten(2)))
+        """Maps tokens (B, T, D), the reading one first, to what it read, (B, 1, D)."""
+        out: Tensor = self.proj(attend(*self.split(x)).transpose(1, 2).flatten(2))
+        return out
+
+
+class ClassAttentionBlock(nn.Module):
+    """One layer of class attention: a token reads the patches, then passes an MLP, each times learned factors for each channel (LayerScale).
+
+    "Going deeper with Image Transformers" (arXiv 2103.17239, sections 2.1 and 2.2); has the tensors of timm's ``LayerScaleBlockClassAttn``.
+
+    Args:
+        embed_dim: D.
+        num_heads: Heads of the attention.
+        layer_scale: Initial value of the factors.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, layer_scale: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.attn = ClassAttention(embed_dim, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim)
+        self.mlp = Mlp(embed_dim, 4 * embed_dim)
+        self.gamma_1 = nn.Parameter(torch.full((embed_dim,), layer_scale))
+        self.gamma_2 = nn.Parameter(torch.full((embed_dim,), layer_scale))
+
+    def forward(self, patches: Tensor, token: Tensor) -> Tensor:
+        """Maps patches (B, N, D) and the token (B, 1, D) to the next token (B, 1, D)."""
+        token = token + self.gamma_1 * self.attn(self.norm1(torch.cat((token, patches), dim=1)))
+        out: Tensor = token + self.gamma_2 * self.mlp(self.norm2(token))
+        return out
+
+
+class Probe(nn.Module):
+    """A learned query that attends to the patches once, with heads, and passes an MLP; has the tensors of timm's ``AttentionPoolLatent``."""
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.latent = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.q = nn.Linear(embed_dim, embed_dim)
+        self.kv = nn.Linear(embed_dim, 2 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.norm = nn.LayerNorm(embed_dim)
+        self.mlp = Mlp(embed_dim, 4 * embed_dim)
+
+    def split(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        B, N, D = patches.shape
+        query = self.q(self.latent.expand(B, -1, -1)).reshape(B, 1, self.num_heads, -1).transpose(1, 2)
+        key, value = self.kv(patches).reshape(B, N, 2, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Maps patches (B, N, D) to a feature (B, D)."""
+        feature = self.proj(attend(*self.split(patches)).transpose(1, 2).flatten(2))  # (B, 1, D)
+        out: Tensor = (feature + self.mlp(self.norm(feature)))[:, 0]
         return out
 
 
@@ -125,24 +188,16 @@ class MapPooling(Pooling):
 
     def __init__(self, embed_dim: int, num_heads: int) -> None:
         super().__init__(embed_dim, num_heads)
-        self.pool = AttentionPoolLatent(embed_dim, num_heads=num_heads, norm_layer=nn.LayerNorm)
+        self.pool = Probe(embed_dim, num_heads)
         initialise(self, "pooling")
 
-    def _split(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        B, N, D = patches.shape
-        query = self.pool.q(self.pool.latent.expand(B, -1, -1)).reshape(B, 1, self.num_heads, -1).transpose(1, 2)
-        key, value = self.pool.kv(patches).reshape(B, N, 2, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
-
     def forward(self, tokens: Tokens) -> Tensor:
-        read = attend(*self._split(tokens.patches)).transpose(1, 2).flatten(2)  # (B, 1, D)
-        feature = self.pool.proj_drop(self.pool.proj(read))
-        feature = feature + self.pool.mlp(self.pool.norm(feature))
-        return feature[:, 0]  # type: ignore[no-any-return]
+        feature: Tensor = self.pool(tokens.patches)
+        return feature
 
     def weights(self, tokens: Tokens) -> Tensor:
         """Returns the probe's attention, mean over the heads."""
-        query, key, _ = self._split(tokens.patches)
+        query, key, _ = self.pool.split(tokens.patches)
         return _on_patches(_attention(query, key).mean(dim=1)[:, 0], tokens)
 
 

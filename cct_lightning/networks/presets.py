@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cct_lightning.networks.options import Position
 
@@ -47,6 +47,14 @@ def _variant(name: str) -> Variant:
         num_conv_layers=int(convs or 1), image_size=int(size), num_classes=num_classes,
         position="sine" if sine else "learned", pooling="class_token" if family == "vit" else "seqpool",
     )  # fmt: skip
+
+
+def describe_images(in_chans: int, image_size: tuple[int, int]) -> dict[str, Any]:
+    """Describes images in the words of timm's ``pretrained_cfg``; mean and deviation are ImageNet's, where nobody knows the data's."""
+    return {
+        "url": "", "input_size": (in_chans, *image_size), "fixed_input_size": True, "interpolation": "bicubic",
+        "crop_pct": 1.0 if min(image_size) < 224 else 0.9, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
+    }  # fmt: skip
 
 
 VARIANTS: dict[str, Variant] = {name: _variant(name) for name in NAMES}

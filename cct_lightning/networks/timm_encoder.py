@@ -1,6 +1,7 @@
 """Any ViT of timm as an encoder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -10,6 +11,8 @@ from cct_lightning.errors import InputError
 from cct_lightning.networks.encoder import Encoder, Tokens
 from cct_lightning.networks.options import ClassToken
 from cct_lightning.randomness import key as randomness_key
+
+OF_IMAGES = ("interpolation", "crop_pct", "crop_mode", "mean", "std")  # what timm's description of a network says of its images
 
 
 class TimmEncoder(Encoder):
@@ -52,6 +55,7 @@ class TimmEncoder(Encoder):
             )
         self.class_token = "full" if has_class_token else "none"
         self.grid_size = tuple(getattr(patch_embed, "grid_size", None) or (1, features.shape[1] - self.num_prefix_tokens))
+        self.is_grid_known = getattr(patch_embed, "grid_size", None) is not None
         self.embed_dim = features.shape[2]
         heads = [number for layer in model.modules() if isinstance(number := getattr(layer, "num_heads", None), int)]
         self.num_heads = heads[0] if heads else 1
@@ -81,8 +85,35 @@ class TimmEncoder(Encoder):
             raise InputError(f"arch=timm/{name} can't be built with {options} ({why}): is it a ViT that returns tokens?") from None
         return cls(model, class_token)
 
+    def title(self) -> str:
+        return f"timm's {type(self.model).__name__}"
+
     def layers(self) -> Iterable[nn.Module]:
         return getattr(self.model, "blocks", ())  # type: ignore[no-any-return]
+
+    def no_weight_decay(self) -> set[str]:
+        names: set[str] = getattr(self.model, "no_weight_decay", set)()
+        return {f"model.{name}" for name in names}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.model.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+    def learned_positions(self) -> Tensor | None:
+        return self.model._parameters.get("pos_embed")
+
+    def describe_images(self) -> dict[str, Any]:
+        known: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
+        return super().describe_images() | {key: known[key] for key in OF_IMAGES if known.get(key) is not None}
+
+    def intermediates(self, images: Tensor, taken: Sequence[int], norm: bool, stop_early: bool) -> tuple[Tensor, list[Tensor]]:
+        if not hasattr(self.model, "forward_intermediates"):
+            return super().intermediates(images, taken, norm, stop_early)
+        has_prefix = {"return_prefix_tokens": True} if self.num_prefix_tokens else {}  # not every network of timm's knows the word
+        last, found = self.model.forward_intermediates(  # type: ignore[operator]
+            images, list(taken), norm=norm, stop_early=stop_early, output_fmt="NLC", **has_prefix
+        )
+        kept = [torch.cat((pair[1], pair[0]), dim=1) if has_prefix else pair for pair in found]
+        return self.norm(last), [self.norm(tokens) for tokens in kept] if norm else kept
 
     def forward(self, images: Tensor) -> Tokens:
         x = self.norm(self.model.forward_features(images))  # type: ignore[operator]

@@ -68,7 +68,8 @@ def test_attention_of_timm_times_values_is_what_the_layer_gives(options):
 
 def test_a_row_of_attention_is_the_softmax_of_scaled_products():
     torch.manual_seed(0)
-    layer, x = SelfAttention(8, 2, qkv_bias=True), torch.randn(1, 5, 8)
+    layer, x = SelfAttention(8, 2), torch.randn(1, 5, 8)
+    layer.qkv = nn.Linear(8, 24)  # with a bias
     query, key = (layer.qkv.weight[part] @ x[0].T + layer.qkv.bias[part, None] for part in (slice(4, 8), slice(12, 16)))  # of the second head
     scores = [float((query[:, 2] @ key[:, other]).detach()) / 2 for other in range(5)]
     torch.testing.assert_close(attention(layer, x)[0, 1, 2], torch.tensor(scores).softmax(dim=0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cct_lightning import InputError, OptimConfig, ScheduleConfig, create_model
-from cct_lightning.training.muon import Muon
+from cct_lightning.training.muon import Muon, orthogonalise
 from cct_lightning.training.optimizers import create_optimizer
 from cct_lightning.training.schedules import create_scheduler, fit_schedule, learning_rate
 
@@ -151,6 +151,18 @@ def test_muon_equals_timms_but_for_its_rounding_and_torchs_adamw():
     torch.testing.assert_close(ours[1], theirs[1])
     # products in bfloat16, one at a time there and in a batch here: 2^-8 of an update of 0.03
     torch.testing.assert_close(ours[0], theirs[0], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 32), (2, 32, 64), (1, 128, 128), (2, 128, 576), (1, 3, 5)])
+@pytest.mark.parametrize("size", [1.0, 1e-9])
+def test_the_iteration_of_muon_is_timms_to_the_bit(shape, size):
+    from timm.optim.muon import zeropower_via_newtonschulz
+
+    matrices = size * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    before = matrices.clone()
+    assert torch.equal(orthogonalise(matrices), zeropower_via_newtonschulz(matrices, 5, [(3.4445, -4.7750, 2.0315)]))
+    assert torch.equal(orthogonalise(matrices.bfloat16()), orthogonalise(matrices))
+    assert torch.equal(matrices, before)
 
 
 def test_muon_resumes_to_the_bit():
