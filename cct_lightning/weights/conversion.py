@@ -2,19 +2,16 @@
 
 import math
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
-from timm.models._manipulate import adapt_input_conv
+import torch.nn.functional as F
 from torch import Tensor
 
 from cct_lightning.errors import InputError
 from cct_lightning.networks.classifier import LoadReport
 from cct_lightning.networks.encoder import Encoder, ViTEncoder, sine_table
-from cct_lightning.networks.timm_encoder import TimmEncoder
 from cct_lightning.networks.tokenizers import PatchTokenizer
 from cct_lightning.weights.files import KEY
 
@@ -50,6 +47,12 @@ def to_our_names(state: dict[str, Tensor], encoder: ViTEncoder) -> dict[str, Ten
     return ours
 
 
+def resize_positions(table: Tensor, old_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Resizes positions (1, N, D) from one grid (h, w) to another: bilinear, no antialias, corners not aligned, as in SHI-Labs' code."""
+    maps = table.float().transpose(1, 2).reshape(1, -1, *old_grid)  # (1, D, h, w)
+    return F.interpolate(maps, size=grid, mode="bilinear").flatten(2).transpose(1, 2).to(table.dtype)
+
+
 def fit_positions(encoder: ViTEncoder, state: dict[str, Tensor], old_grid: tuple[int, int] | None, report: LoadReport) -> None:
     """Makes the file's positions in ``state`` those that the encoder needs: resized, regenerated, folded or learned."""
     if (pos_embed := state.get("encoder.pos_embed")) is None:
@@ -75,10 +78,7 @@ def fit_positions(encoder: ViTEncoder, state: dict[str, Tensor], old_grid: tuple
     if old_grid[0] * old_grid[1] != rows:
         raise InputError(f"{report.source}: {rows} positions are not a square grid, so they can't be resized to {encoder.grid_size}.")
     if old_grid != encoder.grid_size:
-        # Bilinear, no antialias, corners not aligned: what SHI-Labs' code does. A class token's position stays as it is.
-        state["encoder.pos_embed"] = resample_abs_pos_embed(
-            pos_embed, list(encoder.grid_size), list(old_grid), num_prefix_tokens=0, interpolation="bilinear", antialias=False
-        )
+        state["encoder.pos_embed"] = resize_positions(pos_embed, old_grid, encoder.grid_size)
         report.resized["encoder.pos_embed"] = ("x".join(map(str, old_grid)), "x".join(map(str, encoder.grid_size)) + " (bilinear)")
     if encoder.position == "sine":
         encoder.learn_positions(state["encoder.pos_embed"], cls_pos_embed if encoder.class_token_position else None)
@@ -93,28 +93,14 @@ def fit_class_token(encoder: ViTEncoder, state: dict[str, Tensor], report: LoadR
         report.notes.append("the class token's position was added to the token, which has none of its own here")
 
 
-def from_timm(state: dict[str, Tensor], encoder: TimmEncoder, report: LoadReport) -> dict[str, Tensor]:
-    """Maps a state dict of timm's, or one that timm can convert, to our names; timm resizes its positions (bicubic, antialias)."""
-    inner, target = encoder.model, encoder.state_dict()
-    convert = getattr(sys.modules[type(inner).__module__], "checkpoint_filter_fn", None)
-    converted: dict[str, Tensor] = convert(state, inner) if convert is not None else state
-    ours = {}
-    for name, tensor in converted.items():
-        if name.startswith("attn_pool."):
-            report.dropped[name] = "timm's own pooling; the pooling is one of ours here"
-        elif name.startswith(("head.", "fc.")) and tensor.ndim <= 2:
-            ours[f"head.{name.split('.', 1)[1]}"] = tensor
-        elif name.startswith(("head_dist.", "head.")):
-            report.dropped[name] = "a head that only timm's network has"
-        elif name.startswith(("fc_norm.", "norm.")) and f"model.{name}" not in target:
-            # The last norm stands before or behind the pool, as timm's network was built; it acts on each token in both.
-            leaf = name.split(".", 1)[1]
-            ours[f"encoder.norm.{leaf}" if f"norm.{leaf}" in target else f"encoder.model.norm.{leaf}"] = tensor
-        else:
-            ours[f"encoder.model.{name}"] = tensor
-        if name == "pos_embed" and name in state and state[name].shape != tensor.shape:
-            report.resized["encoder.model.pos_embed"] = (f"{state[name].shape[1]} positions", f"{tensor.shape[1]} (bicubic)")
-    return ours
+def with_channels(weight: Tensor, in_chans: int) -> Tensor:
+    """Makes the weight (D, C, k, k) of a first convolution take other channels: for grey the colours' are summed, so that an image of equal
+    channels gives what it gave; for more they are repeated and scaled to the same sum. As ``adapt_input_conv`` of timm."""
+    C = weight.shape[1]
+    if in_chans == 1:
+        return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
+    repeated = weight.float().repeat(1, -(-in_chans // C), 1, 1)[:, :in_chans]
+    return (repeated * (C / in_chans)).to(weight.dtype)
 
 
 def fit_channels(encoder: Encoder, state: dict[str, Tensor], report: LoadReport) -> None:
@@ -122,7 +108,7 @@ def fit_channels(encoder: Encoder, state: dict[str, Tensor], report: LoadReport)
     for name in ("encoder.tokenizer.convs.0.weight", "encoder.tokenizer.proj.weight", "encoder.model.patch_embed.proj.weight"):
         weight = state.get(name)
         if weight is not None and weight.ndim == 4 and weight.shape[1] != encoder.in_chans:
-            state[name] = adapt_input_conv(encoder.in_chans, weight, base_chans=weight.shape[1])
+            state[name] = with_channels(weight, encoder.in_chans)
             report.resized[name] = (f"{weight.shape[1]} channel(s)", f"{encoder.in_chans} (summed or spread)")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor
 
@@ -52,6 +51,8 @@ def describe(source: str | Opened, given: Mapping[str, str] = {}) -> dict[str, A
 
 
 def _of_timm(arch: str) -> dict[str, Any]:
+    import timm  # takes three times as long as torch
+
     about = timm.models.get_pretrained_cfg(arch.removeprefix("timm/"))
     if about is None:
         raise InputError(f"model.arch={arch}: timm {timm.__version__} has no such network.")

@@ -1,15 +1,10 @@
 """Reads weights: our own, those of SHI-Labs/Compact-Transformers and vit-pytorch's CCT (the same key names), and timm's, and says what became
 of them."""
 
-import socket
-import urllib.request
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import huggingface_hub.constants
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -17,54 +12,12 @@ from cct_lightning.errors import InputError
 from cct_lightning.networks.build import create_network
 from cct_lightning.networks.classifier import ImageClassifier, LoadReport
 from cct_lightning.networks.encoder import Encoder, ViTEncoder
-from cct_lightning.networks.timm_encoder import TimmEncoder
-from cct_lightning.weights.conversion import check_block_form, fit_channels, fit_class_token, fit_positions, from_timm, to_our_names
+from cct_lightning.weights.conversion import check_block_form, fit_channels, fit_class_token, fit_positions, to_our_names
 from cct_lightning.weights.files import KEY, Opened, read_checkpoint, unwrap
 from cct_lightning.weights.sources import locate
 
 # Golden files carry an example to check the network with.
 EXAMPLES = {"input", "logits"}
-
-
-def _read_source(source: str | Path | Opened, encoder: Encoder) -> Mapping[str, Any]:
-    """Reads weights by name or from a file; timm's by name through timm, which downloads them."""
-    if isinstance(source, Opened):
-        return source.content
-    name = str(source).removeprefix("timm/")
-    if not str(source).startswith("timm/"):
-        return read_checkpoint(locate(source))
-    if not isinstance(encoder, TimmEncoder):
-        raise InputError(f"{source} are weights of a timm network: choose it with model.arch={source}.")
-    if not timm.is_model(name):
-        raise InputError(f"{source}: timm {timm.__version__} has no network {name!r}.")
-    was_offline = huggingface_hub.constants.HF_HUB_OFFLINE
-    # Without a network the client tries for a minute, and tells each of its tries.
-    huggingface_hub.constants.HF_HUB_OFFLINE = was_offline or not _reaches(huggingface_hub.constants.ENDPOINT)
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # whatever a hub client raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120].strip()
-        if huggingface_hub.constants.HF_HUB_OFFLINE and not was_offline:
-            reason = f"{huggingface_hub.constants.ENDPOINT} does not answer, and nothing was downloaded before"
-        raise InputError(
-            f"{source}: the weights can't be had ({reason}).\n"
-            f"  Without a network give a file of them: --model.arch {source} --model.pretrained FILE.safetensors"
-        ) from None
-    finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = was_offline
-
-
-def _reaches(address: str) -> bool:
-    """Tells whether a server takes a connection within 3 s; through a proxy it is taken for granted."""
-    if urllib.request.getproxies():
-        return True
-    try:
-        socket.create_connection((urlparse(address).hostname or "", 443), timeout=3).close()
-    except OSError:
-        return False
-    return True
-
-
 GROUPS = {
     "head": ("head.",),
     "pooling": ("pooling.", "encoder.cls_token", "encoder.cls_pos_embed"),
@@ -121,45 +74,21 @@ def load_weights(
     """
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
-    content = _read_source(source, encoder)
+    content = _read(source, encoder)
     source = source.name if isinstance(source, Opened) else str(source)
     state = unwrap(content, str(source))
-    reference = any(name.startswith(("classifier.", "tokenizer.conv_layers.")) for name in state)
-    ours = any(name.startswith("encoder.") for name in state)
-    report = LoadReport(str(source), "reference" if reference else "cct-lightning" if ours or isinstance(encoder, ViTEncoder) else "timm")
+    is_reference = any(name.startswith(("classifier.", "tokenizer.conv_layers.")) for name in state)
+    is_ours = any(name.startswith("encoder.") for name in state) or isinstance(encoder, ViTEncoder)
+    report = LoadReport(str(source), "reference" if is_reference else "cct-lightning" if is_ours else "timm")
     for name in sorted(EXAMPLES & state.keys()):
         del state[name]
         report.dropped[name] = "an example that the file carries, not a weight"
     about = content[KEY] if isinstance(content.get(KEY), Mapping) else {}
-    if isinstance(encoder, ViTEncoder):
-        if reference:
-            state = to_our_names(state, encoder)
-        grid = about.get("grid_size")
-        fit_class_token(encoder, state, report)
-        if not (encoder.position == "none" and "encoder.pos_embed" in state):
-            fit_positions(encoder, state, tuple(grid) if grid else None, report)
-    elif isinstance(encoder, TimmEncoder) and report.format == "timm":
-        state = from_timm(state, encoder, report)
-    fit_channels(encoder, state, report)
-    if reference and isinstance(encoder, ViTEncoder) and encoder.position == "sine" and "encoder.pos_embed" not in state:
-        raise InputError(f"{source} was trained without positions; the network has position='sine'. Build it with position='none'.")
+    state = _fit(state, encoder, about.get("grid_size"), report)
     check_block_form(content, encoder, report.source)
-    names = about.get("class_names")
-    other_classes = False
-    if names and class_names and list(names) != list(class_names):
-        other_classes = True
-        report.notes.append(f"the weights know other classes ({_some(names)}) than these ({_some(class_names)})")
+    anew = {"head"} if _knows_other_classes(about.get("class_names"), class_names, report) or new_head else set()
     target = model.state_dict()
-    for part, prefixes in GROUPS.items():
-        wanted = {name: tensor.shape for name, tensor in target.items() if name.startswith(prefixes)}
-        theirs = {name: tensor.shape for name, tensor in state.items() if name.startswith(prefixes)}
-        anew = part == "head" and (new_head or other_classes)
-        if anew or (part in allow and wanted != theirs):
-            keep = set() if anew else {name for name in wanted if theirs.get(name) == wanted[name] and name.startswith("encoder.")}
-            for name in sorted(theirs.keys() - keep):
-                del state[name]
-                report.dropped[name] = "the head starts anew" if part == "head" else f"the {part} is another one here"
-            report.new += sorted(wanted.keys() - state.keys())
+    _leave_out(state, target, anew, allow, report)
     _check(state, {name: tensor for name, tensor in target.items() if name not in report.new}, report.source, encoder)
     zero = {name for name in report.new if name.startswith(("head.out.", "head.weight", "head.bias"))}
     model.load_state_dict({name: torch.zeros_like(tensor) if name in zero else state.get(name, tensor) for name, tensor in target.items()})
@@ -167,6 +96,56 @@ def load_weights(
     if any(tensor.is_floating_point() and tensor.dtype != target[name].dtype for name, tensor in state.items()):
         report.notes.append(f"stored in {', '.join(sorted({str(t.dtype) for t in state.values()}))}; widened")
     return report
+
+
+def _read(source: str | Path | Opened, encoder: Encoder) -> Mapping[str, Any]:
+    """Reads weights by name or from a file; timm's by name through timm."""
+    if isinstance(source, Opened):
+        return source.content
+    if not str(source).startswith("timm/"):
+        return read_checkpoint(locate(source))
+    from cct_lightning.weights.timm_weights import read_timm  # timm takes three times as long to import as torch
+
+    return read_timm(str(source), encoder)
+
+
+def _fit(state: dict[str, Tensor], encoder: Encoder, grid: Sequence[int] | None, report: LoadReport) -> dict[str, Tensor]:
+    """Puts a file's tensors under our names and makes them fit the encoder; ``grid`` is that of the file's positions, where it says so."""
+    if isinstance(encoder, ViTEncoder):
+        if report.format == "reference":
+            state = to_our_names(state, encoder)
+        fit_class_token(encoder, state, report)
+        if not (encoder.position == "none" and "encoder.pos_embed" in state):
+            fit_positions(encoder, state, (grid[0], grid[1]) if grid else None, report)
+    elif report.format == "timm":
+        from cct_lightning.weights.timm_weights import from_timm
+
+        state = from_timm(state, encoder, report)
+    fit_channels(encoder, state, report)
+    is_sine = isinstance(encoder, ViTEncoder) and encoder.position == "sine"
+    if report.format == "reference" and is_sine and "encoder.pos_embed" not in state:
+        raise InputError(f"{report.source} was trained without positions; the network has position='sine'. Build it with position='none'.")
+    return state
+
+
+def _knows_other_classes(theirs: Sequence[str] | None, ours: Sequence[str] | None, report: LoadReport) -> bool:
+    if not theirs or not ours or list(theirs) == list(ours):
+        return False
+    report.notes.append(f"the weights know other classes ({_some(theirs)}) than these ({_some(ours)})")
+    return True
+
+
+def _leave_out(state: dict[str, Tensor], target: Mapping[str, Tensor], anew: Collection[str], allow: Collection[str], report: LoadReport) -> None:
+    """Takes the parts that start anew out of ``state``: those in ``anew``, and those in ``allow`` that differ between file and network."""
+    for part, prefixes in GROUPS.items():
+        wanted = {name: tensor.shape for name, tensor in target.items() if name.startswith(prefixes)}
+        theirs = {name: tensor.shape for name, tensor in state.items() if name.startswith(prefixes)}
+        if part in anew or (part in allow and wanted != theirs):
+            keep = set() if part in anew else {name for name in wanted if theirs.get(name) == wanted[name] and name.startswith("encoder.")}
+            for name in sorted(theirs.keys() - keep):
+                del state[name]
+                report.dropped[name] = "the head starts anew" if part == "head" else f"the {part} is another one here"
+            report.new += sorted(wanted.keys() - state.keys())
 
 
 def _some(names: Sequence[str]) -> str:

@@ -74,6 +74,29 @@ def locate(source: str | Path) -> Path:
     return find_network(source)
 
 
+def reaches(address: str) -> bool:
+    """Tells whether a server takes a connection within 3 s; through a proxy it is taken for granted."""
+    import socket
+    import urllib.request
+    from urllib.parse import urlparse
+
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.create_connection((urlparse(address).hostname or "", 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def unreachable(source: str, reason: str) -> InputError:
+    """Makes the error of timm's weights that can't be had."""
+    return InputError(
+        f"{source}: the weights can't be had ({reason}).\n"
+        f"  Without a network give a file of them: --model.arch {source} --model.pretrained FILE.safetensors"
+    )
+
+
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:

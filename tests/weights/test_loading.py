@@ -215,9 +215,9 @@ def test_timms_weights_by_name_need_a_network_or_a_file(monkeypatch):
         raise RuntimeError("no address for huggingface.co")
 
     model = on_timm(small_timm())
-    monkeypatch.setattr("cct_lightning.weights.loading.timm.create_model", no_network)
+    monkeypatch.setattr("cct_lightning.weights.timm_weights.timm.create_model", no_network)
     for reaches, reason in ((True, "no address for huggingface.co"), (False, "https://huggingface.co does not answer, and nothing was downloaded")):
-        monkeypatch.setattr("cct_lightning.weights.loading._reaches", lambda address, reaches=reaches: reaches)
+        monkeypatch.setattr("cct_lightning.weights.timm_weights.reaches", lambda address, reaches=reaches: reaches)
         with pytest.raises(InputError, match=rf"timm/vit_tiny_patch16_224: the weights can't be had \({reason}"):
             load_weights(model, f"timm/{TIMM}")
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
@@ -227,7 +227,7 @@ def test_timms_weights_by_name_are_those_that_timm_has(monkeypatch):
     source = small_timm()
     model = on_timm(source)
     monkeypatch.setattr(
-        "cct_lightning.weights.loading.timm.create_model", lambda name, pretrained: source if (name, pretrained) == (TIMM, True) else None
+        "cct_lightning.weights.timm_weights.timm.create_model", lambda name, pretrained: source if (name, pretrained) == (TIMM, True) else None
     )
     report = load_weights(model, f"timm/{TIMM}")
     assert report.source == f"timm/{TIMM}"

@@ -1,0 +1,69 @@
+"""timm's weights: had by name, and put under our names. Imports timm, so it is itself imported where these are meant."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import huggingface_hub.constants
+import timm
+from torch import Tensor
+
+from cct_lightning.errors import InputError
+from cct_lightning.networks.classifier import LoadReport
+from cct_lightning.networks.encoder import Encoder
+from cct_lightning.networks.timm_encoder import TimmEncoder
+from cct_lightning.weights.sources import reaches, unreachable
+
+
+def read_timm(source: str, encoder: Encoder) -> Mapping[str, Any]:
+    """Reads the weights timm/NAME through timm, which downloads them.
+
+    Raises:
+        InputError: timm has no such network, the encoder is none of timm's, or the weights can't be had.
+    """
+    name = source.removeprefix("timm/")
+    if not isinstance(encoder, TimmEncoder):
+        raise InputError(f"{source} are weights of a timm network: choose it with model.arch={source}.")
+    if not timm.is_model(name):
+        raise InputError(f"{source}: timm {timm.__version__} has no network {name!r}.")
+    was_offline = huggingface_hub.constants.HF_HUB_OFFLINE
+    # Without a network the client tries for a minute, and tells each of its tries.
+    huggingface_hub.constants.HF_HUB_OFFLINE = was_offline or not reaches(huggingface_hub.constants.ENDPOINT)
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # whatever a hub client raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120].strip()
+        if huggingface_hub.constants.HF_HUB_OFFLINE and not was_offline:
+            reason = f"{huggingface_hub.constants.ENDPOINT} does not answer, and nothing was downloaded before"
+        raise unreachable(source, reason) from None
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = was_offline
+
+
+def from_timm(state: dict[str, Tensor], encoder: Encoder, report: LoadReport) -> dict[str, Tensor]:
+    """Maps a state dict of timm's, or one that timm can convert, to our names; timm resizes its positions (bicubic, antialias).
+
+    For an encoder that is none of timm's nothing is changed.
+    """
+    if not isinstance(encoder, TimmEncoder):
+        return state
+    inner, target = encoder.model, encoder.state_dict()
+    convert = getattr(sys.modules[type(inner).__module__], "checkpoint_filter_fn", None)
+    converted: dict[str, Tensor] = convert(state, inner) if convert is not None else state
+    ours = {}
+    for name, tensor in converted.items():
+        if name.startswith("attn_pool."):
+            report.dropped[name] = "timm's own pooling; the pooling is one of ours here"
+        elif name.startswith(("head.", "fc.")) and tensor.ndim <= 2:
+            ours[f"head.{name.split('.', 1)[1]}"] = tensor
+        elif name.startswith(("head_dist.", "head.")):
+            report.dropped[name] = "a head that only timm's network has"
+        elif name.startswith(("fc_norm.", "norm.")) and f"model.{name}" not in target:
+            # The last norm stands before or behind the pool, as timm's network was built; it acts on each token in both.
+            leaf = name.split(".", 1)[1]
+            ours[f"encoder.norm.{leaf}" if f"norm.{leaf}" in target else f"encoder.model.norm.{leaf}"] = tensor
+        else:
+            ours[f"encoder.model.{name}"] = tensor
+        if name == "pos_embed" and name in state and state[name].shape != tensor.shape:
+            report.resized["encoder.model.pos_embed"] = (f"{state[name].shape[1]} positions", f"{tensor.shape[1]} (bicubic)")
+    return ours
