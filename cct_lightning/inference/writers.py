@@ -47,7 +47,6 @@ MAX_ONNX_BYTES = 2 * 10**9  # one protobuf message holds 2 GiB
 
 def _write(network: ImageClassifier, saved: Saved, preprocessing: Preprocessing, format: str, folder: Path) -> None:
     """Writes the network's file and config.json."""
-    import timm
     import torch
 
     from cct_lightning.weights.sources import sha256
@@ -71,7 +70,7 @@ def _write(network: ImageClassifier, saved: Saved, preprocessing: Preprocessing,
         "class_names": saved.class_names,
         "preprocessing": preprocessing.to_json(),
         "grid_size": list(network.encoder.grid_size),
-        "versions": {"cct_lightning": cct_lightning.__version__, "torch": str(torch.__version__), "timm": timm.__version__, **packages},
+        "versions": {"cct_lightning": cct_lightning.__version__, "torch": str(torch.__version__), "timm": version("timm"), **packages},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

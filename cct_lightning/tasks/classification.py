@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -363,7 +363,7 @@ class LitClassifier(L.LightningModule):
                 "cct_lightning": cct_lightning.__version__,
                 "torch": str(torch.__version__),
                 "lightning": L.__version__,
-                "timm": timm.__version__,
+                "timm": version("timm"),
             },
         }
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import timm.optim
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.errors import InputError
 from cct_lightning.training.muon import Muon, muon_groups
+from cct_lightning.training.optimizer_names import check_optimizer
 from cct_lightning.training.options import OptimConfig
 
 
@@ -21,10 +21,10 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
         InputError: timm has no optimizer of this name, it does not take the betas, nothing is trainable, or muon is asked for layer_decay or
             given weights that are sharded over devices.
     """
-    names = [str(name) for name in timm.optim.list_optimizers()]
+    import timm.optim  # takes three times as long as torch, and predictions need no optimizer
+
+    check_optimizer(config.name, [str(name) for name in timm.optim.list_optimizers()])
     name = config.name.lower()
-    if name not in names:
-        raise InputError(f"optim.name={config.name!r} is no optimizer of timm {timm.__version__}.{did_you_mean(config.name, names)}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("No parameter is trainable: freeze=backbone leaves the pooling and the head, and this network has neither.")
     betas: dict[str, Any] = {} if config.betas is None else {"betas": config.betas}
