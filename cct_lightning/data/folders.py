@@ -98,6 +98,22 @@ def _rows(rows: Iterable[dict[str, str]], path: Path) -> Iterator[dict[str, str]
         raise InputError(f"{path} is no CSV that can be read ({error}): is there a quotation mark without its second?") from None
 
 
+def check_table(path: Path) -> None:
+    """Refuses a table that is not there.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"data.root={path} is no file: data.dataset=csv takes a CSV with the columns path and label.")
+
+
+def no_test_images(root: Path, has_own_val: bool) -> InputError:
+    """Makes the error of a test without images; of images that come in splits no share is set aside."""
+    way = "" if has_own_val else "set a share aside (data.test_fraction), "
+    return InputError(f"data.root={root} has no test images: add a test folder, {way}or use `cct validate`.")
+
+
 def read_table(path: Path) -> Table:
     """Reads a CSV with the columns path and label, and where it has one split (train, val or test; without it all images are one heap).
 
@@ -106,8 +122,7 @@ def read_table(path: Path) -> Table:
     Raises:
         InputError: No such file or columns, an image that is missing or listed twice, a label of val or test that train has not.
     """
-    if not path.is_file():
-        raise InputError(f"data.root={path} is no file: data.dataset=csv takes a CSV with the columns path and label.")
+    check_table(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

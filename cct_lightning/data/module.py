@@ -17,7 +17,7 @@ from cct_lightning.data.augment.options import AugmentConfig
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.files import Array
-from cct_lightning.data.folders import Split, folder_class_names, read_table, split_folder
+from cct_lightning.data.folders import Split, folder_class_names, no_test_images, read_table, split_folder
 from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
 from cct_lightning.data.memory import decode_splits, to_tensors, write_features
 from cct_lightning.data.preparation import normalize
@@ -313,8 +313,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         if "test" not in self.splits:
-            way = "" if self._has_own("val") else "set a share aside (data.test_fraction), "  # which a split data set does not do
-            raise InputError(f"data.root={self.root} has no test images: add a test folder, {way}or use `cct validate`.")
+            raise no_test_images(self.root, self._has_own("val"))
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -1,0 +1,138 @@
+"""What is wrong with the values given, found without torch: it would take seconds to be imported before the same errors.
+
+Each check takes the keys given with their values, recipes first, then flags, which are text. What it can't tell it passes over: the classes that
+take the keys check all of them again.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cct_lightning.networks.timm_names import check_timm_name
+from cct_lightning.training.optimizer_names import check_optimizer, optimizer_names
+from cct_lightning.weights.sources import reaches, unreachable
+
+Given = Mapping[str, Any]
+
+
+def check_given(command: str, given: Given, checkpoint: str | None = None) -> None:
+    """Makes all the checks that concern a command. With --print_config nothing needs to be there: leave them out.
+
+    Args:
+        command: fit, finetune, test or validate.
+        given: Values by key.
+        checkpoint: Of test and validate.
+
+    Raises:
+        InputError: The first thing that is wrong.
+    """
+    if command in ("fit", "finetune"):
+        check_names(given)
+        check_timm_weights(given)
+        check_data(given)
+    elif command == "test" and checkpoint is not None:
+        given = {**recipe_of(checkpoint), **given}
+        check_data(given)
+        check_test_images(given)
+
+
+def _text(given: Given, key: str) -> str | None:
+    """Returns a value that is text; None where there is none, or one that only its class can judge."""
+    value = given.get(key)
+    return value if isinstance(value, str) and value not in ("", "null") else None
+
+
+def check_names(given: Given) -> None:
+    """Refuses an optimizer or a network that timm has not.
+
+    Raises:
+        InputError: Says which names are near.
+    """
+    if (name := _text(given, "model.optim.name")) and (known := optimizer_names()):
+        check_optimizer(name, known)
+    for key in ("model.arch", "model.pretrained"):
+        if (value := _text(given, key)) and value.startswith("timm/"):
+            check_timm_name(key, value)
+
+
+def check_timm_weights(given: Given) -> None:
+    """Refuses timm's weights by name where they can't be had: no network, and nothing in the folders where hub clients keep what they fetch.
+
+    Raises:
+        InputError: Says how to give a file.
+    """
+    source = _text(given, "model.pretrained")
+    if source is None or not source.startswith("timm/"):
+        return
+    from huggingface_hub import constants
+
+    arch = source.removeprefix("timm/").partition(".")[0]
+    fetched = [folder.name for folder in Path(constants.HF_HUB_CACHE).glob("models--*")]
+    # Folders of timm's own hub carry the network's name; those of others may hold any network, and so may torch's.
+    if any(not name.startswith("models--timm--") or name.startswith(f"models--timm--{arch}.") for name in fetched):
+        return
+    torch_home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+    if any((Path(torch_home).expanduser() / "hub" / "checkpoints").glob("*")):
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise unreachable(source, "HF_HUB_OFFLINE is set, and nothing was downloaded before")
+    if not reaches(constants.ENDPOINT):
+        raise unreachable(source, f"{constants.ENDPOINT} does not answer, and nothing was downloaded before")
+
+
+def check_data(given: Given) -> None:
+    """Refuses a folder or a table of images that is not there, and a folder that is none of class folders.
+
+    Raises:
+        InputError: As the data module says it.
+    """
+    root = _text(given, "data.root")
+    if root is None or given.get("data.dataset") not in ("image_folder", "csv"):
+        return
+    from cct_lightning.data.folders import check_table, folder_class_names  # numpy and Pillow
+
+    place = Path(root).expanduser()
+    if given["data.dataset"] == "csv":
+        check_table(place)
+    else:
+        folder_class_names(place)
+
+
+def check_test_images(given: Given) -> None:
+    """Refuses to test on a folder or table without test images, where none are set aside either.
+
+    Raises:
+        InputError: As the data module says it.
+    """
+    root = _text(given, "data.root")
+    if root is None or given.get("data.dataset") not in ("image_folder", "csv"):
+        return
+    from cct_lightning.data.folders import no_test_images, read_table, split_folder
+
+    place = Path(root).expanduser()
+    if given["data.dataset"] == "csv":
+        own = set(read_table(place).splits)
+    else:
+        own = {split for split in ("val", "test") if split_folder(place, split) is not None}
+    try:
+        share = float(given.get("data.test_fraction", 1))  # where it is not given, its default sets some aside
+    except (TypeError, ValueError):
+        return
+    if "test" not in own and ("val" in own or share == 0):
+        raise no_test_images(place, "val" in own)
+
+
+def recipe_of(checkpoint: str) -> dict[str, Any]:
+    """Returns the keys of data in the config.yaml of the run that wrote a checkpoint; none where it does not lie in its run."""
+    import yaml
+
+    from cct_lightning.commands.keys import flatten
+
+    path = Path(checkpoint).expanduser()
+    try:
+        config = yaml.safe_load((path.parent.parent / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    data = config.get("data") if isinstance(config, dict) else None
+    return flatten({"data": data}) if isinstance(data, dict) else {}
