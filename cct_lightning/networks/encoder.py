@@ -32,6 +32,9 @@ class Tokens(NamedTuple):
 class Encoder(nn.Module, ABC):
     """Turns images (B, C, H, W) into ``Tokens`` of one width.
 
+    An encoder of your own needs ``forward`` and the attributes; ``layers`` where it shall be sharded layer by layer. ``ViTEncoder`` offers its two
+    halves as well, ``embed`` and ``encode``, for what hides or drops patches between them.
+
     Attributes:
         image_size: (H, W), pixels; images of another size are refused.
         in_chans: C.
@@ -228,8 +231,19 @@ class ViTEncoder(Encoder):
             if table is not None:
                 self.register_parameter(name, nn.Parameter(table.clone()))
 
+    def forward(self, images: Tensor) -> Tokens:
+        """Encodes images (B, C, H, W) of the built size.
+
+        Raises:
+            InputError: The images have another size or another number of channels.
+        """
+        return self.encode(self.embed(images))
+
     def embed(self, images: Tensor) -> Tensor:
-        """Turns images (B, C, H, W) of the built size into the tokens (B, P + N, D) that the first layer reads, prefix first.
+        """Turns images (B, C, H, W) into what the first layer reads, (B, P + N, D): the class token, then the patches row by row, with positions.
+
+        Each token carries its position from here on, so any patches may be left out before ``encode``. A patch knows the pixels of its own
+        kernel's field: with overlapping kernels, as a CCT's, also some of its neighbours'.
 
         Raises:
             InputError: The images have another size or another number of channels.
@@ -245,8 +259,24 @@ class ViTEncoder(Encoder):
         if self.class_token != "none":
             token = self.cls_token + self.cls_pos_embed if self.class_token_position else self.cls_token
             x = torch.cat((token.expand(x.shape[0], -1, -1).to(x.dtype), x), dim=1)
-        embedded: Tensor = self.pos_drop(x)
-        return embedded
+        dropped: Tensor = self.pos_drop(x)
+        return dropped
+
+    def encode(self, x: Tensor) -> Tokens:
+        """Runs the layers and the final norm.
+
+        Args:
+            x: What ``embed`` made, (B, P + n, D): all prefix tokens first, then any n <= N of the patches in any order, the same number for
+                each image.
+
+        Returns:
+            As many tokens, in the same order.
+        """
+        for block in self.blocks:
+            x = self._through(block, x)
+        x = self.norm(x)
+        # A slice, even of everything, is a copy in the backward pass.
+        return Tokens(x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :] if self.num_prefix_tokens else x)
 
     def _through(self, block: nn.Module, x: Tensor) -> Tensor:
         read_only_prefix = self.num_prefix_tokens if self.class_token == "read_only" else 0
@@ -262,16 +292,3 @@ class ViTEncoder(Encoder):
             if number in taken:
                 kept.append(self.norm(x) if norm else x)
         return self.norm(x), kept
-
-    def forward(self, images: Tensor) -> Tokens:
-        """Encodes images (B, C, H, W) of the built size.
-
-        Raises:
-            InputError: As ``embed``.
-        """
-        x = self.embed(images)
-        for block in self.blocks:
-            x = self._through(block, x)
-        x = self.norm(x)
-        # A slice, even of everything, is a copy in the backward pass.
-        return Tokens(x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :] if self.num_prefix_tokens else x)

@@ -50,6 +50,63 @@ def test_full_class_token_changes_the_patches():
     assert not torch.allclose(before, net(IMAGES).patches)
 
 
+FORMS = [("none", "learned"), ("full", "learned"), ("read_only", "sine"), ("full", "none")]
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+@pytest.mark.parametrize(("class_token", "position"), FORMS)
+def test_embed_and_then_encode_is_forward_to_the_bit(class_token, position, is_training):
+    net = randomise(encoder(class_token=class_token, position=position, drop_path=0.3, attn_drop=0.2, proj_drop=0.1)).train(is_training)
+    results = []
+    for run in (net, lambda images: net.encode(net.embed(images))):
+        torch.manual_seed(5)
+        tokens = run(IMAGES)
+        gradients = torch.autograd.grad(torch.cat(tokens, dim=1).square().sum(), list(net.parameters()))
+        results.append((*tokens, *gradients))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(("class_token", "position"), FORMS)
+def test_patches_can_be_left_out_between_embed_and_encode(class_token, position):
+    net = randomise(encoder(class_token=class_token, position=position))
+    P = net.num_prefix_tokens
+    x = net.embed(IMAGES)
+    kept = torch.tensor([17, 2, 5, 23, 0])
+    chosen = torch.cat((x[:, :P], x[:, P:][:, kept]), dim=1)
+    tokens = net.encode(chosen)
+    assert tokens.prefix.shape == (2, P, 16)
+    assert tokens.patches.shape == (2, 5, 16)
+    # The tokens know their places: in another order they are the same, to rounding.
+    order = torch.tensor([3, 0, 4, 1, 2])
+    again = net.encode(torch.cat((x[:, :P], x[:, P:][:, kept[order]]), dim=1))
+    torch.testing.assert_close(again.patches, tokens.patches[:, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again.prefix, tokens.prefix, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("class_token", ["none", "full", "read_only"])
+def test_patches_that_are_left_out_are_not_seen(class_token):
+    net = randomise(encoder(class_token=class_token))
+    P, other = net.num_prefix_tokens, IMAGES.clone()
+    other[:, :, 8:] += torch.randn(2, 3, 8, 24)  # the two lower rows of patches, each 4 x 4 pixels
+    one, two = (net.encode(net.embed(images)[:, : P + 12]) for images in (IMAGES, other))
+    assert torch.equal(one.prefix, two.prefix)
+    assert torch.equal(one.patches, two.patches)
+    assert not torch.equal(net(IMAGES).patches[:, :12], net(other).patches[:, :12])
+
+
+def test_all_patches_may_be_left_out_but_the_class_token():
+    net = randomise(encoder(class_token="full"))
+    tokens = net.encode(net.embed(IMAGES)[:, :1])
+    assert (tokens.prefix.shape, tokens.patches.shape) == ((2, 1, 16), (2, 0, 16))
+
+
+def test_the_encoder_is_one_graph():
+    net = encoder(class_token="read_only", drop_path=0.1, attn_drop=0.1, proj_drop=0.1).train()
+    torch._dynamo.reset()
+    told = torch._dynamo.explain(net)(IMAGES)
+    assert (told.graph_count, told.graph_break_count) == (1, 0)
+
+
 def test_the_place_of_the_class_token_does_not_matter():
     net = randomise(encoder(class_token="full"))
     x = torch.randn(2, 25, 16)
