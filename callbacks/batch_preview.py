@@ -8,12 +8,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from cct_lightning.data.loaders import Batch
 from cct_lightning.errors import check_range
-from cct_lightning.evaluation.pictures import save_picture
-from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.evaluation.pictures import denormalize, label, save_picture, show_image
+from cct_lightning.tasks.needs import TellsImages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from cct_lightning.evaluation.pictures import denormalize, label, show_image
 
 
 class BatchPreview(Callback):
@@ -34,8 +33,8 @@ class BatchPreview(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx or trainer.current_epoch or not trainer.is_global_zero:
             return
-        if not isinstance(pl_module, LitClassifier):
-            rank_zero_info(f"BatchPreview draws nothing: {type(pl_module).__name__} is no LitClassifier.")
+        if not isinstance(pl_module, TellsImages):
+            rank_zero_info(f"BatchPreview draws nothing: {type(pl_module).__name__} does not tell mean, std and class_names.")
         elif batch[0].ndim != 4:
             rank_zero_info("BatchPreview draws nothing: the batches hold features of the frozen backbone, no images.")
         else:
@@ -44,7 +43,7 @@ class BatchPreview(Callback):
             except Exception as error:  # a picture shall stop no training
                 rank_zero_warn(f"BatchPreview draws nothing: {type(error).__name__}: {error}")
 
-    def _draw(self, pl_module: LitClassifier, batch: Any) -> "Figure":
+    def _draw(self, pl_module: TellsImages, batch: Any) -> "Figure":
         from matplotlib.figure import Figure
 
         images, targets = batch[0][: self.num_images], batch[1][: self.num_images].cpu()

@@ -1,7 +1,7 @@
 """What the network looks at: maps of the pooling's weights and of the positions, as pictures and as curves."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,15 +12,11 @@ from torch import Tensor
 
 from cct_lightning.data.preparation import normalize
 from cct_lightning.errors import InputError, check_range
-from cct_lightning.evaluation.pictures import save_picture
+from cct_lightning.evaluation.map_drawings import draw_maps, draw_positions
+from cct_lightning.evaluation.pictures import denormalize, save_picture
 from cct_lightning.networks.attention_maps import attention_layers, check_grid, entropy, look, position_similarity, top_share
 from cct_lightning.networks.poolings import ClassTokenPooling
-from cct_lightning.tasks.classification import LitClassifier
-
-if TYPE_CHECKING:
-    pass
-from cct_lightning.evaluation.map_drawings import draw_maps, draw_positions
-from cct_lightning.evaluation.pictures import denormalize
+from cct_lightning.tasks.needs import TellsImages, classifier_of
 
 
 class FixedImages:
@@ -98,25 +94,27 @@ class PoolingMaps(Callback):
             return
         if reason := self._obstacle(trainer, pl_module):
             self._stop(reason)
-        elif self.rollout:
+        elif self.rollout and (model := classifier_of(pl_module)) is not None:
             try:
-                attention_layers(pl_module.model.encoder)  # type: ignore[union-attr,arg-type]
+                attention_layers(model.encoder)
             except InputError as error:
                 self._follows = False
                 rank_zero_info(f"PoolingMaps draws no roll-out: {error}")
 
     @staticmethod
     def _obstacle(trainer: Trainer, pl_module: LightningModule) -> str:
-        if not isinstance(pl_module, LitClassifier):
-            return f"{type(pl_module).__name__} is no LitClassifier."
+        if (model := classifier_of(pl_module)) is None:
+            return f"{type(pl_module).__name__} has no ImageClassifier as its model."
+        if not isinstance(pl_module, TellsImages):
+            return f"{type(pl_module).__name__} does not tell mean, std and class_names."
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             return "the weights are sharded over devices."
         if not trainer.enable_validation:
             return "there are no validation images."
         try:
-            check_grid(pl_module.model.encoder)
-            if isinstance(pl_module.model.pooling, ClassTokenPooling):
-                attention_layers(pl_module.model.encoder)
+            check_grid(model.encoder)
+            if isinstance(model.pooling, ClassTokenPooling):
+                attention_layers(model.encoder)
         except InputError as error:
             return str(error)
         return ""
@@ -126,13 +124,14 @@ class PoolingMaps(Callback):
     ) -> None:
         if not self._draws or self._images is not None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        assert isinstance(pl_module, LitClassifier)
         images, targets = batch[0], batch[1]
         if images.ndim != 4:
             self._stop("the batches hold features of the frozen backbone, no images.")
             return
         if self._watched is None:
-            self._watched = FixedImages(self.num_images, pl_module.model.num_classes)
+            model = classifier_of(pl_module)
+            assert model is not None
+            self._watched = FixedImages(self.num_images, model.num_classes)
         if not self._watched.is_complete:
             self._watched.look_at(images, targets if targets.ndim == 1 else targets.argmax(dim=1))
 
@@ -157,7 +156,9 @@ class PoolingMaps(Callback):
             self._draw(trainer, pl_module, trainer.current_epoch)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        assert isinstance(pl_module, LitClassifier)
+        model = classifier_of(pl_module)
+        assert model is not None
+        assert isinstance(pl_module, TellsImages)
         assert self._images is not None
         self._drawn = trainer.global_step
         images, targets = self._images
@@ -168,16 +169,16 @@ class PoolingMaps(Callback):
                     images = normalize(images, pl_module.mean or (), pl_module.std or ())  # the validation has refused them without
                 pl_module.eval()
                 with trainer.precision_plugin.forward_context():
-                    at = next(pl_module.model.parameters())
-                    seen = look(pl_module.model, images.to(at.device, at.dtype), self._follows).cpu()
+                    at = next(model.parameters())
+                    seen = look(model, images.to(at.device, at.dtype), self._follows).cpu()
                 shares = seen.weights.abs() / seen.weights.abs().sum(dim=1, keepdim=True).clamp(min=1e-30)  # a new head may give nothing to any
                 if trainer.validating:
                     for name, values in (("entropy", entropy(shares)), ("top10_share", top_share(shares))):
                         pl_module.log(f"pooling/{name}", values.mean(), rank_zero_only=True)
                 pixels = denormalize(images, pl_module.mean, pl_module.std)
-                save_picture(trainer, f"pooling-epoch{epoch:03d}", draw_maps(seen, pixels, targets, pl_module.model, pl_module.class_names, epoch))
-                if (similarity := position_similarity(pl_module.model.encoder)) is not None:
-                    figure = draw_positions(similarity.cpu().numpy(), pl_module.model.encoder, epoch)
+                save_picture(trainer, f"pooling-epoch{epoch:03d}", draw_maps(seen, pixels, targets, model, pl_module.class_names, epoch))
+                if (similarity := position_similarity(model.encoder)) is not None:
+                    figure = draw_positions(similarity.cpu().numpy(), model.encoder, epoch)
                     save_picture(trainer, f"positions-epoch{epoch:03d}", figure)
         except Exception as error:  # a picture shall stop no training
             self._draws = False

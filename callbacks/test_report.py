@@ -10,13 +10,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from cct_lightning.data.files import decode
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError, check_range
+from cct_lightning.evaluation.drawings import draw_classes, draw_confusion, draw_mistakes, draw_reliability
 from cct_lightning.evaluation.outcomes import Report, make_report
 from cct_lightning.evaluation.pictures import save_picture
-from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.tasks.needs import KeepsOutcomes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from cct_lightning.evaluation.drawings import draw_classes, draw_confusion, draw_mistakes, draw_reliability
 
 
 class TestReport(Callback):
@@ -24,7 +24,8 @@ class TestReport(Callback):
     report.html: these pictures, the curves, the configuration and the command that repeats the run, in one file for any browser.
 
     The pictures are pictures/*.png in the run's folder, and in W&B where the run is tracked; `cct test` puts them beside its tables.
-    It needs LitClassifier and ImageDataModule. What can't be drawn is told in a warning and stops nothing.
+    It needs ImageDataModule, and a module that keeps what came of each image, as LitClassifier does. What can't be drawn is told in a warning
+    and stops nothing.
 
     Args:
         num_mistakes: Images in the picture of the worst mistakes, at most: those that were surest.
@@ -38,15 +39,17 @@ class TestReport(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Has the test keep what came of each image."""
-        if not isinstance(pl_module, LitClassifier) or not isinstance(trainer.datamodule, ImageDataModule):  # type: ignore[attr-defined]
-            raise InputError("TestReport draws the test of a LitClassifier on an ImageDataModule, passed as datamodule: leave it out elsewhere.")
+        if not isinstance(pl_module, KeepsOutcomes):
+            raise InputError(f"TestReport draws what came of each image, which {type(pl_module).__name__} does not keep: leave it out.")
+        if not isinstance(trainer.datamodule, ImageDataModule):  # type: ignore[attr-defined]
+            raise InputError("TestReport draws the test on an ImageDataModule, passed as datamodule: leave it out elsewhere.")
         pl_module.collect = pl_module.collect or stage == "test"
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, LitClassifier)
+        assert isinstance(pl_module, KeepsOutcomes)
         assert pl_module.outcomes is not None
         report = make_report(pl_module.outcomes, data.class_names)
         split, _ = data.splits["test"]

@@ -294,7 +294,7 @@ class Plain(L.LightningModule):
 def test_other_modules_and_data_without_validation_are_left_alone(tmp_path, caplog):
     caplog.set_level("INFO")
     fit(tmp_path, PoolingMaps(), module=Plain())
-    assert "PoolingMaps draws nothing: Plain is no LitClassifier." in caplog.text
+    assert "PoolingMaps draws nothing: Plain has no ImageClassifier as its model." in caplog.text
     fit(tmp_path, PoolingMaps(), data=ImageDataModule("digits", image_size=(16, 24), batch_size=10, per_class=6, val_fraction=0))
     assert "PoolingMaps draws nothing: no validation took place." in caplog.text
     assert names(tmp_path) == []

@@ -272,8 +272,10 @@ def test_it_works_with_a_trainer_of_python_and_on_the_first_device_alone(tmp_pat
 
 
 def test_it_refuses_what_it_cannot_draw(cct, tmp_path):
-    with pytest.raises(InputError, match="TestReport draws the test of a LitClassifier on an ImageDataModule"):
+    with pytest.raises(InputError, match="TestReport draws the test on an ImageDataModule, passed as datamodule"):
         TestReport().setup(SimpleNamespace(datamodule=None), LitClassifier("cct_2_3x2_32"), "fit")
+    with pytest.raises(InputError, match="TestReport draws what came of each image, which LightningModule does not keep"):
+        TestReport().setup(SimpleNamespace(datamodule=ImageDataModule("digits")), L.LightningModule(), "fit")
     outcome = cct("fit", "-c", "digits", *SHORT, "--trainer.callbacks.num_mistakes", 0)
     assert (outcome.code, outcome.err) == (2, "error: TestReport.num_mistakes=0 is out of range: it must be at least 1 and at most 120.\n")
 
