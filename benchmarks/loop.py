@@ -71,11 +71,11 @@ class Turns(Callback):
         if records:
             targets = torch.nn.functional.one_hot(batch.targets, self.module.model.num_classes).float()
             with trainer.precision_plugin.forward_context():
-                self.graph = self.graph or self.kind(self.module._loss, self.optimizer, batch.images, targets, None)
+                self.graph = self.graph or self.kind(self.module.training_loss, self.optimizer, batch.images, targets, None)
                 self.graph(batch.images, targets)
         else:
             with trainer.precision_plugin.forward_context():
-                loss = self.module._loss(batch.images, batch.targets)
+                loss = self.module.training_loss(batch.images, batch.targets)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -1,33 +1,24 @@
-"""The LightningModule: steps, metrics, optimizer and schedule, and what a checkpoint says about itself."""
+"""Classification: loss, metrics, what came of each image, and the network that a checkpoint holds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
-import cct_lightning
-from cct_lightning.data.preparation import normalize
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.evaluation.outcomes import Outcomes
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.encoder import ViTEncoder
 from cct_lightning.networks.options import Position
-from cct_lightning.randomness import reseed
-from cct_lightning.training.engine import StepGraph, check_graph, choose_engine, make_plain
+from cct_lightning.tasks.task import Stage, Task
 from cct_lightning.training.losses import class_weights, cross_entropy
-from cct_lightning.training.optimizers import create_optimizer
-from cct_lightning.training.options import Engine, LossConfig, OptimConfig, ScheduleConfig
-from cct_lightning.training.schedules import create_scheduler, fit_schedule
+from cct_lightning.training.options import LossConfig, OptimConfig, ScheduleConfig
 from cct_lightning.weights.files import KEY, read_checkpoint
 from cct_lightning.weights.loading import create_model
 
@@ -45,7 +36,7 @@ def metrics(num_classes: int, prefix: str) -> MetricCollection:
     return MetricCollection(measures, prefix=prefix, compute_groups=False)
 
 
-class LitClassifier(L.LightningModule):
+class LitClassifier(Task):
     """Trains an image classifier.
 
     Batches are sequences that begin with images, uint8 or float normalised (B, C, H, W), and targets, class indices (B,) or
@@ -122,7 +113,7 @@ class LitClassifier(L.LightningModule):
         engine: Literal["auto", "eager", "compile", "graph"] = "auto",
         model: ImageClassifier | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optim, schedule, engine, class_names, mean, std)
         check_range("label_smoothing", label_smoothing, 0, 1)
         network: dict[str, Any] = {
             "pooling": pooling, "num_classes": num_classes, "image_size": tuple(image_size) if image_size else None, "in_chans": in_chans,
@@ -131,8 +122,7 @@ class LitClassifier(L.LightningModule):
             "num_heads": num_heads, "mlp_ratio": mlp_ratio, "kernel_size": kernel_size, "num_conv_layers": num_conv_layers,
         }  # fmt: skip
         self.own_model = model is not None
-        self._epoch_loss = torch.zeros(())
-        self.model = model or create_model(arch, pretrained=pretrained, new_head=new_head, class_names=class_names, **network)
+        self.model: ImageClassifier = model or create_model(arch, pretrained=pretrained, new_head=new_head, class_names=class_names, **network)
         self.model_config: dict[str, Any] = {
             "arch": arch, **network, "image_size": list(self.model.encoder.image_size), "num_classes": self.model.num_classes,
             "position": self.model.encoder.position if isinstance(self.model.encoder, ViTEncoder) else position,
@@ -140,11 +130,8 @@ class LitClassifier(L.LightningModule):
             "label_smoothing": label_smoothing, "freeze": freeze, "loss": asdict(loss), "optim": asdict(optim), "schedule": asdict(schedule),
             "engine": engine,
         }  # fmt: skip
-        self.class_names, self.mean, self.std = class_names, mean, std
-        self.label_smoothing, self.freeze_part, self.loss, self.optim, self.schedule = label_smoothing, freeze, loss, optim, schedule
+        self.label_smoothing, self.freeze_part, self.loss = label_smoothing, freeze, loss
         self._class_weights: Tensor | None = None
-        self.recipe: dict[str, Any] | None = None  # the whole configuration as run, where a command line set one
-        self.seed = torch.initial_seed()  # before anything reseeds
         if freeze == "backbone":
             report = self.model.load_report
             if report is not None and (left := [name for name in report.new if name.startswith("encoder.")]):
@@ -154,9 +141,6 @@ class LitClassifier(L.LightningModule):
                 )
             self.model.encoder.requires_grad_(False)
             self.model.encoder.eval()
-        self.engine: Engine = engine
-        self._graph: StepGraph | None = None
-        self._records = False  # whether the run's steps are recorded
         self.collect = False  # whether an evaluation keeps what came of each image, for a report; batches then hold indices behind the targets
         self.outcomes: Outcomes | None = None  # of the last such evaluation
         self._collected: list[Outcomes] = []  # of its batches
@@ -167,13 +151,7 @@ class LitClassifier(L.LightningModule):
         """Classifies images (B, C, H, W), uint8 or float normalised, or what ``encode`` made of them: logits (B, K)."""
         if images.ndim < 4:
             return self._classify(images)
-        if images.dtype == torch.uint8:
-            if self.mean is None or self.std is None:
-                raise InputError("uint8 images given to a LitClassifier without mean and std: pass both, or normalise the images yourself.")
-            images = normalize(images, self.mean, self.std)
-        images = images.to(next(self.model.parameters()).dtype)  # precision bf16-true and 16-true turn the weights, not the images
-        # Evaluation runs as it is: its batches have other sizes, and each size would be compiled anew.
-        logits: Tensor = self.model(images) if self.training else self.model._call_impl(images)  # type: ignore[no-untyped-call]
+        logits: Tensor = super().forward(images)
         return logits
 
     @torch.no_grad()
@@ -199,95 +177,33 @@ class LitClassifier(L.LightningModule):
             self.model.encoder.eval()  # no dropout or drop path in a frozen encoder
         return self
 
-    def configure_model(self) -> None:
-        """Shards parameters, gradients and optimizer state over all devices where the strategy is FSDP2's (``ModelParallelStrategy``)."""
-        from torch.distributed.fsdp import FSDPModule, fully_shard
+    def step_inputs(self, batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Takes images and targets, classes or probabilities, out of a batch; for a recorded step always probabilities (B, K)."""
+        images, targets = super().step_inputs(batch)
+        if self._records and targets.ndim == 1:
+            targets = F.one_hot(targets, self.model.num_classes).float()  # one shape, whether MixUp is on or off
+        return images, targets
 
-        if self._device_mesh is None or isinstance(self.model, FSDPModule):
-            return
-        for block in self.model.encoder.layers():
-            fully_shard(block)
-        fully_shard(self.model)
-
-    def on_fit_start(self) -> None:
-        """Compiles where the engine says so, and refuses what a recorded step can't honour."""
-        trainer = self.trainer
-        if self.loss.class_weights == "balanced":
-            if (counts := getattr(trainer.datamodule, "class_counts", None)) is None:  # type: ignore[attr-defined]
-                raise InputError("model.loss.class_weights=balanced needs a data module with class_counts, as ImageDataModule has: leave it out.")
-            self._class_weights = class_weights(counts).to(self.device)
-        engine = choose_engine(self.engine, self.device, trainer.estimated_stepping_batches)
-        self._graph, self._records = None, engine == "graph"
-        if self._records:
-            accumulates = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-            trainer_keys = {
-                "callbacks": ("GradientAccumulationScheduler" if accumulates else None, None),
-                "gradient_clip_val": (trainer.gradient_clip_val, 0),
-                "accumulate_grad_batches": (trainer.accumulate_grad_batches, 1),
-                "detect_anomaly": (trainer._detect_anomaly, False),
-            }
-            check_graph(self.device, trainer.world_size, str(trainer.precision), self.optim.name, trainer_keys)
-        if engine != "eager" and self.model._compiled_call_impl is None:
-            self.model.compile()  # in place: torch.compile(model) would rename the state dict's keys
-
-    def on_train_batch_start(self, batch: Sequence[Any], batch_idx: int) -> None:
-        reseed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
-
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        images, targets = batch[0], batch[1]
-        if self._records:
-            loss = self._replay(images, targets)
-        else:
-            loss = self._loss(images, targets)
-        self._epoch_loss += loss.detach()
-        # Each self.log costs as much as a small step's launch, so only where Lightning hands the values on to the loggers.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train/loss", loss, prog_bar=True)
-            self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        return loss
-
-    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+    def training_loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Computes the cross-entropy of a batch, smoothed and weighed as asked."""
         return cross_entropy(self(images), targets, self.label_smoothing, self._class_weights)
 
-    def _replay(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Takes the whole step, optimizer included; what Lightning then does is empty, see ``backward`` and ``optimizer_step``."""
-        if targets.ndim == 1:
-            targets = F.one_hot(targets, self.model.num_classes).float()  # one shape, whether MixUp is on or off
-        if self._graph is None:
-            optimizer = self.optimizers(use_pl_optimizer=False)
-            self._graph = StepGraph(self._loss, optimizer, images, targets, self.optim.clip_norm)  # type: ignore[arg-type]
-        return self._graph(images, targets)
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if not self._records:
-            super().backward(loss, *args, **kwargs)
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
-        if self._records:
-            assert optimizer_closure is not None
-            optimizer_closure()
-        else:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        if not self._records:
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+    def on_fit_start(self) -> None:
+        """Counts the classes where the loss is balanced, then as every task."""
+        if self.loss.class_weights == "balanced":
+            if (counts := getattr(self.trainer.datamodule, "class_counts", None)) is None:  # type: ignore[attr-defined]
+                raise InputError("model.loss.class_weights=balanced needs a data module with class_counts, as ImageDataModule has: leave it out.")
+            self._class_weights = class_weights(counts).to(self.device)
+        super().on_fit_start()
 
     def on_train_start(self) -> None:
-        self._epoch_loss = self._epoch_loss.to(self.device)  # a checkpoint is read before the GPU is in use
+        super().on_train_start()
         if self.freeze_part == "backbone":
             self.model.encoder.eval()  # Lightning 2.6 puts each part back into the mode it had, and calls train() on none
 
-    def on_train_epoch_start(self) -> None:
-        self._epoch_loss = torch.zeros((), device=self.device)
-
-    def on_train_epoch_end(self) -> None:
-        self.log("train/loss_epoch", self._epoch_loss / (self.trainer.fit_loop.epoch_loop.batch_idx + 1), sync_dist=True)
-
-    def on_train_end(self) -> None:
-        torch.manual_seed(self.seed)  # whatever is built next starts from the run's seed, not from the last step's
-
-    def _evaluate(self, batch: Sequence[Any], measures: MetricCollection, loss: MeanMetric) -> None:
+    def evaluate(self, batch: Sequence[Any], stage: Stage) -> None:
+        """Updates the measures of a stage, and keeps what came of each image where asked."""
+        measures, loss = (self.val_metrics, self.val_loss) if stage == "val" else (self.test_metrics, self.test_loss)
         images, targets = batch[0], batch[1]
         logits = self(images).float()
         measures.update(logits, targets)
@@ -295,19 +211,13 @@ class LitClassifier(L.LightningModule):
         if self.collect:
             self._collected.append(Outcomes.of(batch[2], targets, logits))
 
-    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self._evaluate(batch, self.val_metrics, self.val_loss)
-
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val", self.val_metrics, self.val_loss)
-
-    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self._evaluate(batch, self.test_metrics, self.test_loss)
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test", self.test_metrics, self.test_loss)
 
-    def _log_metrics(self, stage: str, measures: MetricCollection, loss: MeanMetric) -> None:
+    def _log_metrics(self, stage: Stage, measures: MetricCollection, loss: MeanMetric) -> None:
         """Logs the measures over all images of all ranks. Lightning's own mean over ranks takes no account of how many each has."""
         for name, value in (measures.compute() | {f"{stage}/loss": loss.compute()}).items():
             self.log(name, value, prog_bar=name == f"{stage}/accuracy")
@@ -324,52 +234,6 @@ class LitClassifier(L.LightningModule):
         """Returns probabilities (B, K)."""
         probabilities: Tensor = self(batch[0]).float().softmax(dim=1)
         return probabilities
-
-    def configure_optimizers(self) -> Any:
-        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
-        if steps == float("inf"):
-            raise InputError("The length of the run is unknown, and the schedule needs it: give trainer.max_epochs or trainer.max_steps.")
-        self.trainer.fit_loop.setup_data()  # a run given in steps has not looked at its data yet
-        # The last batch of an epoch steps, too, however few were accumulated.
-        steps_per_epoch = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
-        length = steps / steps_per_epoch if epochs in (None, -1) or self.trainer.max_steps != -1 else float(epochs)
-        schedule, told = fit_schedule(self.schedule, length)
-        if told:
-            rank_zero_info(told)
-        optimizer = create_optimizer(self.model, self.optim)
-        scheduler = create_scheduler(optimizer, schedule, self.optim.lr, length, steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": schedule.per}}
-
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        self.clip_gradients(optimizer, self.optim.clip_norm or gradient_clip_val, gradient_clip_algorithm)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds one plain dictionary: all that is needed to build the network again and to read its output."""
-        if self._records:
-            make_plain(checkpoint)
-        checkpoint[KEY] = {
-            "format": 1,
-            "model": None if self.own_model else self.model_config,
-            "class_names": self.class_names,
-            "mean": self.mean,
-            "std": self.std,
-            "grid_size": list(self.model.encoder.grid_size),
-            "recipe": self.recipe,
-            "seed": self.seed,
-            "epoch_loss": float(self.trainer.strategy.reduce(self._epoch_loss.clone(), reduce_op="mean")),  # so far, for a stop inside an epoch
-            "versions": {
-                "cct_lightning": cct_lightning.__version__,
-                "torch": str(torch.__version__),
-                "lightning": L.__version__,
-                "timm": version("timm"),
-            },
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the loss of an epoch that was stopped."""
-        self._epoch_loss = torch.zeros(()) + checkpoint.get(KEY, {}).get("epoch_loss", 0.0)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

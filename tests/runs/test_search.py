@@ -27,14 +27,14 @@ def test_a_learning_rate_is_found_and_nothing_trained(cct, tmp_path):
 
 
 def test_a_batch_size_is_found_where_memory_ends(cct, tmp_path, monkeypatch):
-    loss = LitClassifier._loss
+    loss = LitClassifier.training_loss
 
     def small_memory(self, images, targets):
         if len(images) > 64:
             raise RuntimeError("CUDA out of memory.")
         return loss(self, images, targets)
 
-    monkeypatch.setattr(LitClassifier, "_loss", small_memory)
+    monkeypatch.setattr(LitClassifier, "training_loss", small_memory)
     outcome = cct("fit", "-c", "digits", *FEW, "--find-batch-size")
     assert outcome.code == 0, outcome.err
     assert "largest batch that fits: 64 images" in outcome.out

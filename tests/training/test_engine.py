@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cct_lightning import AugmentConfig, ImageDataModule, InputError, LitClassifier, OptimConfig, ScheduleConfig
-from cct_lightning.tasks import classification as module
+from cct_lightning.tasks import task as module
 from cct_lightning.training import engine
 from cct_lightning.training.engine import StepGraph, check_graph, choose_engine
 

@@ -1,0 +1,234 @@
+"""What is the same whatever is learned: optimizer, schedule, engine, sharding, the seeds of a step, and what a checkpoint says about itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+import cct_lightning
+from cct_lightning.data.preparation import normalize
+from cct_lightning.errors import InputError
+from cct_lightning.networks.encoder import Encoder
+from cct_lightning.randomness import reseed
+from cct_lightning.training.engine import StepGraph, check_graph, choose_engine, make_plain
+from cct_lightning.training.optimizers import create_optimizer
+from cct_lightning.training.options import Engine, OptimConfig, ScheduleConfig
+from cct_lightning.training.schedules import create_scheduler, fit_schedule
+from cct_lightning.weights.files import KEY
+
+Stage = Literal["val", "test"]
+
+
+class Task(L.LightningModule, ABC):
+    """Trains a network on images, whatever it learns of them.
+
+    A child builds the network, ``self.model``, and says what a step minimises (``training_loss``) and what is measured (``evaluate``). Whatever
+    it draws in a step, a run that was stopped draws again. All that has weights belongs into the network's ``forward``: the engine compiles it
+    and FSDP2 shards it as one. ``tasks.registry`` tells how a task gets a name.
+
+    Batches are sequences that begin with images, uint8 or float normalised (B, C, H, W), and targets.
+
+    Args:
+        optim: The optimizer.
+        schedule: The learning rate over the run.
+        engine: How a step runs, as in ``LitClassifier``.
+        class_names: Names of the classes of the data.
+        mean: Mean of each channel, 0..1, for uint8 images.
+        std: Standard deviation of each channel, 0..1.
+
+    Attributes:
+        model: The network; its ``encoder`` is an ``Encoder``.
+        model_config: Arguments that build the task again, in plain values, for the checkpoint; None where it takes none.
+        own_model: Whether only Python code can build the network: the checkpoint then leaves ``model_config`` out.
+        recipe: The whole configuration as run, where a command line set one.
+        seed: Of the run; what a step draws follows from it, the epoch and the number of the batch.
+    """
+
+    model: nn.Module
+    model_config: dict[str, Any] | None
+
+    def __init__(
+        self,
+        optim: OptimConfig = OptimConfig(),
+        schedule: ScheduleConfig = ScheduleConfig(),
+        engine: Engine = "auto",
+        class_names: list[str] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.optim, self.schedule = optim, schedule
+        self.engine: Engine = engine
+        self.class_names, self.mean, self.std = class_names, mean, std
+        self.model_config, self.own_model = None, False
+        self.recipe: dict[str, Any] | None = None
+        self.seed = torch.initial_seed()  # before anything reseeds
+        self._epoch_loss = torch.zeros(())
+        self._graph: StepGraph | None = None
+        self._records = False  # whether the run's steps are recorded
+
+    @abstractmethod
+    def training_loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Computes what a step minimises, (), of a batch as ``step_inputs`` gives it."""
+
+    @abstractmethod
+    def evaluate(self, batch: Sequence[Any], stage: Stage) -> None:
+        """Measures a batch of validation or test: logs it, or keeps it for the end of the epoch."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The network's encoder."""
+        encoder = self.model.encoder
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    def forward(self, images: Tensor) -> Any:
+        """Runs the network on images (B, C, H, W), uint8 or float normalised.
+
+        Raises:
+            InputError: The images are uint8, and mean and std are not known.
+        """
+        if images.dtype == torch.uint8:
+            if self.mean is None or self.std is None:
+                name = type(self).__name__
+                raise InputError(f"uint8 images given to a {name} without mean and std: pass both, or normalise the images yourself.")
+            images = normalize(images, self.mean, self.std)
+        images = images.to(next(self.model.parameters()).dtype)  # precision bf16-true and 16-true turn the weights, not the images
+        # Evaluation runs as it is: its batches have other sizes, and each size would be compiled anew.
+        return self.model(images) if self.training else self.model._call_impl(images)  # type: ignore[no-untyped-call]
+
+    def step_inputs(self, batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Takes images and targets out of a batch; a recorded step needs the same shapes and dtypes every time."""
+        return batch[0], batch[1]
+
+    def configure_model(self) -> None:
+        """Shards parameters, gradients and optimizer state over all devices where the strategy is FSDP2's (``ModelParallelStrategy``)."""
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        if self._device_mesh is None or isinstance(self.model, FSDPModule):
+            return
+        for block in self.encoder.layers():
+            fully_shard(block)
+        fully_shard(self.model)
+
+    def on_fit_start(self) -> None:
+        """Compiles where the engine says so, and refuses what a recorded step can't honour."""
+        trainer = self.trainer
+        engine = choose_engine(self.engine, self.device, trainer.estimated_stepping_batches)
+        self._graph, self._records = None, engine == "graph"
+        if self._records:
+            accumulates = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+            trainer_keys = {
+                "callbacks": ("GradientAccumulationScheduler" if accumulates else None, None),
+                "gradient_clip_val": (trainer.gradient_clip_val, 0),
+                "accumulate_grad_batches": (trainer.accumulate_grad_batches, 1),
+                "detect_anomaly": (trainer._detect_anomaly, False),
+            }
+            check_graph(self.device, trainer.world_size, str(trainer.precision), self.optim.name, trainer_keys)
+        if engine != "eager" and self.model._compiled_call_impl is None:
+            self.model.compile()  # in place: torch.compile(model) would rename the state dict's keys
+
+    def on_train_batch_start(self, batch: Sequence[Any], batch_idx: int) -> None:
+        reseed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        images, targets = self.step_inputs(batch)
+        loss = self._replay(images, targets) if self._records else self.training_loss(images, targets)
+        self._epoch_loss += loss.detach()
+        # Each self.log costs as much as a small step's launch, so only where Lightning hands the values on to the loggers.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return loss
+
+    def _replay(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Takes the whole step, optimizer included; what Lightning then does is empty, see ``backward`` and ``optimizer_step``."""
+        if self._graph is None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            self._graph = StepGraph(self.training_loss, optimizer, images, targets, self.optim.clip_norm)  # type: ignore[arg-type]
+        return self._graph(images, targets)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self._records:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
+        if self._records:
+            assert optimizer_closure is not None
+            optimizer_closure()
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if not self._records:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def on_train_start(self) -> None:
+        self._epoch_loss = self._epoch_loss.to(self.device)  # a checkpoint is read before the GPU is in use
+
+    def on_train_epoch_start(self) -> None:
+        self._epoch_loss = torch.zeros((), device=self.device)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/loss_epoch", self._epoch_loss / (self.trainer.fit_loop.epoch_loop.batch_idx + 1), sync_dist=True)
+
+    def on_train_end(self) -> None:
+        torch.manual_seed(self.seed)  # whatever is built next starts from the run's seed, not from the last step's
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        self.evaluate(batch, "val")
+
+    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        self.evaluate(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        if steps == float("inf"):
+            raise InputError("The length of the run is unknown, and the schedule needs it: give trainer.max_epochs or trainer.max_steps.")
+        self.trainer.fit_loop.setup_data()  # a run given in steps has not looked at its data yet
+        # The last batch of an epoch steps, too, however few were accumulated.
+        steps_per_epoch = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+        length = steps / steps_per_epoch if epochs in (None, -1) or self.trainer.max_steps != -1 else float(epochs)
+        schedule, told = fit_schedule(self.schedule, length)
+        if told:
+            rank_zero_info(told)
+        optimizer = create_optimizer(self.model, self.optim)
+        scheduler = create_scheduler(optimizer, schedule, self.optim.lr, length, steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": schedule.per}}
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        self.clip_gradients(optimizer, self.optim.clip_norm or gradient_clip_val, gradient_clip_algorithm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds one plain dictionary: all that is needed to build the network again and to read its output."""
+        if self._records:
+            make_plain(checkpoint)
+        checkpoint[KEY] = {
+            "format": 1,
+            "model": None if self.own_model else self.model_config,
+            "class_names": self.class_names,
+            "mean": self.mean,
+            "std": self.std,
+            "grid_size": list(self.encoder.grid_size),
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "epoch_loss": float(self.trainer.strategy.reduce(self._epoch_loss.clone(), reduce_op="mean")),  # so far, for a stop inside an epoch
+            "versions": {
+                "cct_lightning": cct_lightning.__version__,
+                "torch": str(torch.__version__),
+                "lightning": L.__version__,
+                "timm": version("timm"),
+            },
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the loss of an epoch that was stopped."""
+        self._epoch_loss = torch.zeros(()) + checkpoint.get(KEY, {}).get("epoch_loss", 0.0)
