@@ -1,8 +1,8 @@
 """Networks by name. Importing this module registers the names with timm: ``timm.create_model("cct_7_3x1_32", num_classes=10)``."""
 
-import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from timm.models import register_model
@@ -10,8 +10,8 @@ from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_
 from timm.models._hub import download_from_hf
 
 from cct_lightning.errors import InputError, did_you_mean
-from cct_lightning.networks.build import create_network
 from cct_lightning.networks.classifier import ImageClassifier
+from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.networks.presets import VARIANTS, Variant, describe_images
 from cct_lightning.weights.loading import create_model, load_weights
 
@@ -23,7 +23,7 @@ TIMM_NAMES = {
     "proj_drop_rate": "proj_drop",
     "global_pool": "pooling",
 }
-OPTIONS = [name for name in inspect.signature(create_network).parameters if name != "arch"]
+OPTIONS = [option.name for option in fields(NetworkOptions) if option.name != "arch"]
 
 
 def _weights_of(name: str, cfg: dict[str, Any], cache_dir: Any) -> str:
@@ -53,8 +53,6 @@ def _entrypoint(name: str) -> Callable[..., ImageClassifier]:
         theirs, ours = ({TIMM_NAMES.get(option, option): value for option, value in args.items()} for args in (saved, {**saved, **options}))
         for option in ours.keys() - OPTIONS:
             raise InputError(f"{name} has no option {option!r}.{did_you_mean(option, OPTIONS, listed=20)}")
-        if isinstance(ours.get("image_size"), list):
-            ours["image_size"] = tuple(ours["image_size"])
         model = create_model(name, **ours)
         if weights is not None:
             parts = {"head": "num_classes", "pooling": "pooling"}

@@ -1,6 +1,5 @@
 """``cct predict``: what is typed, checked without torch, and the rows that are written."""
 
-import ast
 import csv
 import json
 import shlex
@@ -9,18 +8,19 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from cct_lightning.commands.keys import FROM_DATA, PACKAGE, check_value, groups, known_keys
+from cct_lightning.commands.keys import FROM_DATA, check_value, groups, known_keys
 from cct_lightning.data.files import find_images as find_images
 from cct_lightning.data.options import Preprocessing as Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
+from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.run_folder import find_network
 from cct_lightning.weights.trained import Saved as Saved
 from cct_lightning.weights.trained import build as build
@@ -42,7 +42,7 @@ CHOICES = {
 }
 NUMBERS = ("top_k", "data.image_size", "data.crop_pct", "data.batch_size")
 OPTIONS = ("out", "overwrite", *CHOICES, *NUMBERS)
-NO_EFFECT = ("pretrained", "new_head", "drop_path", "attn_drop", "proj_drop", *FROM_DATA)  # arguments of create_model that change no prediction
+NO_EFFECT = ("drop_path", "attn_drop", "proj_drop", *FROM_DATA)  # options of a network that change no prediction
 HELP = """cct predict SOURCE PATH... [--key value] ...
 
 Classifies images; needs no recipe. SOURCE is a run's checkpoint or folder, a folder that `cct export` wrote, or the .onnx or .pt2 in it.
@@ -80,13 +80,9 @@ class Request(NamedTuple):
     options: dict[str, Any]
 
 
-@cache
 def network_keys() -> tuple[str, ...]:
-    """Returns the keys that describe the network, read off ``create_model``'s source."""
-    tree = ast.parse((PACKAGE / "networks" / "build.py").read_text(encoding="utf-8"))
-    create_network = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "create_network")
-    arguments = [argument.arg for argument in (*create_network.args.args, *create_network.args.kwonlyargs)]
-    return tuple(f"model.{name}" for name in arguments if name not in NO_EFFECT)
+    """Returns the keys that describe the network."""
+    return tuple(f"model.{option.name}" for option in fields(NetworkOptions) if option.name not in NO_EFFECT)
 
 
 def parse(arguments: list[str]) -> Request:

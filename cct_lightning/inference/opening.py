@@ -1,7 +1,7 @@
 """Opens a trained network: a run's, an exported folder's, a graph's."""
 
-import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
 from cct_lightning.inference.predictor import Network, Predictor
-from cct_lightning.networks.build import create_network
 from cct_lightning.networks.classifier import ImageClassifier
+from cct_lightning.networks.options import NetworkOptions
+from cct_lightning.options import as_size
 from cct_lightning.weights.loading import load_weights
 from cct_lightning.weights.trained import Saved, build, read_saved
 
@@ -49,8 +50,7 @@ def load(
         raise InputError(f"precision={precision} is none of those for predictions.{did_you_mean(precision, PRECISIONS)}")
     check_range("batch_size", 1 if batch_size is None else batch_size, 1)
     if (size := changes.pop("image_size", None)) is not None:
-        changes["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
-        check_range("image_size", min(changes["image_size"]), 1)
+        changes["image_size"] = as_size("image_size", size)
     saved = read_saved(source)
     given = {"image_size": changes.get("image_size"), "crop_pct": crop_pct, "mean": mean, "std": std}
     values = saved.preprocessing | {name: value for name, value in given.items() if value is not None}
@@ -67,7 +67,7 @@ def load(
 
 
 def _build_with_weights(saved: Saved, changes: Mapping[str, Any]) -> ImageClassifier:
-    taken = sorted(inspect.signature(create_network).parameters.keys() - {"num_classes", "in_chans"})
+    taken = sorted({option.name for option in fields(NetworkOptions)} - {"num_classes", "in_chans"})
     for name in sorted(changes.keys() - set(taken)):
         raise InputError(f"{name}={changes[name]!r} can't be changed for predictions.{did_you_mean(name, taken, listed=0)}")
     model = build({**saved.model, **changes})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -132,13 +131,13 @@ def _in_timms_terms(network: ImageClassifier, saved: Saved) -> Any:
     import torch
 
     from cct_lightning.models import OPTIONS, TIMM_NAMES
-    from cct_lightning.networks.build import create_network
+    from cct_lightning.networks.options import NetworkOptions
     from cct_lightning.networks.presets import VARIANTS
 
     arch, encoder = saved.model["arch"], network.encoder
     args: dict[str, Any] = {"num_classes": network.num_classes, "in_chans": encoder.in_chans, "img_size": list(encoder.image_size)}
     if arch in VARIANTS:
-        usual = {name: parameter.default for name, parameter in inspect.signature(create_network).parameters.items()} | asdict(VARIANTS[arch])
+        usual = {option.name: option.default for option in fields(NetworkOptions)} | asdict(VARIANTS[arch])
         names = {ours: theirs for theirs, ours in TIMM_NAMES.items()}
         given = {name: saved.model.get(name) for name in OPTIONS}
         args = {names.get(name, name): value for name, value in given.items() if value is not None and value != usual[name]} | args

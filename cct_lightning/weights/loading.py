@@ -2,6 +2,7 @@
 of them."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from cct_lightning.errors import InputError
 from cct_lightning.networks.build import create_network
 from cct_lightning.networks.classifier import ImageClassifier, LoadReport
 from cct_lightning.networks.encoder import Encoder, ViTEncoder
+from cct_lightning.networks.options import NetworkOptions
+from cct_lightning.options import keywords_of
 from cct_lightning.weights.conversion import check_block_form, fit_channels, fit_class_token, fit_positions, to_our_names
 from cct_lightning.weights.files import KEY, Opened, read_checkpoint, unwrap
 from cct_lightning.weights.sources import locate
@@ -24,31 +27,33 @@ GROUPS = {
 }
 
 
-def create_model(
-    arch: str,
-    *,
-    pretrained: str | Path | Opened | None = None,
-    new_head: bool = False,
-    class_names: Sequence[str] | None = None,
-    **network: Any,
-) -> ImageClassifier:
-    """Builds a network by name, see ``create_network``, and loads weights into it.
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(NetworkOptions):
+    """A network and its first weights.
 
     Args:
-        arch: A name of ``VARIANTS``, or ``timm/NAME`` for a network of timm that returns tokens.
         pretrained: Where weights come from, see ``sources.locate``; ``load_report`` of the result says what was loaded. Head and pooling
             may differ from the file's where num_classes and pooling are given.
         new_head: The head starts at zero even where the weights have one that fits.
         class_names: Of the logits; a head for other names starts at zero, too.
-        network: What else describes the network.
+    """
+
+    pretrained: str | Path | Opened | None = None
+    new_head: bool = False
+    class_names: Sequence[str] | None = None
+
+
+@keywords_of(ModelOptions)
+def create_model(options: ModelOptions) -> ImageClassifier:
+    """Builds a network by name, see ``create_network``, and loads weights into it.
 
     Raises:
         InputError: Unknown names, sizes that don't fit, options that a timm network can't honour, weights that don't fit.
     """
-    model = create_network(arch, **network)
-    if pretrained is not None:
-        allow = [part for part, key in (("head", "num_classes"), ("pooling", "pooling")) if network.get(key) is not None]
-        model.load_report = load_weights(model, pretrained, allow, new_head, class_names)
+    model = create_network(options)
+    if options.pretrained is not None:
+        allow = [part for part, given in (("head", options.num_classes), ("pooling", options.pooling)) if given is not None]
+        model.load_report = load_weights(model, options.pretrained, allow, options.new_head, options.class_names)
     return model
 
 

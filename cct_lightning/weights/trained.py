@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cct_lightning.errors import InputError
+from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.run_folder import find_network
 from cct_lightning.weights.sources import check_digest, sha256
 
@@ -120,6 +120,5 @@ def build(model_config: Mapping[str, Any]) -> ImageClassifier:
     """Builds the network of a ``LitClassifier.model_config``, without its weights, in eval mode."""
     from cct_lightning.networks.build import create_network
 
-    taken = inspect.signature(create_network).parameters.keys()
-    options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in model_config.items() if name in taken}
-    return create_network(**options).eval()
+    options = {option.name: model_config[option.name] for option in fields(NetworkOptions) if option.name in model_config}
+    return create_network(NetworkOptions(**options)).eval()
