@@ -67,7 +67,9 @@ def print_help() -> None:
 
 
 def print_keys(command: str) -> None:
-    from cct_lightning.commands.keys import FROM_DATA, WHERE, known_keys
+    from cct_lightning.commands.keys import known_keys
+    from cct_lightning.runs.options import WHERE
+    from cct_lightning.tasks.options import FROM_DATA
 
     usage, text = HELP.get(command, ("-c RECIPE [--key value] ...", ""))
     print(f"cct {command} {usage}\n\n{COMMANDS[command]}\n")
@@ -83,8 +85,7 @@ def print_keys(command: str) -> None:
         if group == "model" and name in FROM_DATA:
             continue  # flows from the data
         kind = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", "|"), key.type)
-        kind = kind.replace("Position", "learned|sine|none").replace(" | None", "")
-        print(f"  --{key.name} {kind}  (default: {'[]' if key.default.startswith('field(') else key.default.strip(chr(39)).replace('None', 'null')})")
+        print(f"  --{key.name} {kind.replace(' | None', '')}  (default: {key.default.strip(chr(39)).replace('None', 'null')})")
         if key.help:
             print(textwrap.fill(key.help, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
     trainer = ", ".join(name.removeprefix("trainer.") for name in known_keys() if name.startswith("trainer."))

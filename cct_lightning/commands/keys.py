@@ -1,43 +1,31 @@
-"""The keys of a recipe, read off the source of the classes that take them: signature for type and default, docstring for the help.
+"""The keys of a recipe, read off the options classes that hold them: fields for type and default, docstrings for the help.
 
-Nothing is imported, so help and the check for typing errors take a tenth of a second instead of the ten that torch and Lightning take.
+Nothing heavy is imported, so help and the check for typing errors take a tenth of a second instead of the ten that torch and Lightning take.
 """
 
 import ast
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from cct_lightning.data.options import DataOptions
 from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.networks.presets import VARIANTS
+from cct_lightning.options import default_of, helps
+from cct_lightning.runs.options import CheckpointConfig, WandbConfig
+from cct_lightning.tasks.options import FROM_DATA, ClassificationOptions
 
 PACKAGE = Path(__file__).parents[1]
-GROUPS = {
-    "model": (PACKAGE / "tasks" / "classification.py", "LitClassifier"),
-    "data": (PACKAGE / "data" / "module.py", "ImageDataModule"),
-    "wandb": (PACKAGE / "runs" / "options.py", "WandbConfig"),
-    "checkpoint": (PACKAGE / "runs" / "options.py", "CheckpointConfig"),
-}
-NESTED = {
-    "LossConfig": PACKAGE / "training" / "options.py",
-    "OptimConfig": PACKAGE / "training" / "options.py",
-    "ScheduleConfig": PACKAGE / "training" / "options.py",
-    "AugmentConfig": PACKAGE / "data" / "augment" / "options.py",
-}
-PYTHON_ONLY = {"model.model"}
-FROM_DATA = ("num_classes", "image_size", "in_chans", "class_names", "mean", "std")  # flow from data to model in `fit`
-# Where a run is computed, not what it is: these may differ when it is resumed.
-WHERE = (
-    "data.root", "data.cache", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
-    "trainer.enable_progress_bar", "wandb.mode",
-)  # fmt: skip
+GROUPS: dict[str, type] = {"model": ClassificationOptions, "data": DataOptions, "wandb": WandbConfig, "checkpoint": CheckpointConfig}
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key: its type and default as written in the source, and what its docstring says."""
+    """One key: its type and default as one writes them in Python, and what its docstring says."""
 
     name: str
     type: str
@@ -45,52 +33,47 @@ class Key:
     help: str
 
 
-@cache
-def _class(path: Path, name: str) -> ast.ClassDef:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+def _type_as_text(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(map(_type_as_text, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return f"Literal[{', '.join(map(repr, get_args(kind)))}]"
+    if kind is NoneType:
+        return "None"
+    return kind.__name__ if get_origin(kind) is None else str(kind)
 
 
-def _arguments_of_docstring(node: ast.ClassDef) -> dict[str, str]:
-    docstring = ast.get_docstring(node) or ""
-    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, re.S | re.M)
-    found = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", section[1], re.S | re.M) if section else []
-    return {name: " ".join(text.split()) for name, text in found}
-
-
-def _parameters(node: ast.ClassDef) -> list[tuple[str, str, str]]:
-    """Returns (name, type, default) of a dataclass's fields or of a constructor's arguments."""
-    fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
-    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    if init is None:
-        return [(ast.unparse(f.target), ast.unparse(f.annotation), ast.unparse(f.value) if f.value else "") for f in fields]
-    arguments = init.args.args[1:] + init.args.kwonlyargs
-    defaults: list[Any] = [*([None] * (len(init.args.args) - 1 - len(init.args.defaults))), *init.args.defaults, *init.args.kw_defaults]
-    return [(a.arg, ast.unparse(a.annotation) if a.annotation else "", ast.unparse(d) if d else "") for a, d in zip(arguments, defaults, strict=True)]
-
-
-def _expand(prefix: str, path: Path, name: str) -> list[Key]:
-    node = _class(path, name)
-    helps, keys = _arguments_of_docstring(node), []
-    for argument, annotation, default in _parameters(node):
-        if f"{prefix}.{argument}" in PYTHON_ONLY:
-            continue
-        if annotation in NESTED:
-            keys += _expand(f"{prefix}.{argument}", NESTED[annotation], annotation)
+def _expand(prefix: str, options: Any) -> list[Key]:
+    types, said, keys = get_type_hints(options), helps(options), []
+    for option in fields(options):
+        name, kind = f"{prefix}.{option.name}", types[option.name]
+        if is_dataclass(kind):
+            keys += _expand(name, kind)
         else:
-            keys.append(Key(f"{prefix}.{argument}", annotation, default, helps.get(argument, "")))
+            keys.append(Key(name, _type_as_text(kind), repr(default_of(option)), said.get(option.name, "")))
     return keys
+
+
+def _trainers_keys() -> list[Key]:
+    """Reads the arguments of Lightning's Trainer off its source: importing it takes seconds."""
+    lightning = find_spec("lightning")
+    if lightning is None or not lightning.origin:
+        return []
+    tree = ast.parse((Path(lightning.origin).parent / "pytorch" / "trainer" / "trainer.py").read_text(encoding="utf-8"))
+    trainer = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
+    init = next(node for node in trainer.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    arguments, defaults = [*init.args.args[1:], *init.args.kwonlyargs], [*init.args.defaults, *init.args.kw_defaults]
+    return [
+        Key(f"trainer.{argument.arg}", ast.unparse(argument.annotation) if argument.annotation else "", ast.unparse(default) if default else "", "")
+        for argument, default in zip(arguments, defaults, strict=True)  # each has one
+    ]
 
 
 @cache
 def known_keys() -> dict[str, Key]:
     """Returns every key of a recipe by its dotted name; of Lightning's Trainer the first level."""
-    keys = [key for prefix, (path, name) in GROUPS.items() for key in _expand(prefix, path, name)]
-    lightning = find_spec("lightning")
-    if lightning is not None and lightning.origin:
-        node = _class(Path(lightning.origin).parent / "pytorch" / "trainer" / "trainer.py", "Trainer")
-        keys += [Key(f"trainer.{name}", annotation, default, "") for name, annotation, default in _parameters(node)]
-    keys.append(Key("seed_everything", "int", "0", "Seed of everything that is drawn."))
+    keys = [key for prefix, options in GROUPS.items() for key in _expand(prefix, options)]
+    keys += [*_trainers_keys(), Key("seed_everything", "int", "0", "Seed of everything that is drawn.")]
     return {key.name: key for key in keys}
 
 
@@ -132,15 +115,10 @@ def flatten(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @cache
 def _names(path: Path, table: str) -> tuple[str, ...]:
-    """Reads the names off a table in the source: the keys of a dictionary, or the words of a string."""
+    """Reads the names off a dictionary in the source, whose values need torch or numpy."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-            continue
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-        if isinstance(target, ast.Name) and target.id == table:
-            if isinstance(node.value, ast.Dict):
-                return tuple(ast.literal_eval(key) for key in node.value.keys if key is not None)
-            return tuple(next(str(word.value) for word in ast.walk(node.value) if isinstance(word, ast.Constant)).split())
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table and isinstance(node.value, ast.Dict):
+            return tuple(ast.literal_eval(key) for key in node.value.keys if key is not None)
     raise LookupError(f"{path} has no table {table}")
 
 
@@ -149,7 +127,7 @@ def allowed(key: str) -> tuple[str, ...] | None:
     if key == "model.pooling":
         return _names(PACKAGE / "networks" / "poolings.py", "POOLINGS")
     if key == "model.arch":
-        return _names(PACKAGE / "networks" / "presets.py", "NAMES")
+        return tuple(VARIANTS)
     if key == "data.dataset":
         return _names(PACKAGE / "data" / "sets.py", "DATASETS")
     kind = known_keys()[key].type if key in known_keys() else ""

@@ -76,7 +76,6 @@ def _plain_type(annotation: str) -> str:
         .replace("_PRECISION_INPUT", "32-true, 16-mixed, bf16-mixed, 16-true, bf16-true, 64-true")
         .replace(" | None", "")
         .replace(" | ", ", ")
-        .replace("Position", "learned, sine, none")
     )
     return plain + (" or null" if "None" in annotation or "Optional" in annotation else "")
 

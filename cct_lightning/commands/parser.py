@@ -5,7 +5,6 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from cct_lightning.commands.keys import FROM_DATA
 from cct_lightning.commands.messages import Parser
 from cct_lightning.commands.requests import Request
 from cct_lightning.data.module import ImageDataModule
@@ -14,6 +13,7 @@ from cct_lightning.runs.checkpointing import MONITORS
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.runs.trainer import Setting
 from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.tasks.options import FROM_DATA
 from cct_lightning.training.hardware import default_precision
 from cct_lightning.weights.files import Opened
 

@@ -57,7 +57,8 @@ def read_recipe(path: Path, trains: bool) -> dict[str, Any]:
     """Returns the keys of a recipe with their values, after a first check of these."""
     import yaml
 
-    from cct_lightning.commands.keys import FROM_DATA, check_value, flatten, groups_without_keys
+    from cct_lightning.commands.keys import check_value, flatten, groups_without_keys
+    from cct_lightning.tasks.options import FROM_DATA
 
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cct_lightning.commands.keys import FROM_DATA, check_keys, check_value, groups, known_keys
+from cct_lightning.commands.keys import check_keys, check_value, groups, known_keys
 from cct_lightning.commands.recipes import find_recipe, read_recipe
 from cct_lightning.commands.words import CONFIG, Option, Typed
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import RunFolder
+from cct_lightning.tasks.options import FROM_DATA
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cct_lightning.commands.keys import WHERE, check_keys, check_value, flatten
+from cct_lightning.commands.keys import check_keys, check_value, flatten
 from cct_lightning.commands.recipes import read_recipe
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.words import CONFIG, Option, read_words
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import RunFolder, find_run
+from cct_lightning.runs.options import WHERE
 
 if TYPE_CHECKING:
     from cct_lightning.weights.files import Opened

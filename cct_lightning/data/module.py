@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -13,16 +13,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from cct_lightning.data.augment.mixing import draw_mix, mix_batch
-from cct_lightning.data.augment.options import AugmentConfig
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.files import Array
 from cct_lightning.data.folders import Split, folder_class_names, no_test_images, read_table, split_folder
 from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
 from cct_lightning.data.memory import decode_splits, to_tensors, write_features
+from cct_lightning.data.options import DataOptions
 from cct_lightning.data.preparation import normalize
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
 from cct_lightning.errors import InputError, check_range, did_you_mean
+from cct_lightning.options import as_size, keywords_of
 from cct_lightning.randomness import generator
 
 BATCHED_PIXELS = 96  # longest side up to which images are augmented a batch at a time; above, albumentations is as fast and needs less memory
@@ -47,85 +48,38 @@ class ImageDataModule(L.LightningDataModule):
     probabilities (B, K). The validation images are never the test's; where a data set brings no validation split, a stratified part of
     the training images is set aside.
 
-    Args:
-        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, flowers102, image_folder or csv.
-        root: Folder where the data set lies or is downloaded to; for image_folder the folder of class folders, for csv a file with the columns
-            path and label, and split (train, val or test) where you split.
-        batch_size: Images in a training batch, over all devices.
-        image_size: Side of the images given to the network, or height and width, pixels; null: the data set's own.
-        cache: device keeps the images on the GPU, host in memory, none reads files each time; auto: images of the network's size on the GPU up
-            to 2 GiB, others in memory up to 4 GiB.
-        val_fraction: Share of each class of the training images that is set aside for validation, where the set brings none.
-        test_fraction: Share set aside for the test before that, where the data set is one heap (digits, a folder without splits).
-        split_seed: Seed of these splits; apart from the run's, so that all runs are tested on the same images.
-        fraction: Share of each class of the training images that is used.
-        per_class: Number of training images of each class that is used; null: all that fraction leaves.
-        in_chans: 1 reads the images as grey, 3 in colour; null: the data set's own.
-        mean: Mean of each channel, 0..1, that is subtracted; null: the data set's own.
-        std: Standard deviation of each channel, 0..1, that is divided by; null: the data set's own.
-        sampler: shuffle takes every training image once an epoch; balanced takes every class equally often, so that images of rare classes come
-            several times, augmented differently, and of frequent ones only some.
-        crop_pct: Share of the image that evaluation sees, along each side; the rest is cut off.
-        augment: Augmentation of the training images.
-        num_workers: Processes that read or augment images one by one; null: one for each core but one. Images in memory of the network's size,
-            up to 96 pixels, are cut and augmented a batch at a time and need none.
-        seed: Of order and augmentation; null: the run's.
-
     Raises:
         InputError: An unknown data set, a missing folder, a share out of range, images that can't be read.
     """
 
-    def __init__(
-        self,
-        dataset: str = "digits",
-        root: str = "~/.cache/cct-lightning",
-        batch_size: int = 128,
-        image_size: int | tuple[int, int] | None = None,
-        cache: Literal["auto", "device", "host", "none"] = "auto",
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        split_seed: int = 0,
-        fraction: float = 1.0,
-        per_class: int | None = None,
-        in_chans: Literal[1, 3] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        sampler: Literal["shuffle", "balanced"] = "shuffle",
-        crop_pct: float = 1.0,
-        augment: AugmentConfig = AugmentConfig(),
-        num_workers: int | None = None,
-        seed: int | None = None,
-    ) -> None:
+    @keywords_of(DataOptions)
+    def __init__(self, options: DataOptions) -> None:
+        """Looks at the folder and the names of the classes; images are read by ``setup``."""
         super().__init__()
+        dataset = options.dataset
         if dataset not in DATASETS:
             raise InputError(f"data.dataset={dataset!r} is unknown.{did_you_mean(dataset, DATASETS)}")
-        check_range("data.val_fraction", val_fraction, 0, 1, exclusive="high")
-        check_range("data.test_fraction", test_fraction, 0, 1, exclusive="high")
-        check_range("data.fraction", fraction, 0, 1, exclusive="low")
-        check_range("data.crop_pct", crop_pct, 0, 1, exclusive="low")
-        check_range("data.batch_size", batch_size, 1)
-        check_range("data.per_class", 1 if per_class is None else per_class, 1)
-        check_range("data.num_workers", num_workers or 0, 0)
         about = DATASETS[dataset]
-        self.dataset, self.root, self.about = dataset, Path(root).expanduser(), about
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size or about.image_size
+        self.dataset, self.root, self.about = dataset, Path(options.root).expanduser(), about
+        size = options.image_size or about.image_size
         if size is None:
             raise InputError(f"data.image_size is not given, and the images of {dataset} differ in size: give the side in pixels, such as 224.")
-        self.image_size: tuple[int, int] = (size[0], size[1])
-        check_range("data.image_size", min(size), 1)
-        check_range("data.augment.shift", augment.shift, 0, min(size), exclusive="high")
-        self.in_chans = in_chans or len(about.mean)
-        self.mean, self.std = _per_channel("mean", mean or about.mean, self.in_chans), _per_channel("std", std or about.std, self.in_chans)
+        self.image_size = as_size("data.image_size", size)
+        check_range("data.augment.shift", options.augment.shift, 0, min(self.image_size), exclusive="high")
+        self.in_chans = options.in_chans or len(about.mean)
+        self.mean = _per_channel("mean", options.mean or about.mean, self.in_chans)
+        self.std = _per_channel("std", options.std or about.std, self.in_chans)
         self.folder = folder = self.root if dataset == "image_folder" else named_folder(dataset, self.root)
         self._table = read_table(self.root) if dataset == "csv" else None
         known = self._table.class_names if self._table else about.class_names
         names = folder_class_names(folder) if folder else known or [str(i) for i in range(about.num_classes or 0)]
         self.class_names = list(names)
         self.num_classes = len(self.class_names)
-        self.batch_size, self.cache, self.crop_pct, self.num_workers = batch_size, cache, crop_pct, num_workers
-        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
-        self.fraction, self.per_class, self.sampler, self.augment = fraction, per_class, sampler, augment
-        self.seed = torch.initial_seed() if seed is None else seed
+        self.batch_size, self.num_workers, self.cache = options.batch_size, options.num_workers, options.cache
+        self.val_fraction, self.test_fraction, self.split_seed = options.val_fraction, options.test_fraction, options.split_seed
+        self.fraction, self.per_class, self.sampler = options.fraction, options.per_class, options.sampler
+        self.crop_pct, self.augment = options.crop_pct, options.augment
+        self.seed = torch.initial_seed() if options.seed is None else options.seed
         self.splits: dict[str, tuple[Split, Array]] = {}  # images, and which of them are meant
         self._encode: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._encoded: dict[int, tuple[torch.Tensor, Array]] = {}  # features of a split and which of them are computed, by its id

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+from cct_lightning.data.augment.options import AugmentConfig
+from cct_lightning.errors import check_range
+from cct_lightning.options import as_size
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,66 @@ class Preprocessing:
         """Reads what ``to_json`` returned."""
         height, width = values["image_size"]
         return cls((height, width), values["in_chans"], list(values["mean"]), list(values["std"]), values["crop_pct"])
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Labelled images for training, validation and test: the keys ``data`` of a recipe.
+
+    Args:
+        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, flowers102, image_folder or csv.
+        root: Folder where the data set lies or is downloaded to; for image_folder the folder of class folders, for csv a file with the columns
+            path and label, and split (train, val or test) where you split.
+        batch_size: Images in a training batch, over all devices.
+        image_size: Side of the images given to the network, or height and width, pixels; null: the data set's own.
+        cache: device keeps the images on the GPU, host in memory, none reads files each time; auto: images of the network's size on the GPU up
+            to 2 GiB, others in memory up to 4 GiB.
+        val_fraction: Share of each class of the training images that is set aside for validation, where the set brings none.
+        test_fraction: Share set aside for the test before that, where the data set is one heap (digits, a folder without splits).
+        split_seed: Seed of these splits; apart from the run's, so that all runs are tested on the same images.
+        fraction: Share of each class of the training images that is used.
+        per_class: Number of training images of each class that is used; null: all that fraction leaves.
+        in_chans: 1 reads the images as grey, 3 in colour; null: the data set's own.
+        mean: Mean of each channel, 0..1, that is subtracted; null: the data set's own.
+        std: Standard deviation of each channel, 0..1, that is divided by; null: the data set's own.
+        sampler: shuffle takes every training image once an epoch; balanced takes every class equally often, so that images of rare classes come
+            several times, augmented differently, and of frequent ones only some.
+        crop_pct: Share of the image that evaluation sees, along each side; the rest is cut off.
+        augment: Augmentation of the training images.
+        num_workers: Processes that read or augment images one by one; null: one for each core but one. Images in memory of the network's size,
+            up to 96 pixels, are cut and augmented a batch at a time and need none.
+        seed: Of order and augmentation; null: the run's.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    dataset: str = "digits"
+    root: str = "~/.cache/cct-lightning"
+    batch_size: int = 128
+    image_size: int | tuple[int, int] | None = None
+    cache: Literal["auto", "device", "host", "none"] = "auto"
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    fraction: float = 1.0
+    per_class: int | None = None
+    in_chans: Literal[1, 3] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    crop_pct: float = 1.0
+    augment: AugmentConfig = AugmentConfig()
+    num_workers: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range("data.val_fraction", self.val_fraction, 0, 1, exclusive="high")
+        check_range("data.test_fraction", self.test_fraction, 0, 1, exclusive="high")
+        check_range("data.fraction", self.fraction, 0, 1, exclusive="low")
+        check_range("data.crop_pct", self.crop_pct, 0, 1, exclusive="low")
+        check_range("data.batch_size", self.batch_size, 1)
+        check_range("data.per_class", 1 if self.per_class is None else self.per_class, 1)
+        check_range("data.num_workers", self.num_workers or 0, 0)
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", as_size("data.image_size", self.image_size))

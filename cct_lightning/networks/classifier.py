@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.networks.encoder import Encoder, Tokens
 from cct_lightning.networks.initial_values import initialise
+from cct_lightning.networks.options import OWN_NETWORK
 from cct_lightning.networks.poolings import POOLINGS, Pooling
 
 
@@ -24,11 +25,16 @@ class ImageClassifier(nn.Module):
         head_hidden_dim: Width of one hidden layer with tanh before the logits, ViT's pre-training head; None has none.
 
     Raises:
-        InputError: The pooling needs a class token that the encoder has not, or the encoder has one that nobody reads.
+        InputError: The encoder is none; the pooling needs a class token that the encoder has not, or the encoder has one that nobody reads.
     """
 
     def __init__(self, encoder: Encoder, pooling: Pooling, num_classes: int, head_hidden_dim: int | None = None) -> None:
         super().__init__()
+        if lacking := [name for name in Encoder.__annotations__ if not hasattr(encoder, name)]:
+            raise InputError(
+                f"{type(encoder).__name__} is no Encoder, or does not tell all that one tells: it lacks {', '.join(lacking)}.\n"
+                f"  Derive it from cct_lightning.Encoder, set these in its __init__, and return Tokens(prefix, patches): {OWN_NETWORK}."
+            )
         wanted, given = pooling.class_token, encoder.class_token
         if wanted != given and not (wanted == "none" and given == "full"):
             raise InputError(
@@ -154,6 +160,21 @@ class ImageClassifier(nn.Module):
             InputError: The encoder does not offer it.
         """
         self.encoder.set_grad_checkpointing(enable)
+
+
+def check_network(model: object) -> ImageClassifier:
+    """Returns a network of the user's own.
+
+    Raises:
+        InputError: It is no ``ImageClassifier``.
+    """
+    if isinstance(model, ImageClassifier):
+        return model
+    raise InputError(
+        f"model={type(model).__name__}(...) is no ImageClassifier: ImageClassifier(encoder, pooling, num_classes) makes one.\n"
+        f"  The encoder, derived from cct_lightning.Encoder, turns images into Tokens(prefix, patches), and tells its\n"
+        f"  {', '.join(Encoder.__annotations__)}: {OWN_NETWORK}."
+    )
 
 
 def count_flops(model: ImageClassifier) -> int:

@@ -36,3 +36,10 @@ class CheckpointConfig:
 
     monitor: str = "val/accuracy"
     mode: Literal["max", "min"] = "max"
+
+
+# Where a run is computed, not what it is: these keys may differ when it is resumed.
+WHERE = (
+    "data.root", "data.cache", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.enable_progress_bar", "wandb.mode",
+)  # fmt: skip

@@ -1,9 +1,9 @@
 """Classification: loss, metrics, what came of each image, and the network that a checkpoint holds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,16 +11,16 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
-from cct_lightning.errors import InputError, check_range
+from cct_lightning.errors import InputError
 from cct_lightning.evaluation.outcomes import Outcomes
-from cct_lightning.networks.classifier import ImageClassifier
+from cct_lightning.networks.classifier import ImageClassifier, check_network
 from cct_lightning.networks.encoder import ViTEncoder
-from cct_lightning.networks.options import Position
+from cct_lightning.options import keywords_of
+from cct_lightning.tasks.options import ClassificationOptions, from_config, to_config
 from cct_lightning.tasks.task import Stage, Task
 from cct_lightning.training.losses import class_weights, cross_entropy
-from cct_lightning.training.options import LossConfig, OptimConfig, ScheduleConfig
 from cct_lightning.weights.files import KEY, read_checkpoint
-from cct_lightning.weights.loading import create_model
+from cct_lightning.weights.loading import ModelOptions, create_model
 
 
 def metrics(num_classes: int, prefix: str) -> MetricCollection:
@@ -36,111 +36,62 @@ def metrics(num_classes: int, prefix: str) -> MetricCollection:
     return MetricCollection(measures, prefix=prefix, compute_groups=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LitClassifierOptions(ClassificationOptions):
+    """The same from Python.
+
+    Args:
+        model: A network of your own instead of arch and all that describes it (Python only).
+    """
+
+    model: ImageClassifier | None = None
+
+
+def _create(options: ClassificationOptions) -> ImageClassifier:
+    return create_model(**{option.name: getattr(options, option.name) for option in fields(ModelOptions)})
+
+
+def _freeze(model: ImageClassifier) -> None:
+    """Keeps the encoder as the weights have it, without dropout or drop path.
+
+    Raises:
+        InputError: A part of the encoder is none of the weights'.
+    """
+    report = model.load_report
+    if report is not None and (left := [name for name in report.new if name.startswith("encoder.")]):
+        raise InputError(
+            f"freeze=backbone would keep {', '.join(left)} at the initial value, since the weights have none: take a pooling that needs no\n"
+            f"  class token (seqpool, map, mean, class_attention), or freeze=none."
+        )
+    model.encoder.requires_grad_(False)
+    model.encoder.eval()
+
+
 class LitClassifier(Task):
     """Trains an image classifier.
 
     Batches are sequences that begin with images, uint8 or float normalised (B, C, H, W), and targets, class indices (B,) or
     probabilities (B, K).
-
-    Args:
-        arch: Network: a preset such as cct_7_3x1_32, or timm/NAME for a network of timm that returns tokens.
-        pooling: How tokens become one feature: class_token, masked_class_token, class_attention, map, seqpool or mean; null: the arch's.
-        num_classes: Number of classes; comes from the data.
-        image_size: Height and width of the images, pixels; comes from the data.
-        in_chans: Channels of the images; comes from the data.
-        class_names: Names of the classes, in the order of the logits; come from the data.
-        mean: Mean of each channel, 0..1, for uint8 images; comes from the data.
-        std: Standard deviation of each channel, 0..1; comes from the data.
-        position: Position embedding: learned, sine or none; null: the arch's.
-        class_token_position: Whether the class token has a position; null: yes.
-        residual_norm: The published block (true) or standard pre-norm (false); null: the published one.
-        drop_path: Drop path of the last layer; rises linearly from 0 at the first.
-        attn_drop: Dropout of attention weights.
-        proj_drop: Dropout behind positions, projections and in the MLP.
-        head_hidden_dim: Width of a hidden tanh layer of the head; null: the head is one linear layer.
-        embed_dim: Width of a token; null: the arch's, as in the five keys below.
-        depth: Number of transformer layers.
-        num_heads: Heads of the attention; they divide embed_dim.
-        mlp_ratio: Width of the MLP's hidden layer over embed_dim.
-        kernel_size: Side of the tokenizer's kernels or patches, pixels.
-        num_conv_layers: Convolutions of a CCT's tokenizer.
-        label_smoothing: Share of each target that is spread over all classes.
-        pretrained: Weights to start from: a checkpoint of a run, an exported folder, a file of SHI-Labs/Compact-Transformers, vit-pytorch or
-            timm; by name, where there is a network: one of SHI-Labs' published weights, such as cct_7_3x1_32_cifar10_300epochs, or timm/NAME.
-        new_head: Start the head at zero even where the weights have one that fits; it always is where classes differ.
-        freeze: backbone trains the pooling and the head alone.
-        loss: The loss.
-        optim: The optimizer.
-        schedule: The learning rate over the run.
-        engine: How a step runs: eager; compile (torch.compile); graph, compiled and replayed as one CUDA graph of forward, backward and
-            optimizer; auto: compile on a GPU in runs of 5,000 steps and more, else eager.
-        model: A network of your own instead of arch and all that describes it (Python only).
-
-    Raises:
-        InputError: An argument that the network can't honour.
     """
 
-    def __init__(
-        self,
-        arch: str = "cct_7_3x1_32",
-        pooling: str | None = None,
-        num_classes: int = 10,
-        image_size: tuple[int, int] | None = None,
-        in_chans: int = 3,
-        class_names: list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        position: Position | None = None,
-        class_token_position: bool | None = None,
-        residual_norm: bool | None = None,
-        drop_path: float = 0.1,
-        attn_drop: float = 0.1,
-        proj_drop: float = 0.0,
-        head_hidden_dim: int | None = None,
-        embed_dim: int | None = None,
-        depth: int | None = None,
-        num_heads: int | None = None,
-        mlp_ratio: float | None = None,
-        kernel_size: int | None = None,
-        num_conv_layers: int | None = None,
-        label_smoothing: float = 0.1,
-        pretrained: str | None = None,
-        new_head: bool = False,
-        freeze: Literal["none", "backbone"] = "none",
-        loss: LossConfig = LossConfig(),
-        optim: OptimConfig = OptimConfig(),
-        schedule: ScheduleConfig = ScheduleConfig(),
-        engine: Literal["auto", "eager", "compile", "graph"] = "auto",
-        model: ImageClassifier | None = None,
-    ) -> None:
-        super().__init__(optim, schedule, engine, class_names, mean, std)
-        check_range("label_smoothing", label_smoothing, 0, 1)
-        network: dict[str, Any] = {
-            "pooling": pooling, "num_classes": num_classes, "image_size": tuple(image_size) if image_size else None, "in_chans": in_chans,
-            "position": position, "class_token_position": class_token_position, "residual_norm": residual_norm, "drop_path": drop_path,
-            "attn_drop": attn_drop, "proj_drop": proj_drop, "head_hidden_dim": head_hidden_dim, "embed_dim": embed_dim, "depth": depth,
-            "num_heads": num_heads, "mlp_ratio": mlp_ratio, "kernel_size": kernel_size, "num_conv_layers": num_conv_layers,
-        }  # fmt: skip
-        self.own_model = model is not None
-        self.model: ImageClassifier = model or create_model(arch, pretrained=pretrained, new_head=new_head, class_names=class_names, **network)
-        self.model_config: dict[str, Any] = {
-            "arch": arch, **network, "image_size": list(self.model.encoder.image_size), "num_classes": self.model.num_classes,
-            "position": self.model.encoder.position if isinstance(self.model.encoder, ViTEncoder) else position,
-            "class_names": list(class_names) if class_names else None, "mean": list(mean) if mean else None, "std": list(std) if std else None,
-            "label_smoothing": label_smoothing, "freeze": freeze, "loss": asdict(loss), "optim": asdict(optim), "schedule": asdict(schedule),
-            "engine": engine,
-        }  # fmt: skip
-        self.label_smoothing, self.freeze_part, self.loss = label_smoothing, freeze, loss
+    @keywords_of(LitClassifierOptions)
+    def __init__(self, options: LitClassifierOptions) -> None:
+        """Builds the network, or takes your own, and all that its training needs.
+
+        Raises:
+            InputError: An argument that the network can't honour.
+        """
+        super().__init__(options.optim, options.schedule, options.engine, options.class_names, options.mean, options.std)
+        self.own_model = options.model is not None
+        self.model: ImageClassifier = check_network(options.model) if options.model is not None else _create(options)
+        encoder = self.model.encoder
+        self.model_config: dict[str, Any] = to_config(options) | {"image_size": list(encoder.image_size), "num_classes": self.model.num_classes}
+        if isinstance(encoder, ViTEncoder):
+            self.model_config["position"] = encoder.position
+        self.label_smoothing, self.freeze_part, self.loss = options.label_smoothing, options.freeze, options.loss
         self._class_weights: Tensor | None = None
-        if freeze == "backbone":
-            report = self.model.load_report
-            if report is not None and (left := [name for name in report.new if name.startswith("encoder.")]):
-                raise InputError(
-                    f"freeze=backbone would keep {', '.join(left)} at the initial value, since the weights have none: take a pooling that needs no\n"
-                    f"  class token (seqpool, map, mean, class_attention), or freeze=none."
-                )
-            self.model.encoder.requires_grad_(False)
-            self.model.encoder.eval()
+        if options.freeze == "backbone":
+            _freeze(self.model)
         self.collect = False  # whether an evaluation keeps what came of each image, for a report; batches then hold indices behind the targets
         self.outcomes: Outcomes | None = None  # of the last such evaluation
         self._collected: list[Outcomes] = []  # of its batches
@@ -255,11 +206,7 @@ class LitClassifier(Task):
             raise InputError(f"{checkpoint_path} is no checkpoint of cct-lightning; weights alone are read with pretrained={checkpoint_path}.")
         if about["model"] is None and "model" not in changes:
             raise InputError(f"{checkpoint_path} was trained with a network of its own: build it and pass it as model=.")
-        config = {**(about["model"] or {}), **changes}
-        for name, kind in (("loss", LossConfig), ("optim", OptimConfig), ("schedule", ScheduleConfig)):
-            if isinstance(config.get(name), Mapping):
-                config[name] = kind(**config[name])
-        module = cls(**config)
+        module = cls(**from_config({**(about["model"] or {}), **changes}))
         module.load_state_dict(checkpoint["state_dict"])
         module.recipe, module.seed = about["recipe"], about["seed"]
         return module.to(map_location).eval()

@@ -79,3 +79,25 @@ class LossConfig:
 
 
 Engine = Literal["auto", "eager", "compile", "graph"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What the training of every network is told, whatever it learns.
+
+    Args:
+        class_names: Names of the classes, in the order of the logits; come from the data.
+        mean: Mean of each channel, 0..1, for uint8 images; comes from the data.
+        std: Standard deviation of each channel, 0..1; comes from the data.
+        optim: The optimizer.
+        schedule: The learning rate over the run.
+        engine: How a step runs: eager; compile (torch.compile); graph, compiled and replayed as one CUDA graph of forward, backward and
+            optimizer; auto: compile on a GPU in runs of 5,000 steps and more, else eager.
+    """
+
+    class_names: list[str] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    engine: Engine = "auto"

@@ -40,6 +40,16 @@ def test_every_key_of_ours_has_a_help_a_type_and_the_default_of_its_class():
             assert eval(key.default) == defaults[name], name
 
 
+def test_types_and_defaults_are_as_one_writes_them():
+    told = {name: (key.type, key.default) for name, key in known_keys().items()}
+    assert told["model.optim.betas"] == ("tuple[float, float] | None", "None")
+    assert told["model.position"] == ("Literal['learned', 'sine', 'none'] | None", "None")
+    assert told["data.in_chans"] == ("Literal[1, 3] | None", "None")
+    assert told["model.arch"] == ("str", "'cct_7_3x1_32'")
+    assert told["wandb.tags"] == ("list[str]", "[]")
+    assert told["trainer.max_epochs"] == ("Optional[int]", "None")
+
+
 @pytest.mark.parametrize(("key", "known"), [
     ("model.arch", True), ("model.optim", True), ("model.optim.lr", True), ("trainer.strategy.init_args.x", True), ("data.augment.flip", True),
     ("model.optim.lrr", False), ("modle.arch", False), ("model", True), ("trainer.max_epoch", False), ("model.model", False),
@@ -59,4 +69,5 @@ def test_names_are_read_off_the_source():
     assert allowed("model.arch") == tuple(VARIANTS)
     assert allowed("data.dataset") == tuple(DATASETS)
     assert allowed("model.freeze") == ("none", "backbone")
+    assert allowed("model.position") == ("learned", "sine", "none")
     assert allowed("model.optim.lr") is None

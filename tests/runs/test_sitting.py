@@ -12,10 +12,10 @@ import torch
 import yaml
 from pictures import write_images
 
-from cct_lightning.commands.keys import WHERE
 from cct_lightning.data.loaders import KeyedSampler, _leave_signals_to_the_run
 from cct_lightning.runs import sitting as resume
 from cct_lightning.runs.checkpointing import WholeFileIO
+from cct_lightning.runs.options import WHERE
 from cct_lightning.runs.session import Session
 from cct_lightning.runs.tracking.server import wandb_id
 
