@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cct_lightning import ImageClassifier, InputError, TimmEncoder, Tokens, create_model
+from cct_lightning import POOLINGS, Encoder, ImageClassifier, InputError, TimmEncoder, Tokens, create_model
 from cct_lightning.networks.encoder import Encoder
 from cct_lightning.networks.poolings import MeanPooling
 from cct_lightning.networks.presets import VARIANTS
@@ -142,3 +142,24 @@ def test_a_timm_encoder_tells_timms_normalisation_and_its_own_size():
     assert data["input_size"] == tuple(images.shape[1:])
     assert data["mean"] == (0.5, 0.5, 0.5)  # of vit_tiny_patch16_224; ImageNet's would be 0.485, 0.456, 0.406
     assert model.pretrained_cfg["num_classes"] == 5
+
+
+class Nameless(Encoder):
+    """Tells everything but its grid and its class token."""
+
+    def __init__(self):
+        super().__init__()
+        self.image_size, self.in_chans, self.embed_dim, self.num_heads, self.num_prefix_tokens = (8, 8), 1, 8, 2, 0
+
+    def forward(self, images):
+        return Tokens(torch.zeros(len(images), 0, 8), torch.zeros(len(images), 4, 8))
+
+
+def test_an_encoder_tells_what_it_is():
+    with pytest.raises(InputError, match=r"Nameless is no Encoder, .* lacks grid_size, class_token\.\n.*return Tokens\(prefix, patches\)"):
+        ImageClassifier(Nameless(), POOLINGS["mean"](8, 2), 10)
+
+
+def test_a_module_is_no_encoder():
+    with pytest.raises(InputError, match=r"Linear is no Encoder, .* lacks image_size, in_chans, grid_size, embed_dim, num_heads"):
+        ImageClassifier(nn.Linear(2, 2), POOLINGS["mean"](8, 2), 10)

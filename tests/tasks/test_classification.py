@@ -100,6 +100,20 @@ def test_a_network_of_ones_own(tmp_path):
     assert LitClassifier.load_from_checkpoint(tmp_path / "own.ckpt", model=own).model is own
 
 
+def test_a_network_that_is_none_of_ours_is_told_what_it_lacks():
+    with pytest.raises(InputError, match=r"model=Linear\(\.\.\.\) is no ImageClassifier: (.|\n)*grid_size, (.|\n)*A network of your own"):
+        LitClassifier(model=nn.Linear(2, 2))
+
+
+def test_an_image_size_is_a_number_or_both_sides():
+    assert digits_module(image_size=16).model_config == digits_module(image_size=(16, 16)).model_config
+
+
+def test_an_unknown_argument_is_told_with_a_suggestion():
+    with pytest.raises(TypeError, match=r"^LitClassifier has no argument 'poling'\. Did you mean pooling\?"):
+        LitClassifier("cct_2_3x2_32", poling="map")
+
+
 def test_what_came_of_each_image_is_kept_where_asked_alone(tmp_path):
     module, trainer = trained(tmp_path)
     assert module.outcomes is None
