@@ -63,7 +63,8 @@ def load(
     if saved.format in ("onnx", "torch-export"):
         return _open_graph(saved, preprocessing, changes, accelerator, precision, batch_size)
     device = choose_device(accelerator)
-    return Predictor(_build_with_weights(saved, changes).to(device), preprocessing, saved.class_names, device, batch_size, precision)
+    network = _build_with_weights(saved, changes).to(device)
+    return Predictor(network, preprocessing, saved.class_names, device, batch_size, precision, saved=saved)
 
 
 def _build_with_weights(saved: Saved, changes: Mapping[str, Any]) -> ImageClassifier:
@@ -113,10 +114,10 @@ def _open_graph(
     if saved.format == "onnx":
         network, name = _onnx_session(saved.weights, accelerator)
         # It takes images from the CPU, wherever it computes.
-        predictor = Predictor(network, preprocessing, saved.class_names, torch.device("cpu"), batch_size, device_name=name)
+        predictor = Predictor(network, preprocessing, saved.class_names, torch.device("cpu"), batch_size, device_name=name, saved=saved)
     else:
         device = choose_device(accelerator)
-        predictor = Predictor(_exported_program(saved.weights, device), preprocessing, saved.class_names, device, batch_size)
+        predictor = Predictor(_exported_program(saved.weights, device), preprocessing, saved.class_names, device, batch_size, saved=saved)
     classes = predictor.logits(torch.zeros(1, preprocessing.in_chans, *preprocessing.image_size)).shape[1]
     if classes != len(saved.class_names):
         raise InputError(f"{saved.weights} has {classes} logits, and names of {len(saved.class_names)} classes come with it.")

@@ -10,17 +10,19 @@ from typing import NamedTuple, overload
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from cct_lightning.data.files import Array, Found, decode, find_images, is_glob
+from cct_lightning.data.files import Array, Found, find_images, is_glob
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.data.preparation import fit, normalize
 from cct_lightning.errors import InputError, check_range
+from cct_lightning.inference.items import KINDS, Item, check_given, check_item, to_pixels
+from cct_lightning.networks.classifier import ImageClassifier
+from cct_lightning.weights.trained import Saved
 
-Item = str | Path | PIL.Image.Image | Array
 Network = Callable[[Tensor], Tensor]
+NO_NUMBER = "the network's output is not a number"
 
 
 class Prediction(NamedTuple):
@@ -33,6 +35,24 @@ class Prediction(NamedTuple):
     error: str | None = None
 
 
+class Embedding(NamedTuple):
+    """What the head reads of one image, and what it makes of it; or why there is none.
+
+    Attributes:
+        path: Of the image, None where it came from no file.
+        feature: Output of the pooling, (D,), float32. A hidden tanh layer (``head_hidden_dim``) belongs to the head, so it lies behind this.
+        label: Of the most probable class.
+        probability: Of this class, 0..1.
+        error: Why there is no feature.
+    """
+
+    path: str | None
+    feature: Array | None = None
+    label: int | None = None
+    probability: float | None = None
+    error: str | None = None
+
+
 class Predictor:
     """Classifies images; ``load`` makes it.
 
@@ -42,6 +62,7 @@ class Predictor:
         device: Where images are normalised.
         device_name: What the network is computed by.
         batch_size: Images at a time; smaller than at the beginning once some did not fit into memory.
+        saved: The file behind it, None where there is none.
     """
 
     def __init__(
@@ -53,14 +74,27 @@ class Predictor:
         batch_size: int | None = None,
         precision: str = "32-true",
         device_name: str | None = None,
+        saved: Saved | None = None,
     ) -> None:
         self.class_names, self.preprocessing, self.device = class_names, preprocessing, device
         self.device_name = device_name or (torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type.upper()}")
         self.batch_size = batch_size or (32 if device.type == "cpu" else 256)
+        self.saved = saved
         self._network, self._precision = network, precision
+
+    def __repr__(self) -> str:
+        about, names = self.preprocessing, [repr(name)[1:-1] for name in self.class_names]
+        source = f"{self.saved.weights}: {self.saved.model['arch']}" if self.saved else type(self._network).__name__
+        classes = ", ".join(names if len(names) < 6 else [*names[:3], "...", names[-1]])
+        size, channels = "x".join(map(str, about.image_size)), f"{about.in_chans} channel{'s' * (about.in_chans > 1)}"
+        return f"<Predictor {source}, {len(names)} classes ({classes}), images of {size} pixels and {channels}, on {self.device_name}>"
 
     def logits(self, images: Tensor) -> Tensor:
         """Classifies images (B, C, H, W), float normalised: logits (B, K), float32."""
+        return self._run(self._network, images)
+
+    def _run(self, function: Network, inputs: Tensor) -> Tensor:
+        """Computes on the device, in the precision asked for; returns float32."""
         with ExitStack() as contexts:
             contexts.enter_context(torch.inference_mode())
             if self._precision != "32-true":
@@ -68,7 +102,7 @@ class Predictor:
                 contexts.enter_context(torch.autocast(self.device.type, half))
             elif self.device.type == "cuda":  # left alone, convolutions would round to the 10 bits of TF32
                 contexts.enter_context(torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False))
-            return self._network(images.to(self.device)).float()
+            return function(inputs.to(self.device)).float()
 
     def probabilities(self, images: Array) -> Array:
         """Classifies uint8 images (B, H, W, C) of the network's size: probabilities (B, K), float32.
@@ -76,16 +110,52 @@ class Predictor:
         Raises:
             InputError: The images have another shape or dtype, or not even one fits into memory.
         """
+        self._check_batch(images)
+        return self._compute(images, lambda normalised: self.logits(normalised).softmax(dim=1), len(self.class_names))
+
+    def features(self, images: Array) -> tuple[Array, Array]:
+        """Encodes uint8 images (B, H, W, C) of the network's size.
+
+        Returns:
+            Features (B, D), the pooling's output, and the probabilities (B, K) that the head makes of them, both float32.
+
+        Raises:
+            InputError: As ``probabilities``, and where the network is a graph, which computes logits alone.
+        """
+        network = self._with_features()
+        self._check_batch(images)
+
+        def compute(normalised: Tensor) -> Tensor:
+            feature = self._run(lambda batch: network.pooling(network.encoder(batch)), normalised)
+            return torch.cat([feature, self._run(network.head, feature).softmax(dim=1)], dim=1)
+
+        both = self._compute(images, compute, network.num_features + len(self.class_names))
+        return both[:, : network.num_features], both[:, network.num_features :]
+
+    def _with_features(self) -> ImageClassifier:
+        if isinstance(self._network, ImageClassifier):
+            return self._network
+        source = f"{self.saved.weights} is a graph ({self.saved.format})" if self.saved else "this network is a function"
+        raise InputError(f"{source}: it computes logits and tells no features. Give the run's checkpoint, or export with --format safetensors.")
+
+    def _check_batch(self, images: Array) -> None:
         height, width, channels = expected = (*self.preprocessing.image_size, self.preprocessing.in_chans)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
             raise InputError(f"images {images.shape} of {images.dtype} given; the network takes uint8 (B, {height}, {width}, {channels}).")
-        done, start = [np.zeros((0, len(self.class_names)), np.float32)], 0
+
+    def _compute(self, images: Array, function: Network, width: int) -> Array:
+        """Normalises uint8 images and gives them to a function that returns (B, width), by half as many wherever they don't fit into memory."""
+        done, start = [np.zeros((0, width), np.float32)], 0
         while start < len(images):
             batch = images[start : start + self.batch_size]
             try:
-                done.append(self._classify(batch))
+                pixels = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self.device)
+                with torch.inference_mode():  # channels_last, as the images lie there
+                    outputs = function(normalize(pixels.permute(0, 3, 1, 2), self.preprocessing.mean, self.preprocessing.std))
+                done.append(outputs.cpu().numpy())
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
+                    height, width, _ = images.shape[1:]
                     raise InputError(
                         f"Not even one image of {height}x{width} pixels fits into the memory of {self.device}: "
                         "give a smaller data.image_size, or trainer.accelerator=cpu."
@@ -94,13 +164,6 @@ class Predictor:
             else:
                 start += len(batch)
         return np.concatenate(done)
-
-    def _classify(self, images: Array) -> Array:
-        batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device).permute(0, 3, 1, 2)  # channels_last as it lies there
-        with torch.inference_mode():
-            logits = self.logits(normalize(batch, self.preprocessing.mean, self.preprocessing.std))
-            probabilities: Array = logits.softmax(dim=1).cpu().numpy()
-        return probabilities
 
     @overload
     def predict(self, what: Item, top_k: int = 1) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
@@ -121,10 +184,12 @@ class Predictor:
             prediction with an error.
 
         Raises:
-            InputError: top_k is out of range, or the one image can't be read.
+            InputError: top_k is out of range, the one image can't be read, or something else is given, such as a tensor or an array of float.
+                Of an iterable that is no list or tuple, this is found out when its turn comes.
         """
         check_range("top_k", top_k, 1, len(self.class_names))
-        if not isinstance(what, str | Path | PIL.Image.Image | np.ndarray):
+        check_given(what)
+        if not isinstance(what, KINDS):
             return (prediction for batch in self.batches(what, top_k) for prediction in batch)
         item: Found | PIL.Image.Image | Array
         if isinstance(what, str | Path):
@@ -140,6 +205,53 @@ class Predictor:
 
     def batches(self, items: Iterable[Item], top_k: int = 1) -> Iterator[list[Prediction]]:
         """Classifies a stream a batch at a time; never more than two batches of it are in memory."""
+        return (self._predictions(read, top_k) for read in self._batches_read(items))
+
+    def embed(self, what: Item | Iterable[Item]) -> Array:
+        """Encodes images, in order: features (n, D), float32, as ``Embedding.feature`` describes them.
+
+        Args:
+            what: As in ``predict``, a folder or a glob included. All features are kept in memory, n * D * 4 bytes; ``embeddings`` is the same as
+                a stream, and tells which file is which.
+
+        Raises:
+            InputError: An image can't be read, something else is given, or the network is a graph, which computes logits alone.
+        """
+        network, features = self._with_features(), []
+        check_given(what)
+        for embedding in self.embeddings([what] if isinstance(what, KINDS) else what):
+            if embedding.feature is None:
+                reason = f"{embedding.path or 'an image'}: {embedding.error}."
+                raise InputError(f"{reason}\n  `embeddings` goes on behind it: it gives one image after the other, this one with its error.")
+            features.append(embedding.feature)
+        return np.stack(features) if features else np.zeros((0, network.num_features), np.float32)
+
+    def embeddings(self, items: Iterable[Item]) -> Iterator[Embedding]:
+        """Encodes a stream, in order; never more than two batches of it are in memory. An image that can't be read is told with its error.
+
+        Raises:
+            InputError: As ``embed``, at once.
+        """
+        self._with_features()
+        check_given(items)
+        return (embedding for read in self._batches_read(items) for embedding in self._embeddings(read))
+
+    def _embeddings(self, read: list[tuple[str | None, Array | str]]) -> Iterator[Embedding]:
+        images = [pixels for _, pixels in read if not isinstance(pixels, str)]
+        rows = zip(*self.features(np.stack(images)), strict=True) if images else iter(())
+        for path, pixels in read:
+            if isinstance(pixels, str):
+                yield Embedding(path, error=pixels)
+                continue
+            feature, probabilities = next(rows)
+            if np.isfinite(feature).all() and np.isfinite(probabilities).all():
+                label = int(probabilities.argmax())
+                yield Embedding(path, feature, label, float(probabilities[label]))
+            else:
+                yield Embedding(path, error=NO_NUMBER)
+
+    def _batches_read(self, items: Iterable[Item]) -> Iterator[list[tuple[str | None, Array | str]]]:
+        """Reads a stream a batch at a time, and the next one while a batch is computed: what ``_read`` returns of each image."""
         waiting: deque[Future[tuple[str | None, Array | str]]] = deque()
         source = self._expand(items)
         pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
@@ -152,20 +264,19 @@ class Predictor:
             read_ahead()
             while waiting:
                 batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
-                read_ahead()  # decoded while this batch is classified
-                yield self._predictions([future.result() for future in batch], top_k)
+                read_ahead()  # decoded while this batch is computed
+                yield [future.result() for future in batch]
         finally:
             pool.shutdown(cancel_futures=True)
 
     @staticmethod
     def _expand(items: Iterable[Item]) -> Iterator[Found | PIL.Image.Image | Array]:
         for item in items:
+            check_item(item)
             if isinstance(item, str | Path):
                 yield from find_images([item])
-            elif isinstance(item, PIL.Image.Image | np.ndarray):
-                yield item
             else:
-                raise InputError(f"predict takes paths, PIL images and uint8 arrays (H, W, C), no {type(item).__name__}.")
+                yield item
 
     def _read(self, item: Found | PIL.Image.Image | Array) -> tuple[str | None, Array | str]:
         """Returns the path, and pixels of the network's size, uint8 (H, W, C), or why there are none."""
@@ -174,7 +285,7 @@ class Predictor:
             return path, error
         about = self.preprocessing
         try:
-            return path, fit(_to_pixels(item, about.in_chans), about.image_size, about.crop_pct)
+            return path, fit(to_pixels(item, about.in_chans), about.image_size, about.crop_pct)
         except Exception as damage:  # what a damaged file raises inside a decoder is not known beforehand
             # decode names the file, which the prediction does, too, and speaks to someone who trains.
             said = str(damage).removeprefix(f"{path} ").removesuffix(": mend it or move it out of the data set.")
@@ -187,23 +298,7 @@ class Predictor:
 
     def _prediction(self, path: str | None, probabilities: Array, top_k: int) -> Prediction:
         if not np.isfinite(probabilities).all():
-            return Prediction(path, error="the network's output is not a number")
+            return Prediction(path, error=NO_NUMBER)
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         top = tuple((self.class_names[label], float(probabilities[label])) for label in best)
         return Prediction(path, *top[0], top)
-
-
-def _to_pixels(image: Found | PIL.Image.Image | Array, in_chans: int) -> Array:
-    """Returns an image as uint8 (H, W, C)."""
-    if isinstance(image, Found):
-        return decode(Path(image.path), in_chans)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-            raise InputError(f"an array {image.shape} of {image.dtype} is no image: uint8 (H, W) or (H, W, C) with 1, 3 or 4 channels is one")
-        if image.ndim == 3 and image.shape[2] == in_chans:
-            return image
-        image = PIL.Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    if image.mode in ("I", "F", "I;16", "I;16B", "I;16L"):
-        raise InputError(f"an image of mode {image.mode} has more than 8 bits: give the file, or convert it")
-    pixels = np.asarray(PIL.ImageOps.exif_transpose(image).convert("L" if in_chans == 1 else "RGB"))
-    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cct_lightning.errors import InputError
+from cct_lightning.inference.items import Item
 from cct_lightning.inference.opening import load
-from cct_lightning.inference.predictor import Item, Prediction, Predictor
+from cct_lightning.inference.predictor import Prediction, Predictor
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.summary import Summary
 

@@ -116,7 +116,7 @@ def test_what_is_no_image(best, tmp_path):
 
 def test_a_stream_keeps_its_order_and_bad_images_their_place(photos, tmp_path):
     (tmp_path / "bad.png").write_bytes((photos / "class0000" / "0.png").read_bytes()[:60])
-    items = [photos, tmp_path / "bad.png", pixels()[0], tmp_path / "none.png", np.zeros(3), str(photos / "class0002" / "*.png")]
+    items = [photos, tmp_path / "bad.png", pixels()[0], tmp_path / "none.png", np.zeros(3, np.uint8), str(photos / "class0002" / "*.png")]
     found = list(predictor().predict(items))
     files = [str(file) for file in sorted(photos.rglob("*.png"))]
     assert [p.path for p in found] == [*files, str(tmp_path / "bad.png"), None, str(tmp_path / "none.png"), None, *files[-4:]]
@@ -263,3 +263,119 @@ def test_a_gpu_predicts_what_the_cpu_does(best):
     images = pixels(40)
     given = cct_lightning.load(best, accelerator="cuda", batch_size=16).probabilities(images)
     np.testing.assert_allclose(given, cct_lightning.load(best, accelerator="cpu").probabilities(images), atol=1e-5)  # TF32 would be 1e-3 off
+
+
+def refused(name, what, message):
+    with pytest.raises(InputError, match=message) as caught:
+        getattr(cct_lightning.inference.predictor.Predictor, name)(cct_lightning.load("best.ckpt"), what)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["predict", "embed", "embeddings"])
+def test_what_is_no_image_is_refused_at_once_with_the_line_that_makes_one(best, monkeypatch, name):
+    monkeypatch.chdir(best.parent)
+    images = pixels()
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2)
+    for given in (tensors, tensors / 255, tensors.int(), images / 255, images.astype(np.int64)):
+        said = refused(name, given, r"(5, 3, 16, 16|5, 16, 16, 3)\) of (uint8|float32|int32|float64|int64)")
+        made = eval(said.splitlines()[1].partition(" makes ")[0].rpartition("0..1, ")[2], {"images": given})
+        assert all(np.array_equal(*pair) for pair in zip(made, images, strict=True))
+        said = refused(name, [images[0], given[0]], r"(3, 16, 16|16, 16, 3)\) of ")
+        one = eval(said.splitlines()[1].partition(" makes ")[0].rpartition("0..1, ")[2], {"image": given[0]})
+        np.testing.assert_array_equal(one, images[0])
+    assert "`logits`" in refused(name, tensors / 255, "no Tensor")
+    np.testing.assert_array_equal(eval(refused(name, torch.rand(4, 4) > 1, "no Tensor").splitlines()[1].partition(" makes ")[0], {
+        "image": torch.zeros(4, 4)}), np.zeros((4, 4)))  # fmt: skip
+    made = refused(name, images, r"an array \(5, 16, 16, 3\) of uint8 is no image")
+    assert made.endswith("list(images) makes many.")
+    for given in (3, None, b"x.png", [3], ("x.png", b"")):
+        refused(name, given, "takes paths, PIL images and uint8 arrays .*, no (int|NoneType|bytes)")
+
+
+def test_what_comes_out_of_a_stream_is_refused_when_its_turn_comes():
+    stream = predictor(batch_size=1).predict(iter([pixels()[0], torch.zeros(3, 4, 4)]))
+    with pytest.raises(InputError, match="no Tensor"):
+        list(stream)
+
+
+def test_a_predictor_says_what_it_is(best, tmp_path):
+    opened = cct_lightning.load(best, image_size=(16, 32), accelerator="cpu")
+    assert repr(opened) == (
+        f'<Predictor {best}: cct_2_3x2_32, 3 classes (cat, tabby, a "dog", two\\nlines), images of 16x32 pixels and 3 channels, on the CPU>'
+    )
+    many = cct_lightning.load(write_checkpoint(tmp_path / "many.ckpt", num_classes=10, class_names=None, in_chans=1, mean=[0.4], std=[0.2]))
+    assert "10 classes (0, 1, 2, ..., 9), images of 16x16 pixels and 1 channel, on " in repr(many)
+    assert repr(predictor()).startswith("<Predictor Network, 3 classes (red, green, blue)")
+
+
+@pytest.mark.parametrize("hidden", [None, 24])
+def test_features_are_what_the_head_reads_whatever_the_batch(tmp_path, photos, hidden):
+    best = write_checkpoint(tmp_path / "best.ckpt", head_hidden_dim=hidden)
+    module, files = LitClassifier.load_from_checkpoint(best).model, sorted(photos.rglob("*.png"))
+    images = torch.from_numpy(np.stack([fit(decode(file, 3), (16, 16)) for file in files])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        expected = module.pooling(module.encoder(cct_lightning.data.preparation.normalize(images, [0.4] * 3, [0.2] * 3)))
+    found = {size: cct_lightning.load(best, batch_size=size, accelerator="cpu").embed(files) for size in (1, 3, 32)}
+    for features in found.values():
+        assert features.dtype == np.float32
+        assert features.shape == (12, module.num_features)
+        np.testing.assert_allclose(features, found[1], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
+    opened = cct_lightning.load(best, batch_size=5, accelerator="cpu")
+    with torch.inference_mode():
+        torch.testing.assert_close(module.head(torch.from_numpy(found[3])).softmax(1).numpy(), opened.features(images.permute(0, 2, 3, 1).numpy())[1])
+    embeddings, predictions = list(opened.embeddings([photos])), list(opened.predict([photos]))
+    assert [e.path for e in embeddings] == [p.path for p in predictions] == list(map(str, files))
+    assert [NAMES[e.label] for e in embeddings] == [p.class_name for p in predictions]
+    np.testing.assert_allclose([e.probability for e in embeddings], [p.probability for p in predictions], atol=1e-6)
+
+
+def test_one_thing_gives_one_row_of_features_whatever_holds_it(best, photos):
+    opened, file = cct_lightning.load(best), photos / "class0001" / "0.png"
+    array = np.asarray(PIL.Image.open(file))
+    expected = opened.embed([file])
+    for thing in (file, str(file), array, PIL.Image.fromarray(array), [array], iter([array])):
+        np.testing.assert_array_equal(opened.embed(thing), expected)
+    np.testing.assert_array_equal(opened.embed(str(photos)), opened.embed(str(photos / "**" / "*.png")))
+    assert opened.embed([]).shape == (0, expected.shape[1])
+
+
+def test_an_image_that_has_no_features_stops_an_array_and_no_stream(best, photos, tmp_path):
+    opened = cct_lightning.load(best)
+    with pytest.raises(InputError, match=r"none\.png: there is no such file\.\n  `embeddings` goes on"):
+        opened.embed([photos, tmp_path / "none.png"])
+    found = list(opened.embeddings([tmp_path / "none.png", photos]))
+    assert [(e.error is None, e.feature is None, e.label is None) for e in found] == [(False, True, True)] + [(True, False, False)] * 12
+    content = torch.load(best, weights_only=True)
+    content["state_dict"]["model.head.bias"] += torch.nan
+    torch.save(content, tmp_path / "broken.ckpt")
+    broken = cct_lightning.load(tmp_path / "broken.ckpt")
+    assert {e.error for e in broken.embeddings([photos])} == {p.error for p in broken.predict([photos])} == {"the network's output is not a number"}
+
+
+def test_features_of_a_batch_that_does_not_fit_are_halved_too(best, monkeypatch):
+    opened, tight = cct_lightning.load(best, batch_size=16), cct_lightning.load(best, batch_size=16)
+    forward = type(tight._network.encoder).forward
+
+    def full(self, images):
+        if self is tight._network.encoder and len(images) > 3:
+            raise torch.OutOfMemoryError("a pretended GPU is full")
+        return forward(self, images)
+
+    monkeypatch.setattr(type(tight._network.encoder), "forward", full)
+    np.testing.assert_allclose(tight.embed(list(pixels(20))), opened.embed(list(pixels(20))), atol=1e-5)
+    assert tight.batch_size == 2
+
+
+def test_a_function_and_a_graph_have_no_features(best, tmp_path):
+    from cct_lightning.inference.export import export
+
+    with pytest.raises(InputError, match="this network is a function: it computes logits and tells no features"):
+        predictor().embed(list(pixels()))
+    write_checkpoint(best, recipe=False)
+    folder = export(best, "torch-export", tmp_path / "graph").folder
+    for name in ("embed", "embeddings"):
+        with pytest.raises(
+            InputError, match=r"model\.pt2 is a graph \(torch-export\).*Give the run's checkpoint, or export with --format safetensors"
+        ):
+            getattr(cct_lightning.load(folder), name)([tmp_path / "none.png"])

@@ -1,0 +1,82 @@
+"""What a ``Predictor`` takes for an image, and how it becomes pixels."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from torch import Tensor
+
+from cct_lightning.data.files import Array, Found, decode
+from cct_lightning.errors import InputError
+
+Item = str | Path | PIL.Image.Image | Array
+KINDS = (str, Path, PIL.Image.Image, np.ndarray)  # the same
+TAKES = "a Predictor takes paths, PIL images and uint8 arrays (H, W) or (H, W, C)"
+
+
+def check_given(what: object) -> None:
+    """Refuses what is neither an image nor a stream of images, as far as that can be told without taking from a stream.
+
+    Raises:
+        InputError: See ``check_item``.
+    """
+    if isinstance(what, list | tuple):
+        for item in what:
+            check_item(item)
+    elif isinstance(what, (*KINDS, Tensor, bytes)) or not isinstance(what, Iterable):
+        check_item(what)
+
+
+def check_item(item: object) -> None:
+    """Refuses types that are never images, and says which line of Python makes images of tensors and arrays.
+
+    Raises:
+        InputError: It is no path, PIL image or uint8 array, or an array of many images. What else may be wrong with an array or a file is told
+            when it is read, see ``to_pixels``.
+    """
+    if isinstance(item, Tensor):
+        said = "one, and normalised ones are for `logits`" if item.is_floating_point() else "one"
+        kind = f"Tensor {tuple(item.shape)} of {str(item.dtype).removeprefix('torch.')}"
+        raise InputError(f"{TAKES}, no {kind}.\n  {_conversion(item)} makes {said}.")
+    if isinstance(item, np.ndarray) and (item.dtype != np.uint8 or item.ndim == 4):
+        made = f"{_conversion(item)} makes {'many' if item.ndim == 4 else 'one'}"
+        raise InputError(f"an array {item.shape} of {item.dtype} is no image: {TAKES}, C being 1, 3 or 4.\n  {made}.")
+    if not isinstance(item, KINDS):
+        raise InputError(f"{TAKES}, no {type(item).__name__}.")
+
+
+def _conversion(images: Tensor | Array) -> str:
+    """Returns the line of Python that makes uint8 arrays (H, W, C) of a tensor (C, H, W), an array of another dtype, or a batch of them."""
+    is_tensor, is_batch = isinstance(images, Tensor), images.ndim == 4
+    is_float = images.is_floating_point() if isinstance(images, Tensor) else images.dtype.kind == "f"
+    line = "images" if is_batch else "image"
+    if is_float:
+        line = f"({line} * 255).round()"
+    if str(images.dtype).removeprefix("torch.") != "uint8":
+        line += ".byte()" if is_tensor else ".astype('uint8')"
+    if is_tensor:
+        line += {3: ".permute(1, 2, 0)", 4: ".permute(0, 2, 3, 1)"}.get(images.ndim, "") + ".cpu().numpy()"
+    line = f"list({line})" if is_batch else line
+    return f"where values are 0..1, {line}" if is_float else line
+
+
+def to_pixels(image: Found | PIL.Image.Image | Array, in_chans: int) -> Array:
+    """Returns an image as uint8 (H, W, C).
+
+    Raises:
+        InputError: It has another shape or dtype, more than 8 bits, or is a file that can't be read.
+    """
+    if isinstance(image, Found):
+        return decode(Path(image.path), in_chans)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+            raise InputError(f"an array {image.shape} of {image.dtype} is no image: uint8 (H, W) or (H, W, C) with 1, 3 or 4 channels is one")
+        if image.ndim == 3 and image.shape[2] == in_chans:
+            return image
+        image = PIL.Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    if image.mode in ("I", "F", "I;16", "I;16B", "I;16L"):
+        raise InputError(f"an image of mode {image.mode} has more than 8 bits: give the file, or convert it")
+    pixels = np.asarray(PIL.ImageOps.exif_transpose(image).convert("L" if in_chans == 1 else "RGB"))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
