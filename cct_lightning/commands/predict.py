@@ -63,6 +63,7 @@ PATH is an image, a folder (with all below it) or a glob ("photos/**/*.jpg"). A 
                                (default: 32-true, so that every machine gives the same; the others are faster on a GPU)
   --model.KEY VALUE            another network than the checkpoint's, as long as its weights fit; KEY is one of
                                {network}
+Dashes may stand for underscores: --top-k 3.
 
 Exit code: 0; 1 where not one image could be read; 2 where the command is wrong."""
 
@@ -86,8 +87,13 @@ def network_keys() -> tuple[str, ...]:
     return tuple(f"model.{option.name}" for option in fields(NetworkOptions) if option.name not in NO_EFFECT)
 
 
-def parse(arguments: list[str]) -> Request:
-    """Reads the words behind ``cct predict``.
+def parse(arguments: list[str], command: str = "predict", options_taken: tuple[str, ...] = OPTIONS) -> Request:
+    """Reads the words behind ``cct predict`` or another command that has a network read images.
+
+    Args:
+        arguments: The words.
+        command: As typed, for the messages.
+        options_taken: Its options, beside those that describe the network; dashes in a name may be typed for underscores.
 
     Raises:
         InputError: An unknown option, a value that an option can't have, or a word is missing.
@@ -101,40 +107,41 @@ def parse(arguments: list[str]) -> Request:
         elif not word.startswith("-"):
             positional.append(word)
         else:
-            name, equals, value = word.removeprefix("--").partition("=")
-            _check_name(name)
+            typed, equals, value = word.removeprefix("--").partition("=")
+            takes = [*options_taken, *network_keys()]
+            name = dashed if (dashed := typed.replace("-", "_")) in takes else typed
+            _check_name(name, takes, command)
             if name == "overwrite":
                 options[name] = True
             elif not equals and (value := next(words, "--")).startswith("--"):
-                raise InputError(f"--{name} needs a value. `cct predict --help` says which.")
+                raise InputError(f"--{name} needs a value. `cct {command} --help` says which.")
             else:
-                options[name] = _value(name, value)
+                options[name] = _value(name, value, command)
     if not positional:
-        raise InputError("predict needs a network and images: cct predict runs/.../checkpoints/best.ckpt photos/")
+        raise InputError(f"{command} needs a network and images: cct {command} runs/.../checkpoints/best.ckpt photos/")
     if len(positional) == 1:
-        raise InputError(f"predict needs images, too: files, folders or globs, as in cct predict {positional[0]} photos/")
+        raise InputError(f"{command} needs images, too: files, folders or globs, as in cct {command} {positional[0]} photos/")
     return Request(positional[0], positional[1:], options)
 
 
-def _check_name(name: str) -> None:
-    takes = [*OPTIONS, *network_keys()]
+def _check_name(name: str, takes: list[str], command: str) -> None:
     if name in takes:
         return
     if name in ("-c", "config"):
-        raise InputError("predict takes no recipe: the checkpoint knows its own, and options such as --data.crop_pct win over it.")
+        raise InputError(f"{command} takes no recipe: the checkpoint knows its own, and options such as --data.crop_pct win over it.")
     if name in groups():
-        raise InputError(f"--{name} is a group of keys: give one of them. `cct predict --help` lists those that predict takes.")
+        raise InputError(f"--{name} is a group of keys: give one of them. `cct {command} --help` lists those that {command} takes.")
     if name in known_keys():
         why = "the checkpoint knows it" if name.startswith("model.") and name.removeprefix("model.") in FROM_DATA else "it is for trainings and tests"
-        raise InputError(f"--{name} means nothing to predict: {why}. `cct predict --help` lists what it takes.")
-    raise InputError(f"predict has no option --{name.lstrip('-')}.{did_you_mean(name, takes, listed=0)} `cct predict --help` lists them.")
+        raise InputError(f"--{name} means nothing to {command}: {why}. `cct {command} --help` lists what it takes.")
+    raise InputError(f"{command} has no option --{name.lstrip('-')}.{did_you_mean(name, takes, listed=0)} `cct {command} --help` lists them.")
 
 
-def _value(name: str, text: str) -> Any:
+def _value(name: str, text: str, command: str) -> Any:
     """Reads an option's value, and refuses what it can't be."""
     if name in CHOICES:
         if text not in CHOICES[name]:
-            raise InputError(f"--{name}={text}: predict takes {', '.join(CHOICES[name])}.{did_you_mean(text, CHOICES[name], listed=0)}")
+            raise InputError(f"--{name}={text}: {command} takes {', '.join(CHOICES[name])}.{did_you_mean(text, CHOICES[name], listed=0)}")
         return text
     if name == "out":
         return text
@@ -175,11 +182,43 @@ def check_out(out: Path, overwrite: bool, asked: str | None) -> str:
         raise InputError(f"--out {out}: the name says the format, and ends in .csv or .jsonl.")
     if asked not in (None, suffix):
         raise InputError(f"--out {out} and --format {asked} contradict each other: --format is for what goes to the screen.")
+    check_place(out, overwrite)
+    return suffix
+
+
+def check_place(out: Path, overwrite: bool) -> None:
+    """Refuses a file that can't be written, or must not.
+
+    Raises:
+        InputError: It is a folder or in none, or is there and shall not be replaced.
+    """
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"--out {out}: {'that is a folder' if out.is_dir() else f'there is no folder {out.parent}'}.")
     if out.exists() and not overwrite:
         raise InputError(f"--out {out} exists: name another file, or replace it with --overwrite.")
-    return suffix
+
+
+def check_images(paths: list[str]) -> None:
+    """Refuses paths that lead to no image at all, before anything heavy is imported.
+
+    Raises:
+        InputError: Says why the first of them leads to none.
+    """
+    if all(found.error for found in find_images(paths)):
+        found = next(find_images(paths))
+        others = f", and nothing at the other {len(paths) - 1} path(s)" if len(paths) > 1 else ""
+        raise InputError(f"No image to classify. {found.path}: {found.error}{others}.")
+
+
+def open_network(source: str, options: dict[str, Any]) -> "Predictor":
+    """Opens a trained network with what was typed."""
+    return load(source, **{key.rpartition(".")[2]: value for key, value in options.items() if "." in key})
+
+
+def print_usage(text: str) -> None:
+    """Prints a help, with the names of the keys that describe the network in the place of ``{network}``."""
+    names = ", ".join(name.removeprefix("model.") for name in network_keys())
+    print(text.format(network=textwrap.fill(names, 110, subsequent_indent=" " * 31)))
 
 
 @contextmanager
@@ -215,20 +254,15 @@ def _json_line(prediction: "Prediction") -> str:
 def main(arguments: list[str]) -> None:
     """Runs ``cct predict`` with the words behind it."""
     if {"-h", "--help"} & set(arguments):
-        names = ", ".join(name.removeprefix("model.") for name in network_keys())
-        print(HELP.format(network=textwrap.fill(names, 110, subsequent_indent=" " * 31)))
+        print_usage(HELP)
         return
     source, paths, options = parse(arguments)
     find_network(source)
     out = Path(options["out"]).expanduser() if "out" in options else None
     kind = check_out(out, "overwrite" in options, options.get("format")) if out else options.get("format", "csv")
-    if all(found.error for found in find_images(paths)):
-        found = next(find_images(paths))
-        others = f", and nothing at the other {len(paths) - 1} path(s)" if len(paths) > 1 else ""
-        raise InputError(f"No image to classify. {found.path}: {found.error}{others}.")
+    check_images(paths)
 
-    named = {key.rpartition(".")[2]: value for key, value in options.items() if "." in key}
-    predictor = load(source, **named)
+    predictor = open_network(source, options)
     top_k = options.get("top_k", 1)
     check_range("--top_k", top_k, 1)
     top_k = min(top_k, len(predictor.class_names))  # of two classes there are no three most probable
@@ -247,16 +281,24 @@ def main(arguments: list[str]) -> None:
     speed = f"{total / (time.perf_counter() - began):,.0f} images/s on {predictor.device_name}"
     told = f"{total:,} image(s), {f'{bad:,} of them bad (the rows say why)' if bad else 'none bad'}, {speed}"
     print(f"{'interrupted: ' if interrupted else ''}{told}{f'; written to {out}' if out else ''}", file=sys.stdout if out else sys.stderr)
-    print(f"next\n  {_next(source, paths, out)}", file=sys.stdout if out else sys.stderr)
+    print(f"next\n  {_next(source, paths, options)}", file=sys.stdout if out else sys.stderr)
     if interrupted or bad == total:
         sys.exit(130 if interrupted else 1)
 
 
-def _next(source: str, paths: list[str], out: Path | None) -> str:
+def _next(source: str, paths: list[str], options: dict[str, Any]) -> str:
     """Returns what to type next: rows to the screen were a try, and a checkpoint whose rows are kept is worth an export."""
-    command = shlex.join(["cct", "predict", source])
+    out, command = options.get("out"), shlex.join(["cct", "predict", source])
+    kept = {name: value for name, value in options.items() if name not in ("out", "overwrite", "format")}
     if out is None:
-        return f"{command} {shlex.join(paths) if len(paths) < 4 else 'PATH...'} --out predictions.csv"
+        where = shlex.join(paths) if len(paths) < 4 else "PATH..."
+        return f"{command} {where}{_typed(kept)} --out predictions.{options.get('format', 'csv')}"
     if find_network(source).suffix == ".ckpt":
         return f"{shlex.join(['cct', 'export', source])} --format onnx"
-    return f"{command} PATH... --out {out} --top_k 3 --overwrite"
+    return f"{command} PATH...{_typed({'out': out, 'top_k': 3} | kept)} --overwrite"
+
+
+def _typed(options: dict[str, Any]) -> str:
+    """Returns options as they are typed."""
+    words = ((f"--{name}", value if isinstance(value, str) else json.dumps(value)) for name, value in options.items())
+    return "".join(f" {shlex.join(pair)}" for pair in words)

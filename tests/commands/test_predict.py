@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,26 @@ def test_without_out_rows_go_to_the_screen_and_words_beside_them(cct, files):
     assert f"next\n  cct predict best.ckpt {files[0]} {files[1]} --out predictions.csv" in outcome.err
     lines = cct("predict", "best.ckpt", files[0], "--format", "jsonl").out.splitlines()
     assert [json.loads(line)["path"] for line in lines] == files[:1]
+
+
+def test_the_next_command_keeps_what_was_asked_for(cct, tmp_path, files):
+    words = ("--top-k", 2, "--data.crop-pct=0.5", "--data.image_size", "[16, 16]", "--trainer.accelerator", "cpu", "--model.position=learned")
+    kept = "--top_k 2 --data.crop_pct 0.5 --data.image_size '[16, 16]' --trainer.accelerator cpu --model.position learned"
+    tried = cct("predict", "best.ckpt", *files[:2], *words, "--format", "jsonl")
+    assert f"next\n  cct predict best.ckpt {files[0]} {files[1]} {kept} --out predictions.jsonl\n" in tried.err
+    write_export(tmp_path / "export", tmp_path / "best.ckpt")
+    written = cct("predict", "export", *files[:2], *words, "--out", "a.csv")
+    assert f"next\n  cct predict export PATH... --out a.csv {kept} --overwrite\n" in written.out
+    assert "PATH... --out b.csv --top_k 3 --overwrite\n" in cct("predict", "export", *files[:2], "--out", "b.csv").out
+    repeated = cct(*shlex.split(tried.err.partition("next\n  cct ")[2]))
+    assert repeated.code == 0, repeated.err
+    assert (tmp_path / "predictions.jsonl").read_text() == tried.out
+
+
+def test_dashes_stand_for_underscores(cct, files):
+    expected = cct("predict", "best.ckpt", files[0], "--top_k", 2, "--data.batch_size", 1).out
+    assert cct("predict", "best.ckpt", files[0], "--top-k=2", "--data.batch-size", 1).out == expected
+    assert "predict has no option --top-kk. Did you mean top_k?" in cct("predict", "best.ckpt", files[0], "--top-kk", 1).err
 
 
 def test_a_bad_file_is_a_row_and_not_the_end(cct, tmp_path, files):

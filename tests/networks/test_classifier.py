@@ -9,7 +9,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cct_lightning import POOLINGS, Encoder, ImageClassifier, InputError, TimmEncoder, Tokens, create_model
-from cct_lightning.networks.encoder import Encoder
 from cct_lightning.networks.poolings import MeanPooling
 from cct_lightning.networks.presets import VARIANTS
 
