@@ -13,6 +13,7 @@ COMMANDS = {
     "test": "measure a checkpoint on the test images: cct test runs/.../best.ckpt",
     "validate": "the same on the validation images: cct validate runs/.../best.ckpt",
     "predict": "classify images: cct predict runs/.../best.ckpt PATH... [--out FILE]",
+    "embed": "write features of images: cct embed runs/.../best.ckpt PATH... --out features.npz",
     "export": "write a network for other programs: cct export runs/.../best.ckpt --format onnx",
     "recipes": "list the recipes; cct recipes NAME prints one",
 }

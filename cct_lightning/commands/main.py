@@ -13,7 +13,7 @@ from cct_lightning.commands.requests import Request
 from cct_lightning.errors import InputError, did_you_mean
 
 # Plain torch: these need no Lightning, which takes 10 s to import.
-LIGHT = ("predict", "export")
+LIGHT = ("predict", "embed", "export")
 
 
 def prepare(arguments: list[str]) -> Request:
