@@ -8,6 +8,8 @@ from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import find_network, newest
 
+FLAGS = ("calibrate",)
+
 
 def prepare(arguments: list[str], command: str) -> Request:
     """Reads and checks the words behind ``test`` or ``validate``.
@@ -15,12 +17,12 @@ def prepare(arguments: list[str], command: str) -> Request:
     Raises:
         InputError: No checkpoint, or none that is there; an unknown recipe or key.
     """
-    typed = read_words(arguments, command)
+    typed = read_words(arguments, command, FLAGS)
     for option in typed.options:
         if option.key in ("find-lr", "find-batch-size"):
             raise InputError(f"--{option.key} is for `cct fit` and `cct finetune`.")
     named = [*typed.alone, *(option.value for option in typed.options if option.key == "ckpt_path" and option.value)]
-    request = read_request(command, typed, ("ckpt_path",))
+    request = read_request(command, typed, ("ckpt_path", *FLAGS))
     if len(named) != 1:
         hint = next(iter(newest()), "runs/.../checkpoints/best.ckpt")
         what = f"one, not {len(named)}" if named else "a file that ends in .ckpt"
@@ -28,7 +30,8 @@ def prepare(arguments: list[str], command: str) -> Request:
     checkpoint = find_network(named[0])
     if checkpoint.suffix != ".ckpt":
         raise InputError(f"{command} measures a run's checkpoint, and {checkpoint} is none: cct predict classifies with it.")
-    return Request(command, request.words, request.keys, request.recipes, checkpoint=checkpoint)
+    calibrates = any(option.key in FLAGS for option in typed.options)
+    return Request(command, request.words, request.keys, request.recipes, checkpoint=checkpoint, calibrates=calibrates)
 
 
 def recipe_of(about: Mapping[str, Any] | None, request: Request) -> dict[str, Any]:

@@ -16,7 +16,9 @@ def prepare(arguments: list[str], command: str = "fit") -> Request:
     Raises:
         InputError: An unknown recipe or key, a way of calling that is refused, weights that are not there.
     """
-    typed = read_words(arguments, command, FLAGS)
+    typed = read_words(arguments, command, (*FLAGS, "calibrate"))
+    if any(option.key == "calibrate" for option in typed.options):
+        raise InputError("--calibrate is for `cct test` and `cct validate`.")
     for word in typed.alone:
         raise InputError(f"{command} does not take the word {word!r}: recipes are given as -c NAME, keys as --key value.")
     request = read_request(command, typed, SEARCHES)

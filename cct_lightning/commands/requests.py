@@ -26,6 +26,7 @@ class Request:
         run: The run that goes on, for resume.
         epochs: How many it shall have in all, where it shall have more than planned.
         checkpoint: What is measured, for test and validate.
+        calibrates: Whether they then fit a temperature to the validation images.
     """
 
     command: str
@@ -36,6 +37,7 @@ class Request:
     run: RunFolder | None = None
     epochs: int | None = None
     checkpoint: Path | None = None
+    calibrates: bool = False
 
 
 def read_request(command: str, typed: Typed, flags: tuple[str, ...] = ()) -> Request:

@@ -19,7 +19,7 @@ from cct_lightning.commands.resume import check_checkpoint
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import VARIABLE, RunFolder, recipe_name
 from cct_lightning.runs.session import Session
-from cct_lightning.runs.testing import evaluate
+from cct_lightning.runs.testing import Stage, evaluate
 from cct_lightning.runs.tracking.tracker import end_tracking
 from cct_lightning.training.hardware import keep_freed_memory
 from cct_lightning.weights.files import Opened, open_weights
@@ -71,9 +71,9 @@ def measure(request: Request) -> None:
         known.write_text(yaml.safe_dump(recipe_of(opened.about, request)), encoding="utf-8")
         cli = CLI(request, ["--config", str(known), *request.words])
         setting = cli.build()
-        if told := evaluate(
-            "test" if request.command == "test" else "val", setting.trainer, opened, cli.model, cli.datamodule, setting.recipe["data"]
-        ):
+        stage: Stage = "test" if request.command == "test" else "val"
+        images = setting.recipe["data"]
+        if told := evaluate(stage, setting.trainer, opened, cli.model, cli.datamodule, images, request.calibrates):
             print(told)
 
 

@@ -113,6 +113,11 @@ class Report:
     calibration: list[Bin]
     source: str
 
+    @property
+    def confidence(self) -> float:
+        """Mean probability of the predicted classes."""
+        return sum(bin.n * bin.confidence for bin in self.calibration if bin.confidence is not None) / self.n
+
 
 def make_report(
     outcomes: Outcomes,
@@ -152,10 +157,9 @@ def make_report(
         )
         for i in wrong
     ]  # fmt: skip
-    calibration = _calibration(outcomes.probability, right)
+    calibration = calibration_bins(outcomes.probability, right)
     f1 = [row.f1 for row in classes if row.f1 is not None]
-    gaps = [bin.n * abs(bin.accuracy - bin.confidence) for bin in calibration if bin.accuracy is not None and bin.confidence is not None]
-    measures = {"accuracy": float(right.mean()), "f1": sum(f1) / len(f1), "calibration_error": sum(gaps) / len(right), **(measured or {})}
+    measures = {"accuracy": float(right.mean()), "f1": sum(f1) / len(f1), "calibration_error": calibration_error(calibration), **(measured or {})}
     most_confused = sorted((c for c in confusions if c.true != c.predicted), key=lambda c: (-c.n, -c.share))
     measures = {name: measures[name] for name in (*LABELS, *measures) if name in measures}
     return Report(len(right), measures, classes, confusions, most_confused, mistakes, calibration, source)
@@ -165,7 +169,14 @@ def _ratio(part: float, whole: float) -> float | None:
     return float(part / whole) if whole else None
 
 
-def _calibration(probability: Tensor, right: Array) -> list[Bin]:
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Returns the mean distance of probability and accuracy, 0..1, over the images of all bins."""
+    gaps = [bin.n * abs(bin.accuracy - bin.confidence) for bin in bins if bin.accuracy is not None and bin.confidence is not None]
+    return sum(gaps) / sum(bin.n for bin in bins)
+
+
+def calibration_bins(probability: Tensor, right: Array) -> list[Bin]:
+    """Sorts images by the probability (n,) of their predicted class; ``right`` (n,) tells whether it is the true one."""
     edges = torch.linspace(0, 1, BINS + 1)
     where = (torch.bucketize(probability.float(), edges, right=True) - 1).clamp(max=BINS - 1).numpy()
     n = np.bincount(where, minlength=BINS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.run_folder import find_network
-from cct_lightning.weights.trained import Saved, build, read_saved
+from cct_lightning.weights.trained import Saved, build, read_saved, read_temperature
 
 if TYPE_CHECKING:
     from cct_lightning.networks.classifier import ImageClassifier
@@ -86,6 +87,7 @@ def export(
         raise InputError(f"--images {images} is no folder.")
 
     saved = read_saved(source)
+    saved = replace(saved, temperature=read_temperature(saved))
     if saved.preprocessing["mean"] is None or saved.preprocessing["std"] is None:
         raise InputError(f"{source} does not say how its images are normalised: train with LitClassifier(..., mean=[...], std=[...]).")
     preprocessing = Preprocessing.from_json(saved.preprocessing)

@@ -15,7 +15,7 @@ from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.options import as_size
 from cct_lightning.weights.loading import load_weights
-from cct_lightning.weights.trained import Saved, build, read_saved
+from cct_lightning.weights.trained import Saved, build, read_saved, read_temperature
 
 
 def load(
@@ -27,6 +27,7 @@ def load(
     crop_pct: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    calibrated: bool = True,
     **changes: Any,
 ) -> "Predictor":
     """Opens a trained network: ``cct_lightning.load("best.ckpt").predict("x.jpg")``.
@@ -41,6 +42,7 @@ def load(
         crop_pct: Share of the image that is seen; None: as in the training.
         mean: Of each channel, 0..1; None: the training's.
         std: Likewise.
+        calibrated: Divide logits by the temperature that ``Predictor.calibrate`` or `cct test --calibrate` kept, where one did.
         changes: Arguments of ``create_model`` that shall differ from the training's, such as image_size.
 
     Raises:
@@ -59,12 +61,15 @@ def load(
             f"{saved.weights} was trained on images that were normalised elsewhere: load(..., mean=[...], std=[...]) takes their values."
         )
     preprocessing = Preprocessing.from_json(values)
+    temperature = read_temperature(saved) if calibrated else 1.0
     check_range("crop_pct", preprocessing.crop_pct, 0, 1, exclusive="low")
     if saved.format in ("onnx", "torch-export"):
-        return _open_graph(saved, preprocessing, changes, accelerator, precision, batch_size)
+        predictor = _open_graph(saved, preprocessing, changes, accelerator, precision, batch_size)
+        predictor.temperature = temperature
+        return predictor
     device = choose_device(accelerator)
     network = _build_with_weights(saved, changes).to(device)
-    return Predictor(network, preprocessing, saved.class_names, device, batch_size, precision, saved=saved)
+    return Predictor(network, preprocessing, saved.class_names, device, batch_size, precision, saved=saved, temperature=temperature)
 
 
 def _build_with_weights(saved: Saved, changes: Mapping[str, Any]) -> ImageClassifier:

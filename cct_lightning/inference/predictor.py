@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +17,8 @@ from cct_lightning.data.files import Array, Found, find_images, is_glob
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.data.preparation import fit, normalize
 from cct_lightning.errors import InputError, check_range
+from cct_lightning.evaluation.calibration import Calibration
+from cct_lightning.inference.calibration import calibrate
 from cct_lightning.inference.items import KINDS, Item, check_given, check_item, to_pixels
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.weights.trained import Saved
@@ -63,6 +65,7 @@ class Predictor:
         device_name: What the network is computed by.
         batch_size: Images at a time; smaller than at the beginning once some did not fit into memory.
         saved: The file behind it, None where there is none.
+        temperature: That logits are divided by before they become probabilities, see ``calibrate``; 1 leaves them as they are.
     """
 
     def __init__(
@@ -75,11 +78,12 @@ class Predictor:
         precision: str = "32-true",
         device_name: str | None = None,
         saved: Saved | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.class_names, self.preprocessing, self.device = class_names, preprocessing, device
         self.device_name = device_name or (torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type.upper()}")
         self.batch_size = batch_size or (32 if device.type == "cpu" else 256)
-        self.saved = saved
+        self.saved, self.temperature = saved, temperature
         self._network, self._precision = network, precision
 
     def __repr__(self) -> str:
@@ -87,10 +91,11 @@ class Predictor:
         source = f"{self.saved.weights}: {self.saved.model['arch']}" if self.saved else type(self._network).__name__
         classes = ", ".join(names if len(names) < 6 else [*names[:3], "...", names[-1]])
         size, channels = "x".join(map(str, about.image_size)), f"{about.in_chans} channel{'s' * (about.in_chans > 1)}"
-        return f"<Predictor {source}, {len(names)} classes ({classes}), images of {size} pixels and {channels}, on {self.device_name}>"
+        told = f"images of {size} pixels and {channels}, on {self.device_name}"
+        return f"<Predictor {source}, {len(names)} classes ({classes}), {told}{f', temperature {self.temperature:.3g}' * (self.temperature != 1)}>"
 
     def logits(self, images: Tensor) -> Tensor:
-        """Classifies images (B, C, H, W), float normalised: logits (B, K), float32."""
+        """Classifies images (B, C, H, W), float normalised: logits (B, K), float32, as the network gives them, before any temperature."""
         return self._run(self._network, images)
 
     def _run(self, function: Network, inputs: Tensor) -> Tensor:
@@ -111,7 +116,10 @@ class Predictor:
             InputError: The images have another shape or dtype, or not even one fits into memory.
         """
         self._check_batch(images)
-        return self._compute(images, lambda normalised: self.logits(normalised).softmax(dim=1), len(self.class_names))
+        return self._compute(images, lambda normalised: self._softmax(self.logits(normalised)), len(self.class_names))
+
+    def _softmax(self, logits: Tensor) -> Tensor:
+        return (logits / self.temperature).softmax(dim=1)
 
     def features(self, images: Array) -> tuple[Array, Array]:
         """Encodes uint8 images (B, H, W, C) of the network's size.
@@ -127,10 +135,26 @@ class Predictor:
 
         def compute(normalised: Tensor) -> Tensor:
             feature = self._run(lambda batch: network.pooling(network.encoder(batch)), normalised)
-            return torch.cat([feature, self._run(network.head, feature).softmax(dim=1)], dim=1)
+            return torch.cat([feature, self._softmax(self._run(network.head, feature))], dim=1)
 
         both = self._compute(images, compute, network.num_features + len(self.class_names))
         return both[:, : network.num_features], both[:, network.num_features :]
+
+    def calibrate(self, images: str | Path | Iterable[Item], targets: Sequence[int | str] | Array | None = None, *, keep: bool = True) -> Calibration:
+        """Fits the temperature to images that were not trained on, so that of what is predicted to 80 %, about 80 % are right.
+
+        Predicted classes stay as they are. ``evaluation.calibration.fit_temperature`` tells how it is done and after whom.
+
+        Args:
+            images: A folder of class folders with the network's classes; or images, with targets.
+            targets: Of each image its class, by name or index.
+            keep: Write it beside the checkpoint (best.calibration.json), where ``load``, `cct predict` and `cct export` find it.
+
+        Raises:
+            InputError: An image can't be read, targets or classes don't fit; or it can't be kept, since this is an export, or was opened with
+                other preprocessing than the checkpoint's.
+        """
+        return calibrate(self, images, targets, keep)
 
     def _with_features(self) -> ImageClassifier:
         if isinstance(self._network, ImageClassifier):
@@ -235,6 +259,19 @@ class Predictor:
         self._with_features()
         check_given(items)
         return (embedding for read in self._batches_read(items) for embedding in self._embeddings(read))
+
+    def logits_of(self, items: Iterable[Item]) -> Iterator[Array]:
+        """Classifies a stream, in order: logits (K,) of each image, as ``logits`` gives them.
+
+        Raises:
+            InputError: An image can't be read, or something else is given.
+        """
+        check_given(items)
+        for read in self._batches_read(items):
+            for path, pixels in read:
+                if isinstance(pixels, str):
+                    raise InputError(f"{path or 'an image'}: {pixels}.")
+            yield from self._compute(np.stack([pixels for _, pixels in read]), self.logits, len(self.class_names))
 
     def _embeddings(self, read: list[tuple[str | None, Array | str]]) -> Iterator[Embedding]:
         images = [pixels for _, pixels in read if not isinstance(pixels, str)]

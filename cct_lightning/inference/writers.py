@@ -68,6 +68,7 @@ def _write(network: ImageClassifier, saved: Saved, preprocessing: Preprocessing,
         "model": saved.model,
         "class_names": saved.class_names,
         "preprocessing": preprocessing.to_json(),
+        "temperature": saved.temperature,  # the file's logits are not divided by it yet: softmax(logits / temperature)
         "grid_size": list(network.encoder.grid_size),
         "versions": {"cct_lightning": cct_lightning.__version__, "torch": str(torch.__version__), "timm": version("timm"), **packages},
     }

@@ -7,6 +7,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
 from cct_lightning.run_folder import RunFolder, read_json, replacing
 from cct_lightning.runs.curves import Series, draw_curves
 from cct_lightning.runs.page_parts import _percent, _test, details, escape, interval, more_pictures
@@ -170,6 +171,9 @@ def _notes(run: RunFolder) -> str:
     if summary and summary.get("test_accuracy") is None:
         why = "a run that is interrupted is not tested." if not summary.get("finished", True) else "there are no test images, or they were left out."
         notes.append(f"The test images were not looked at: {why}")
+    if why := why_uncalibrated(summary):
+        way = how_to_calibrate(summary)
+        notes.append(f"{why[0].upper()}{why[1:]}.{f' A temperature mends it: `{way}`.' if way else ''}")
     if not run.config_text:
         notes.append("There is no config.yaml: the command above has nothing to read.")
     items = "".join(f"<li>{escape(note)}</li>\n" for note in notes)

@@ -110,7 +110,7 @@ class Session:
         best_path = os.path.relpath(self.best.best_model_path) if self.best and self.best.best_model_path else None
         last_path = os.path.relpath(self.folder.last) if self.folder.last.is_file() else None
         raw = self._raw_accuracy()
-        tested = self._test(best_path or last_path)
+        tested, confidence = self._test(best_path or last_path)
         summary = Summary(
             recipe=self.folder.recipe,
             run_dir=str(self.folder.path),
@@ -136,6 +136,8 @@ class Session:
             seed=self.setting.recipe["seed_everything"],
             finished=not trainer.interrupted,
             resumed=self._sitting.number - 1,
+            test_confidence=confidence,
+            label_smoothing=self.module.label_smoothing,
         )
         if trainer.is_global_zero:
             self._tell(summary)
@@ -159,18 +161,24 @@ class Session:
             if line := self.tracker.finish(kept, failed=not summary.finished):
                 print(line)
 
-    def _test(self, checkpoint: str | None) -> Mapping[str, float]:
-        """Measures the test images, where there are any and the run was not stopped, and writes tables beside the checkpoint."""
+    def _test(self, checkpoint: str | None) -> tuple[Mapping[str, float], float | None]:
+        """Measures the test images, where there are any and the run was not stopped, and writes tables beside the checkpoint.
+
+        Returns:
+            The measures, and the mean probability of the classes that were predicted.
+        """
         trainer = self.trainer
         if not self.data.has_test or trainer.limit_test_batches == 0 or trainer.interrupted:
-            return {}
+            return {}, None
         self.module.collect = True
         tested = trainer.test(self.module, self.data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+        confidence = None
         if trainer.is_global_zero and checkpoint:
-            _, folder, problem = write_tables("test", tested, Path(checkpoint), self.module, self.data, self.setting.recipe["data"])
+            report, folder, problem = write_tables("test", tested, Path(checkpoint), self.module, self.data, self.setting.recipe["data"])
             if problem:
                 print(f"{folder} can't be written ({problem.strerror or problem}).")
-        return tested
+            confidence = report.confidence
+        return tested, confidence
 
     def _raw_accuracy(self) -> float | None:
         """Validates the last weights as they are where the callback EMA averages them: what its average is worth. None without EMA."""

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 
 import cct_lightning
+from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
 
 
 def about(num_parameters: int, flops_per_image: int | None) -> dict[str, Any]:
@@ -59,6 +60,8 @@ class Summary:
         seed: Of the run.
         finished: Whether it came to its end and was not stopped.
         resumed: How often it was resumed.
+        test_confidence: Mean probability of the classes that were predicted in the test.
+        label_smoothing: Of the run.
     """
 
     recipe: str
@@ -85,6 +88,8 @@ class Summary:
     seed: int
     finished: bool
     resumed: int
+    test_confidence: float | None = None
+    label_smoothing: float | None = None
 
 
 def device_name(trainer: Trainer) -> str:
@@ -104,6 +109,7 @@ def describe(summary: Summary) -> str:
     checkpoints = [c for c in (best, summary.last_checkpoint) if c]
     test = _percent(summary.test_accuracy) + (f" with the {'best' if best else 'last'} weights" if summary.test_accuracy is not None else "")
     flops = summary.flops_per_image
+    why, way = why_uncalibrated(vars(summary)), how_to_calibrate(vars(summary))
     lines = [
         "",
         f"{summary.recipe}: {summary.arch}, {summary.epochs} epochs ({summary.steps} steps) in {summary.seconds:.1f} s "
@@ -111,6 +117,8 @@ def describe(summary: Summary) -> str:
         f"  validation accuracy  best {_percent(summary.val_accuracy)}, last {_percent(summary.val_accuracy_last)}"
         + (f"; last without EMA {_percent(raw)}" if (raw := summary.val_accuracy_raw) is not None else ""),
         f"  test accuracy        {test}",
+        *([f"  calibration          {why}"] if why else []),
+        *([f"                       a temperature mends it: {way}"] if why and way else []),
         f"  network              {summary.num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
         if flops
         else f"  network              {summary.num_parameters:,} parameters",

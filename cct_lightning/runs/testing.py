@@ -10,6 +10,7 @@ from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.outcomes import Report, make_report
 from cct_lightning.evaluation.tables import check_class_names, describe_report, write_report
+from cct_lightning.inference.calibration import calibrate_checkpoint, calibration_note
 from cct_lightning.run_folder import tables_beside
 from cct_lightning.runs.trainer import keep_files_whole
 from cct_lightning.tasks.classification import LitClassifier
@@ -51,7 +52,13 @@ def write_tables(
 
 
 def evaluate(
-    stage: Stage, trainer: Mapping[str, Any], checkpoint: Opened, module: LitClassifier, data: ImageDataModule, images: Mapping[str, Any]
+    stage: Stage,
+    trainer: Mapping[str, Any],
+    checkpoint: Opened,
+    module: LitClassifier,
+    data: ImageDataModule,
+    images: Mapping[str, Any],
+    calibrates: bool = False,
 ) -> str | None:
     """Measures a checkpoint and writes tables of what was found beside it.
 
@@ -62,6 +69,7 @@ def evaluate(
         module: The network that it is of; its weights are loaded.
         data: The images.
         images: The group ``data`` of the recipe.
+        calibrates: Whether a temperature is then fitted to the validation images, and kept beside the checkpoint.
 
     Returns:
         What was found, as it is printed; None on all ranks but the first.
@@ -71,6 +79,8 @@ def evaluate(
     """
     if stage == "val" and not data.has_validation:
         raise InputError("there are no validation images: data.val_fraction=0 sets none aside; give another share, or use `cct test`.")
+    if calibrates and not data.has_validation:
+        raise InputError("--calibrate needs validation images, and there are none: give a val folder, or another share with --data.val_fraction.")
     path = checkpoint.path
     where = f"data.dataset={data.dataset}" if data.about.num_classes and not data.folder else f"data.root={images['root']}"
     check_class_names(str(path), module.class_names, module.model.num_classes, data.class_names, where)
@@ -88,4 +98,7 @@ def evaluate(
     source = images["dataset"] if data.about.num_classes else images["root"]
     there = len(data.splits[stage][1])
     limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
-    return describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images", str(path), folder, problem)
+    told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images", str(path), folder, problem)
+    if calibrates:
+        return f"{told}\n{calibrate_checkpoint(path, data.splits, str(trainer['accelerator']), data.batch_size)}"
+    return told + calibration_note(path)

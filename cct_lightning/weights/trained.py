@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
-from cct_lightning.run_folder import find_network
+from cct_lightning.run_folder import find_network, replacing
 from cct_lightning.weights.sources import check_digest, sha256
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Saved:
         class_names: In the order of the logits; numbers where nobody named them.
         preprocessing: As ``Preprocessing.to_json``; in a checkpoint mean and std may be None.
         opened: Its weights, and all else that the file holds; None of a graph.
+        temperature: That an export's logits are divided by; a checkpoint's stands in a file of its own, see ``read_temperature``.
     """
 
     weights: Path
@@ -40,6 +42,7 @@ class Saved:
     class_names: list[str]
     preprocessing: dict[str, Any]
     opened: Opened | None = None
+    temperature: float = 1.0
 
 
 def read_saved(source: str | Path) -> Saved:
@@ -92,7 +95,8 @@ def read_export(config: Path) -> Saved:
         opened = Opened(str(config.parent), weights, {"state_dict": read_tensors(weights, about["sha256"]), KEY: about})
     else:
         check_digest(weights, about["sha256"], sha256(weights))
-    return Saved(weights, about["format"], about["model"], _class_names(about["class_names"], about["model"]), about["preprocessing"], opened)
+    names, temperature = _class_names(about["class_names"], about["model"]), about.get("temperature", 1.0)  # older exports have none
+    return Saved(weights, about["format"], about["model"], names, about["preprocessing"], opened, _temperature(temperature, config))
 
 
 def read_run(path: Path) -> Saved:
@@ -114,6 +118,49 @@ def read_run(path: Path) -> Saved:
     crop_pct = about["recipe"]["data"].get("crop_pct", 1.0) if about["recipe"] else 1.0
     preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | {"crop_pct": crop_pct}
     return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing, opened)
+
+
+def calibration_path(checkpoint: Path) -> Path:
+    """Names the file beside a checkpoint that holds its temperature: best.calibration.json beside best.ckpt."""
+    return checkpoint.with_name(f"{checkpoint.stem}.calibration.json")
+
+
+def write_temperature(checkpoint: Path, temperature: float, about: Mapping[str, Any]) -> Path:
+    """Keeps a temperature beside a checkpoint, whole, with the checkpoint's sha256 and what else there is to say of it; returns the file.
+
+    Raises:
+        OSError: The folder can't be written.
+    """
+    path = calibration_path(checkpoint)
+    whole = {"temperature": temperature, "checkpoint": checkpoint.name, "sha256": sha256(checkpoint), **about}
+    with replacing(path) as file:
+        file.write((json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
+    return path
+
+
+def read_temperature(saved: Saved) -> float:
+    """Returns what the logits of a trained network are divided by: of a checkpoint what ``write_temperature`` kept, 1 where nothing was.
+
+    Raises:
+        InputError: The file is damaged, or was fitted to another checkpoint of this name.
+    """
+    if saved.format != "checkpoint" or not (path := calibration_path(saved.weights)).is_file():
+        return saved.temperature
+    way = f"fit it anew with cct test {saved.weights} --calibrate, or delete it"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        digest, temperature = about["sha256"], about["temperature"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} can't be read as a temperature ({type(error).__name__}): {way}.") from None
+    if digest != sha256(saved.weights):
+        raise InputError(f"{path} was fitted to another {saved.weights.name}, which has changed since: {way}.")
+    return _temperature(temperature, path)
+
+
+def _temperature(value: object, path: Path) -> float:
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InputError(f"{path}: temperature={value!r} is no number above 0.")
+    return float(value)
 
 
 def build(model_config: Mapping[str, Any]) -> ImageClassifier:

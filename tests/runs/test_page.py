@@ -127,6 +127,20 @@ def test_a_run_on_one_page(run_dir):
     assert all(image["alt"] for image in found.all("img"))
 
 
+def test_a_large_calibration_error_is_explained(run_dir):
+    sure = SUMMARY | {"test": SUMMARY["test"] | {"calibration_error": 0.15}, "test_confidence": 0.95, "label_smoothing": 0.1}
+    (run_dir / "summary.json").write_text(json.dumps(sure))
+    told = page(run_dir).text
+    assert "Calibration error 15.0 %: right in 80.0 %, sure to 95.0 % on average: too sure, as long trainings on few images make a network." in told
+    assert "A temperature mends it: cct test runs/pets/x/checkpoints/best.ckpt --calibrate ." in told
+    assert "A temperature" not in page_of(run_dir, sure | {"test_confidence": None})
+
+
+def page_of(run_dir, summary):
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    return page(run_dir).text
+
+
 def test_nothing_comes_from_elsewhere_and_nothing_runs(run_dir):
     found = page(run_dir)
     assert not found.all("script")

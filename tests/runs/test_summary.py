@@ -51,6 +51,20 @@ def test_a_run_without_test_images_suggests_to_validate():
     assert "  cct validate runs/digits/1/checkpoints/best.ckpt\n" in describe({**WHOLE, "test_accuracy": None})
 
 
+def test_a_large_calibration_error_is_explained():
+    unsure = {"test_accuracy": 0.994, "test": {"calibration_error": 0.172}, "test_confidence": 0.822, "label_smoothing": 0.1}
+    text = describe(WHOLE | unsure)
+    assert (
+        "  calibration          calibration error 17.2 %: right in 99.4 %, sure to 82.2 % on average: too unsure, as label smoothing (0.1) and "
+        in text
+    )
+    assert "a short run (1,200 steps) make a network\n  " in text
+    assert "a temperature mends it: cct test runs/digits/1/checkpoints/best.ckpt --calibrate\n" in text
+    assert "calibration" not in describe(WHOLE)
+    assert "calibration" not in describe(WHOLE | unsure | {"test": {"calibration_error": 0.04}})
+    assert "--calibrate" not in describe(WHOLE | unsure | {"val_accuracy": None, "val_accuracy_last": None})
+
+
 def test_an_average_is_set_beside_the_raw_weights():
     assert "best 50.00 %, last 25.00 %; last without EMA 12.50 %\n" in describe({**WHOLE, "val_accuracy_raw": 0.125})
 
