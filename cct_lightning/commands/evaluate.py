@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from cct_lightning.commands.checks import check_given
 from cct_lightning.commands.requests import Request, read_request
 from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import find_network, newest
+from cct_lightning.tasks.registry import DEFAULT
 
 FLAGS = ("calibrate",)
 
@@ -31,7 +33,14 @@ def prepare(arguments: list[str], command: str) -> Request:
     if checkpoint.suffix != ".ckpt":
         raise InputError(f"{command} measures a run's checkpoint, and {checkpoint} is none: cct predict classifies with it.")
     calibrates = any(option.key in FLAGS for option in typed.options)
+    check_given(command, request.keys, str(checkpoint))
     return Request(command, request.words, request.keys, request.recipes, checkpoint=checkpoint, calibrates=calibrates)
+
+
+def task_of(about: Mapping[str, Any] | None) -> str:
+    """Returns what a checkpoint was trained for; those from before there were tasks classify."""
+    recipe = (about or {}).get("recipe") or {}
+    return str(recipe.get("task", DEFAULT))
 
 
 def recipe_of(about: Mapping[str, Any] | None, request: Request) -> dict[str, Any]:
@@ -46,7 +55,7 @@ def recipe_of(about: Mapping[str, Any] | None, request: Request) -> dict[str, An
     """
     if not isinstance(about, Mapping) or not about.get("model"):
         raise InputError(f"{request.checkpoint} is no checkpoint of `cct fit`, or holds a network that only Python can build.")
-    known: dict[str, Any] = {"model": {**about["model"], "pretrained": None}}
+    known: dict[str, Any] = {"task": task_of(about), "model": {**about["model"], "pretrained": None}}
     if recipe := about["recipe"]:
         known |= {"seed_everything": recipe["seed_everything"], "data": recipe["data"]}
         known["trainer"] = {"precision": recipe["trainer"]["precision"], "accelerator": recipe["trainer"]["accelerator"], "devices": 1}

@@ -17,10 +17,11 @@ from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.networks.presets import VARIANTS
 from cct_lightning.options import default_of, helps
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
-from cct_lightning.tasks.options import FROM_DATA, ClassificationOptions
+from cct_lightning.tasks.options import FROM_DATA
+from cct_lightning.tasks.registry import DEFAULT, TASKS, task_options
 
 PACKAGE = Path(__file__).parents[1]
-GROUPS: dict[str, type] = {"model": ClassificationOptions, "data": DataOptions, "wandb": WandbConfig, "checkpoint": CheckpointConfig}
+GROUPS: dict[str, type] = {"data": DataOptions, "wandb": WandbConfig, "checkpoint": CheckpointConfig}
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,13 @@ def _trainers_keys() -> list[Key]:
 @cache
 def known_keys() -> dict[str, Key]:
     """Returns every key of a recipe by its dotted name; of Lightning's Trainer the first level."""
-    keys = [key for prefix, options in GROUPS.items() for key in _expand(prefix, options)]
-    keys += [*_trainers_keys(), Key("seed_everything", "int", "0", "Seed of everything that is drawn.")]
+    keys = [key for task in TASKS for key in _expand("model", task_options(task))]
+    keys += [key for prefix, options in GROUPS.items() for key in _expand(prefix, options)]
+    keys += [
+        *_trainers_keys(),
+        Key("task", f"Literal[{', '.join(map(repr, TASKS))}]", repr(DEFAULT), "What is learned."),
+        Key("seed_everything", "int", "0", "Seed of everything that is drawn."),
+    ]
     return {key.name: key for key in keys}
 
 

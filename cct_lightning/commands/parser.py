@@ -1,7 +1,8 @@
 """LightningCLI as the parser of recipes and keys: flat groups, short errors. It builds the task and the data; runs/ does the rest."""
 
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -9,11 +10,11 @@ from cct_lightning.commands.messages import Parser
 from cct_lightning.commands.requests import Request
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
-from cct_lightning.runs.checkpointing import MONITORS
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.runs.trainer import Setting
-from cct_lightning.tasks.classification import LitClassifier
 from cct_lightning.tasks.options import FROM_DATA
+from cct_lightning.tasks.registry import DEFAULT, TASKS, task_class
+from cct_lightning.tasks.task import Task
 from cct_lightning.training.hardware import default_precision
 from cct_lightning.weights.files import Opened
 
@@ -25,16 +26,17 @@ class CLI(LightningCLI):
         request: What was asked for.
         words: Recipes and keys for the parser, in place of those of the request.
         weights: What ``model.pretrained`` leads to, where it has been opened already.
+        task: What is learned; None: what the request says.
     """
 
-    model: LitClassifier
+    model: Task
     datamodule: ImageDataModule
 
-    def __init__(self, request: Request, words: list[str], weights: Opened | None = None) -> None:
-        self.request, self.weights = request, weights
+    def __init__(self, request: Request, words: list[str], weights: Opened | None = None, task: str | None = None) -> None:
+        self.request, self.weights, self.task = request, weights, task or request.task or DEFAULT
         self.trains = request.checkpoint is None
         super().__init__(
-            LitClassifier,
+            task_class(self.task),
             ImageDataModule,
             args=words,
             run=False,
@@ -48,19 +50,21 @@ class CLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({"trainer.enable_model_summary": False})  # the summary at the end says more in fewer lines
-        parser.add_class_arguments(LitClassifier, "model", fail_untyped=False, sub_configs=True, skip={"model"})
+        parser.add_class_arguments(self._model_class, "model", fail_untyped=False, sub_configs=True, skip={"model"})
         parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False, sub_configs=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--task", type=Literal[tuple(TASKS)], default=self.task, help="What is learned.")  # so that files may say it
         parser.add_class_arguments(WandbConfig, "wandb")
         parser.add_class_arguments(CheckpointConfig, "checkpoint")
         if self.trains:
-            for name in FROM_DATA:
+            taken = signature(self._model_class).parameters
+            for name in filter(taken.__contains__, FROM_DATA):
                 parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         if self.weights is not None:
-            parser.add_instantiator(self._with_weights, LitClassifier, subclasses=False)
+            parser.add_instantiator(self._with_weights, self._model_class, subclasses=False)
 
-    def _with_weights(self, kind: type[LitClassifier], *arguments: Any, **named: Any) -> LitClassifier:
+    def _with_weights(self, kind: type[Task], *arguments: Any, **named: Any) -> Task:
         return kind(*arguments, **{**named, "pretrained": self.weights})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -73,8 +77,9 @@ class CLI(LightningCLI):
         if config.trainer.precision is None and not config.trainer.plugins:  # a plugin may be one for the precision
             config.trainer.precision = default_precision(str(config.trainer.accelerator))
         monitor = config.checkpoint.monitor
-        if self.trains and monitor not in MONITORS:
-            raise InputError(f"checkpoint.monitor={monitor} is no measure of the validation.{did_you_mean(monitor, MONITORS)}")
+        known = task_class(self.task).measures
+        if self.trains and monitor not in known:
+            raise InputError(f"checkpoint.monitor={monitor} is no measure of the validation.{did_you_mean(monitor, known)}")
 
     @property
     def base(self) -> Path:

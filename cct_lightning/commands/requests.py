@@ -37,6 +37,12 @@ class Request:
     run: RunFolder | None = None
     epochs: int | None = None
     checkpoint: Path | None = None
+
+    @property
+    def task(self) -> str | None:
+        """What is learned, where a recipe or a word says so."""
+        return self.keys.get("task")
+
     calibrates: bool = False
 
 

@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from cct_lightning.commands.evaluate import recipe_of
+from cct_lightning.commands.evaluate import recipe_of, task_of
 from cct_lightning.commands.finetune import from_scratch, own_keys
 from cct_lightning.commands.messages import quieten, raised_by_lightning
 from cct_lightning.commands.parser import CLI
@@ -43,7 +43,7 @@ def train(request: Request) -> Session:
             resumes = _open_last(request)
         elif request.command == "finetune":
             words, weights = _with_source(request, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        cli = CLI(request, words, weights)
+        cli = CLI(request, words, weights, None if resumes is None else task_of(resumes.about))
         folder = request.run or RunFolder.make(recipe_name(request.recipes[0]), cli.base)
         if VARIABLE not in os.environ:  # else the process that launched this one sees to it
             stack.callback(folder.discard_unless_begun)
@@ -69,7 +69,7 @@ def measure(request: Request) -> None:
         opened = open_weights(request.checkpoint)
         known = Path(place, "recipe.yaml")
         known.write_text(yaml.safe_dump(recipe_of(opened.about, request)), encoding="utf-8")
-        cli = CLI(request, ["--config", str(known), *request.words])
+        cli = CLI(request, ["--config", str(known), *request.words], task=request.task or task_of(opened.about))
         setting = cli.build()
         stage: Stage = "test" if request.command == "test" else "val"
         images = setting.recipe["data"]

@@ -11,8 +11,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from cct_lightning.run_folder import replacing
 from cct_lightning.weights.files import Opened
 
-MONITORS = ("val/accuracy", "val/loss", "val/f1", "val/calibration_error", "val/top5")
-
 
 class RunCheckpoint(ModelCheckpoint):
     """Keeps a file of the run's folder, wherever that has been moved between two sittings."""
@@ -49,7 +47,8 @@ class BestCheckpoint(RunCheckpoint):
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         tie = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
         if chosen := tie or super().check_monitor_top_k(trainer, current):
-            self.accuracy = float(trainer.callback_metrics["val/accuracy"])
+            found = trainer.callback_metrics.get("val/accuracy")  # other tasks have none
+            self.accuracy = None if found is None else float(found)
         return chosen
 
     def state_dict(self) -> dict[str, Any]:

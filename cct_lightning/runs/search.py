@@ -10,7 +10,7 @@ from lightning.pytorch.tuner import Tuner
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.pictures import save_picture
-from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.tasks.task import Task
 
 LR_STEPS = 200  # from the least rate to the largest
 SKIP = 10  # first steps, in which the average of the loss settles
@@ -70,7 +70,7 @@ def steepest_fall(losses: list[float]) -> int:
     return min(falls)[1]
 
 
-def find_lr(trainer: Trainer, module: LitClassifier, data: ImageDataModule) -> str:
+def find_lr(trainer: Trainer, module: Task, data: ImageDataModule) -> str:
     """Raises the learning rate step by step, and takes that where the loss falls fastest; draws the curve into pictures/find-lr.png.
 
     Args:
@@ -110,7 +110,7 @@ def _curve(rates: list[float], losses: list[float], found: float) -> Any:
     return figure
 
 
-def find_batch_size(trainer: Trainer, module: LitClassifier, data: ImageDataModule) -> str:
+def find_batch_size(trainer: Trainer, module: Task, data: ImageDataModule) -> str:
     """Doubles the batch until the memory is full; returns the largest that fitted, and the flag that sets it."""
     data.prepare_data()
     data.setup("fit")
@@ -124,5 +124,5 @@ def find_batch_size(trainer: Trainer, module: LitClassifier, data: ImageDataModu
 
 
 # By the flags of the command line: what looks for the value, and how long its trainer may run.
-SEARCHES: dict[str, Callable[[Trainer, LitClassifier, ImageDataModule], str]] = {"find-lr": find_lr, "find-batch-size": find_batch_size}
+SEARCHES: dict[str, Callable[[Trainer, Task, ImageDataModule], str]] = {"find-lr": find_lr, "find-batch-size": find_batch_size}
 LENGTHS: dict[str, dict[str, int]] = {"find-lr": {"max_steps": LR_STEPS, "max_epochs": -1, "limit_val_batches": 0}, "find-batch-size": {}}

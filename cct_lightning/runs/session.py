@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cct_lightning.callbacks import EMA, TestReport
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError
-from cct_lightning.networks.classifier import count_flops
+from cct_lightning.networks.classifier import ImageClassifier, LoadReport, count_flops
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.page import write_page
 from cct_lightning.runs.search import SEARCHES
@@ -21,6 +21,8 @@ from cct_lightning.runs.summary import Summary, describe, device_name
 from cct_lightning.runs.testing import write_tables
 from cct_lightning.runs.trainer import Parts, Setting
 from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
+from cct_lightning.tasks.task import Task
 
 
 class Session:
@@ -37,7 +39,7 @@ class Session:
         stopped_by: The signal that ended it, or 0.
     """
 
-    def __init__(self, setting: Setting, folder: RunFolder, module: LitClassifier, data: ImageDataModule, search: str | None = None) -> None:
+    def __init__(self, setting: Setting, folder: RunFolder, module: Task, data: ImageDataModule, search: str | None = None) -> None:
         self.setting, self.folder, self.module, self.data = setting, folder, module, data
         parts = Parts(setting, folder, module, data, search)
         self.trainer, self.best, self.tracker = parts.trainer, parts.best, parts.tracker
@@ -80,18 +82,12 @@ class Session:
     def _begin(self) -> None:
         """Says what became of the weights that were loaded, and starts the clock."""
         module, speaks = self.module, self.trainer.is_global_zero
-        if (report := module.model.load_report) is not None and speaks:
+        if (report := self._load_report) is not None and speaks:
             print(report)
-        frozen = module.freeze_part == "backbone"
-        if frozen and report is None and self.setting.resumes is None:
-            raise InputError("model.freeze=backbone needs weights to keep: give --model.pretrained SOURCE (`cct finetune --help`), or freeze none.")
-        plain = module.engine != "graph" and not isinstance(self.trainer.strategy, ModelParallelStrategy)
-        if frozen and plain and not self.data.augment.is_random:
-            self.data.use_features(module.encode)
-            if speaks:
-                print("the backbone is frozen and no augmentation is on: its features are computed once")
+        if frozen := isinstance(module, LitClassifier) and module.freeze_part == "backbone":
+            self._freeze(module)
         try:
-            self._flops = count_flops(module.model)
+            self._flops = count_flops(module.model) if isinstance(module.model, ImageClassifier) else None
         except Exception:  # torch's counter fails on some networks of timm's; a missing figure shall stop no training
             self._flops = None
         self._throughput.flops_per_image = None if frozen else self._flops  # of a frozen part no gradients are computed
@@ -100,6 +96,22 @@ class Session:
         if self.setting.resumes is not None and speaks:
             print(f"going on from {self.folder.last}")
         self._sitting.start_clock()
+
+    def _freeze(self, module: LitClassifier) -> None:
+        """Has the features of a frozen backbone computed once, where no augmentation changes them."""
+        if self._load_report is None and self.setting.resumes is None:
+            raise InputError("model.freeze=backbone needs weights to keep: give --model.pretrained SOURCE (`cct finetune --help`), or freeze none.")
+        plain = module.engine != "graph" and not isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if plain and not self.data.augment.is_random:
+            self.data.use_features(module.encode)
+            if self.trainer.is_global_zero:
+                print("the backbone is frozen and no augmentation is on: its features are computed once")
+
+    @property
+    def _load_report(self) -> LoadReport | None:
+        """What became of the weights that the run started from."""
+        network = classifier_of(self.module)
+        return network.load_report if network is not None else None
 
     def _end(self) -> Summary:
         """Measures the test images, writes and prints the summary, and ends the tracking."""
@@ -114,8 +126,8 @@ class Session:
         summary = Summary(
             recipe=self.folder.recipe,
             run_dir=str(self.folder.path),
-            arch=self.module.model_config["arch"],
-            pooling=type(self.module.model.pooling).__name__,
+            arch=str(self.setting.recipe["model"]["arch"]),
+            pooling=type(network.pooling).__name__ if (network := classifier_of(self.module)) else "",
             val_accuracy=self.best.accuracy if self.best else last.get("val/accuracy"),
             val_accuracy_last=last.get("val/accuracy"),
             val_accuracy_raw=raw,
@@ -130,14 +142,14 @@ class Session:
             steps=steps,
             best_checkpoint=best_path,
             last_checkpoint=last_path,
-            load_report=asdict(report) if (report := self.module.model.load_report) else None,
+            load_report=asdict(report) if (report := self._load_report) else None,
             device=device_name(trainer),
             devices=trainer.world_size,
             seed=self.setting.recipe["seed_everything"],
             finished=not trainer.interrupted,
             resumed=self._sitting.number - 1,
             test_confidence=confidence,
-            label_smoothing=self.module.label_smoothing,
+            label_smoothing=self.setting.recipe["model"].get("label_smoothing"),
         )
         if trainer.is_global_zero:
             self._tell(summary)
@@ -170,10 +182,11 @@ class Session:
         trainer = self.trainer
         if not self.data.has_test or trainer.limit_test_batches == 0 or trainer.interrupted:
             return {}, None
-        self.module.collect = True
+        if isinstance(self.module, KeepsOutcomes):
+            self.module.collect = True
         tested = trainer.test(self.module, self.data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
         confidence = None
-        if trainer.is_global_zero and checkpoint:
+        if trainer.is_global_zero and checkpoint and isinstance(self.module, KeepsOutcomes):
             report, folder, problem = write_tables("test", tested, Path(checkpoint), self.module, self.data, self.setting.recipe["data"])
             if problem:
                 print(f"{folder} can't be written ({problem.strerror or problem}).")

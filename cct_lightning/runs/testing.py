@@ -13,7 +13,8 @@ from cct_lightning.evaluation.tables import check_class_names, describe_report, 
 from cct_lightning.inference.calibration import calibrate_checkpoint, calibration_note
 from cct_lightning.run_folder import tables_beside
 from cct_lightning.runs.trainer import keep_files_whole
-from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
+from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import Opened
 
 Stage = Literal["val", "test"]
@@ -21,7 +22,7 @@ NAMES = {"val": "validation", "test": "test"}
 
 
 def write_tables(
-    stage: Stage, measured: Mapping[str, Any], checkpoint: Path, module: LitClassifier, data: ImageDataModule, images: Mapping[str, Any]
+    stage: Stage, measured: Mapping[str, Any], checkpoint: Path, module: KeepsOutcomes, data: ImageDataModule, images: Mapping[str, Any]
 ) -> tuple[Report, Path, OSError | None]:
     """Writes what an evaluation found into a folder beside the checkpoint.
 
@@ -55,7 +56,7 @@ def evaluate(
     stage: Stage,
     trainer: Mapping[str, Any],
     checkpoint: Opened,
-    module: LitClassifier,
+    module: Task,
     data: ImageDataModule,
     images: Mapping[str, Any],
     calibrates: bool = False,
@@ -83,8 +84,10 @@ def evaluate(
         raise InputError("--calibrate needs validation images, and there are none: give a val folder, or another share with --data.val_fraction.")
     path = checkpoint.path
     where = f"data.dataset={data.dataset}" if data.about.num_classes and not data.folder else f"data.root={images['root']}"
-    check_class_names(str(path), module.class_names, module.model.num_classes, data.class_names, where)
-    module.collect = True
+    if (network := classifier_of(module)) is not None:
+        check_class_names(str(path), module.class_names, network.num_classes, data.class_names, where)
+    if isinstance(module, KeepsOutcomes):
+        module.collect = True
     root = trainer["default_root_dir"] or str(tables_beside(path, data.dataset, stage))
     runner = Trainer(**{**trainer, "default_root_dir": root, "enable_checkpointing": False, "logger": trainer["logger"] or False})
     keep_files_whole(runner, checkpoint)
@@ -92,10 +95,12 @@ def evaluate(
     measure(module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
     if not runner.is_global_zero:
         return None
+    source = images["dataset"] if data.about.num_classes else images["root"]
+    if not isinstance(module, KeepsOutcomes):
+        return "\n".join([f"{NAMES[stage]} of {source}", *(f"  {name} {float(value):.4f}" for name, value in runner.callback_metrics.items())])
     if module.outcomes is None:
         raise InputError("no image was measured: leave out trainer.limit_test_batches=0 and trainer.limit_val_batches=0.")
     report, folder, problem = write_tables(stage, runner.callback_metrics, path, module, data, images)
-    source = images["dataset"] if data.about.num_classes else images["root"]
     there = len(data.splits[stage][1])
     limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
     told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images", str(path), folder, problem)

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from cct_lightning.callbacks import ProgressBar, Throughput
 from cct_lightning.data.module import ImageDataModule
+from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.checkpointing import BestCheckpoint, RunCheckpoint, WholeFileIO
@@ -23,7 +24,7 @@ from cct_lightning.runs.sitting import Sitting
 from cct_lightning.runs.summary import about
 from cct_lightning.runs.tracking.server import is_disabled
 from cct_lightning.runs.tracking.tracker import Tracker
-from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import Opened
 
 
@@ -121,7 +122,7 @@ class Parts:
         tracker: Of W&B; None where that is disabled.
     """
 
-    def __init__(self, setting: Setting, folder: RunFolder, module: LitClassifier, data: ImageDataModule, search: str | None = None) -> None:
+    def __init__(self, setting: Setting, folder: RunFolder, module: Task, data: ImageDataModule, search: str | None = None) -> None:
         given = {**setting.trainer, "default_root_dir": str(folder.path)}
         if not data.has_validation:
             given["limit_val_batches"] = 0
@@ -165,11 +166,12 @@ def as_list(given: Any) -> list[Any]:
     return [] if given in (None, True, False) else list(given) if isinstance(given, (list, tuple)) else [given]
 
 
-def _tracker(setting: Setting, folder: RunFolder, module: LitClassifier) -> Tracker | None:
+def _tracker(setting: Setting, folder: RunFolder, module: Task) -> Tracker | None:
     """Returns the run's logger for W&B, None where that is disabled."""
     if is_disabled(setting.wandb.mode):
         return None
-    arch = module.model_config["arch"].replace("/", "_")
-    pooling = next(name for name, kind in POOLINGS.items() if kind is type(module.model.pooling))
-    name = f"{folder.recipe}-{arch}-{pooling}-s{setting.recipe['seed_everything']}"
+    parts = [folder.recipe, str(setting.recipe["model"]["arch"]).replace("/", "_")]
+    if isinstance(module.model, ImageClassifier):
+        parts += [name for name, kind in POOLINGS.items() if kind is type(module.model.pooling)]
+    name = "-".join([*parts, f"s{setting.recipe['seed_everything']}"])
     return Tracker(setting.wandb, folder.path, folder.recipe, name, None if setting.resumes else setting.command)

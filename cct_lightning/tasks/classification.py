@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,8 @@ class LitClassifier(Task):
     Batches are sequences that begin with images, uint8 or float normalised (B, C, H, W), and targets, class indices (B,) or
     probabilities (B, K).
     """
+
+    measures: ClassVar[tuple[str, ...]] = ("val/accuracy", "val/loss", "val/f1", "val/calibration_error", "val/top5")
 
     @keywords_of(LitClassifierOptions)
     def __init__(self, options: LitClassifierOptions) -> None:

@@ -1,17 +1,20 @@
 """The tasks by name. Importing this needs no torch.
 
-A new one is a file in this folder with a child of ``Task``, a line below, and its recipes, which say ``task: NAME``.
+A new one is a file in this folder with a child of ``Task`` and its options, a line in both tables, and its recipes, which say ``task: NAME``.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cct_lightning.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from cct_lightning.tasks.task import Task
 
-TASKS = {"classification": "cct_lightning.tasks.classification:LitClassifier"}  # where the class is, module:Class
+# Where the class of each is, and where its options are, module:Class.
+TASKS = {"classification": "cct_lightning.tasks.classification:LitClassifier"}
+OPTIONS = {"classification": "cct_lightning.tasks.options:ClassificationOptions"}
+DEFAULT = "classification"
 
 
 def task_class(name: str) -> "type[Task]":
@@ -20,8 +23,22 @@ def task_class(name: str) -> "type[Task]":
     Raises:
         InputError: There is no task of this name.
     """
-    if name not in TASKS:
-        raise InputError(f"task={name!r} is unknown.{did_you_mean(name, TASKS)}")
-    module, _, attribute = TASKS[name].partition(":")
-    found: type[Task] = getattr(import_module(module), attribute)
+    found: type[Task] = _find(name, TASKS)
     return found
+
+
+def task_options(name: str) -> type:
+    """Imports the options of a task, the keys ``model`` of its recipes; that needs no torch.
+
+    Raises:
+        InputError: There is no task of this name.
+    """
+    found: type = _find(name, OPTIONS)
+    return found
+
+
+def _find(name: str, places: dict[str, str]) -> Any:
+    if name not in places:
+        raise InputError(f"task={name!r} is unknown.{did_you_mean(name, places)}")
+    module, _, attribute = places[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -47,9 +47,11 @@ class Task(L.LightningModule, ABC):
         model_config: Arguments that build the task again, in plain values, for the checkpoint; None where it takes none.
         own_model: Whether only Python code can build the network: the checkpoint then leaves ``model_config`` out.
         recipe: The whole configuration as run, where a command line set one.
+        measures: Of the validation, which may choose the best epoch.
         seed: Of the run; what a step draws follows from it, the epoch and the number of the batch.
     """
 
+    measures: ClassVar[tuple[str, ...]] = ("val/loss",)
     model: nn.Module
     model_config: dict[str, Any] | None
 
