@@ -295,7 +295,7 @@ def find_network(word: str | Path) -> Path:
     if not folder.is_dir() or (folder != path and not path.is_file()):
         near = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".ckpt", ".pth", ".pt", ".safetensors"))[:5]
         hint = f"Beside it: {', '.join(near)}." if near else "Checkpoints lie in runs/<recipe>/<time>/checkpoints/."
-        raise InputError(f"There is no file{'' if path.suffix else ' or folder'} {path}. {hint}")
+        raise InputError(f"There is no file or folder {path}. {hint}")
     run = RunFolder(folder)
     for file in (folder / "config.json", run.best, run.last, folder / BEST, folder / LAST):
         if file.is_file():

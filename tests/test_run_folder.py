@@ -70,7 +70,7 @@ def test_every_word_for_a_network_leads_to_one_file(run, tmp_path):
     run.last.unlink()
     with pytest.raises(InputError, match="is a run without checkpoints: it was stopped before its first epoch ended"):
         find_network(run.path)
-    with pytest.raises(InputError, match=r"There is no file nowhere\.ckpt\."):
+    with pytest.raises(InputError, match=r"There is no file or folder nowhere\.ckpt\. Checkpoints lie in"):
         find_network("nowhere.ckpt")
     with pytest.raises(InputError, match="There is no file or folder nowhere"):
         find_network("nowhere")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-from pathlib import Path
-from typing import NoReturn
-
+from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.inference.comparison import NUM_IMAGES, batch_sizes
 from cct_lightning.inference.export import TOLERANCE, Exported, export
 from cct_lightning.inference.writers import FORMATS
+from cct_lightning.run_folder import newest
 
+OPTIONS = ("format", "out", "images", "tolerance", "overwrite")
 HELP = f"""\
 cct export CHECKPOINT --format {"|".join(FORMATS)} [--out DIR]
 
@@ -29,11 +27,6 @@ Graphs take "images", float32, normalised, (batch, C, H, W), a batch of any size
 """
 
 
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"export: {message}. `cct export --help` lists what it takes.")
-
-
 def main(arguments: list[str]) -> None:
     """Runs ``cct export`` with the words after ``export``.
 
@@ -43,20 +36,28 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return
-    parser = _Arguments("export", add_help=False, allow_abbrev=False)
-    parser.add_argument("checkpoint", nargs="?")
-    options = [parser.add_argument(name).option_strings[0] for name in ("--format", "--out", "--images")]
-    options.append(parser.add_argument("--tolerance", type=float, default=TOLERANCE).option_strings[0])
-    options.append(parser.add_argument("--overwrite", action="store_true").option_strings[0])
-    given, unknown = parser.parse_known_args(arguments)
-    for word in unknown:
-        raise InputError(f"export does not take {word!r}.{did_you_mean(word, options)}")
-    if given.checkpoint is None:
-        found = max(Path("runs").glob("*/*/checkpoints/best.ckpt"), key=os.path.getmtime, default="runs/.../checkpoints/best.ckpt")
-        raise InputError(f"export needs a checkpoint: cct export {found} --format {given.format or 'onnx'}")
-    if given.format is None:
-        raise InputError(f"export needs a format: cct export {given.checkpoint} --format {'|'.join(FORMATS)}")
-    _tell(export(given.checkpoint, given.format, given.out, given.images, given.tolerance, given.overwrite))
+    typed = read_words(arguments, "export", ("overwrite",), _meant)
+    for word in typed.alone[1:]:
+        raise InputError(f"export does not take {word!r}.{did_you_mean(word, map('--{}'.format, OPTIONS))}")
+    format = typed.last("format")
+    if not typed.alone:
+        found = next(iter(newest()), "runs/.../checkpoints/best.ckpt")
+        raise InputError(f"export needs a checkpoint: cct export {found} --format {format or 'onnx'}")
+    if format is None:
+        raise InputError(f"export needs a format: cct export {typed.alone[0]} --format {'|'.join(FORMATS)}")
+    tolerance = typed.last("tolerance")
+    try:
+        allowed = TOLERANCE if tolerance is None else float(tolerance)
+    except ValueError:
+        raise InputError(f"--tolerance {tolerance}: it takes a number.") from None
+    overwrite = any(option.key == "overwrite" for option in typed.options)
+    _tell(export(typed.alone[0], format, typed.last("out"), typed.last("images"), allowed, overwrite))
+
+
+def _meant(key: str) -> str:
+    if key not in OPTIONS:
+        raise InputError(f"export does not take '--{key}'.{did_you_mean(f'--{key}', map('--{}'.format, OPTIONS))}")
+    return key
 
 
 def _tell(done: Exported) -> None:

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from cct_lightning.commands.keys import check_value, groups, known_keys
+from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.files import find_images as find_images
 from cct_lightning.data.options import Preprocessing as Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
@@ -98,25 +99,10 @@ def parse(arguments: list[str], command: str = "predict", options_taken: tuple[s
     Raises:
         InputError: An unknown option, a value that an option can't have, or a word is missing.
     """
-    positional: list[str] = []
-    options: dict[str, Any] = {}
-    words = iter(arguments)
-    for word in words:
-        if word == "--":
-            positional += words
-        elif not word.startswith("-"):
-            positional.append(word)
-        else:
-            typed, equals, value = word.removeprefix("--").partition("=")
-            takes = [*options_taken, *network_keys()]
-            name = dashed if (dashed := typed.replace("-", "_")) in takes else typed
-            _check_name(name, takes, command)
-            if name == "overwrite":
-                options[name] = True
-            elif not equals and (value := next(words, "--")).startswith("--"):
-                raise InputError(f"--{name} needs a value. `cct {command} --help` says which.")
-            else:
-                options[name] = _value(name, value, command)
+    takes = [*options_taken, *network_keys()]
+    typed = read_words(arguments, command, ("overwrite",), lambda key: _meant(key, takes, command))
+    options = {option.key: True if option.value is None else _value(option.key, option.value, command) for option in typed.options}
+    positional = typed.alone
     if not positional:
         raise InputError(f"{command} needs a network and images: cct {command} runs/.../checkpoints/best.ckpt photos/")
     if len(positional) == 1:
@@ -124,17 +110,19 @@ def parse(arguments: list[str], command: str = "predict", options_taken: tuple[s
     return Request(positional[0], positional[1:], options)
 
 
-def _check_name(name: str, takes: list[str], command: str) -> None:
-    if name in takes:
-        return
-    if name in ("-c", "config"):
+def _meant(typed: str, takes: list[str], command: str) -> str:
+    """Returns the name of an option that was typed, perhaps with dashes for underscores; refuses what the command does not take."""
+    for name in (typed, typed.replace("-", "_")):
+        if name in takes:
+            return name
+    if (name := typed) == CONFIG:
         raise InputError(f"{command} takes no recipe: the checkpoint knows its own, and options such as --data.crop_pct win over it.")
     if name in groups():
         raise InputError(f"--{name} is a group of keys: give one of them. `cct {command} --help` lists those that {command} takes.")
     if name in known_keys():
         why = "the checkpoint knows it" if name.startswith("model.") and name.removeprefix("model.") in FROM_DATA else "it is for trainings and tests"
         raise InputError(f"--{name} means nothing to {command}: {why}. `cct {command} --help` lists what it takes.")
-    raise InputError(f"{command} has no option --{name.lstrip('-')}.{did_you_mean(name, takes, listed=0)} `cct {command} --help` lists them.")
+    raise InputError(f"{command} has no option --{name}.{did_you_mean(name, takes, listed=0)} `cct {command} --help` lists them.")
 
 
 def _value(name: str, text: str, command: str) -> Any:

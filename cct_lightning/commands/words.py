@@ -1,6 +1,6 @@
 """What is typed: the one reader of ``--key value``, ``--key=value``, ``-c RECIPE`` and of words that are no keys."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from cct_lightning.errors import InputError
@@ -45,13 +45,14 @@ class Typed(NamedTuple):
         return next((option.value for option in reversed(self.options) if option.key == key), None)
 
 
-def read_words(arguments: Iterable[str], command: str, flags: Collection[str] = ()) -> Typed:
+def read_words(arguments: Iterable[str], command: str, flags: Collection[str] = (), check: Callable[[str], str] = str) -> Typed:
     """Reads the words behind a command. What follows ``--`` stands alone, whatever it begins with.
 
     Args:
         arguments: The words.
         command: For errors.
         flags: Keys without a value, unless one is given with ``=``.
+        check: Takes each key as it was typed and returns it as it is meant; raises where the command has none of this name.
 
     Raises:
         InputError: A key has no value.
@@ -66,9 +67,10 @@ def read_words(arguments: Iterable[str], command: str, flags: Collection[str] = 
             alone.append(word)
         else:
             name, equals, value = word.partition("=")
-            key = CONFIG if name == "-c" else name.lstrip("-").removesuffix("+")
+            key = check(CONFIG if name == "-c" else name.lstrip("-").removesuffix("+"))
             given: str | None = value if equals else None
             if not equals and key not in flags and ((given := next(words, None)) is None or given.startswith("--")):
+                name = name if key == CONFIG else f"--{key}"
                 lacks = f"is given without a value: {TAKES[key]}." if key in TAKES else f"needs a value. `cct {command} --help` says which."
                 raise InputError(f"{name} {lacks}")
             options.append(Option(key, given, name.endswith("+")))

@@ -65,7 +65,7 @@ def test_the_front_imports_neither_torch_nor_lightning():
     (("fit", "-c", "smoke"), "no recipe says which data: the overlays smoke, ddp and fsdp are laid over one"),
     (("test",), "test needs a checkpoint, a file that ends in .ckpt: cct test runs/.../checkpoints/best.ckpt"),
     (("test", "-c", "digits"), "test needs a checkpoint"),
-    (("test", "nowhere.ckpt"), "There is no file nowhere.ckpt."),
+    (("test", "nowhere.ckpt"), "There is no file or folder nowhere.ckpt."),
 ])  # fmt: skip
 def test_errors_are_short_and_say_the_way_out(cct, words, message):
     outcome = cct(*words)
