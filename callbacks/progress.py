@@ -10,15 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as Bar
 
 from cct_lightning.errors import check_range
+from cct_lightning.wording import clock, percent
 
 from .throughput import Throughput
-
-
-def clock(seconds: float) -> str:
-    """Writes a duration as 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class ProgressBar(Bar):
@@ -140,7 +134,7 @@ class ProgressBar(Bar):
         if rate:
             parts.append(f"{rate:,.0f} images/s")
         if self._accuracy is not None:
-            parts.append(f"val {100 * self._accuracy:.1f} % (best {100 * self._best:.1f} %)")
+            parts.append(f"val {percent(self._accuracy)} (best {percent(self._best)})")
         seconds, steps = time.monotonic() - self._began, done - self._begin
         if steps and math.isfinite(total):
             parts.append(f"{clock(seconds / steps * (total - done))} left" if done < total else f"{clock(seconds)} in all")

@@ -14,6 +14,7 @@ from cct_lightning.evaluation.drawings import draw_classes, draw_confusion, draw
 from cct_lightning.evaluation.outcomes import Report, make_report
 from cct_lightning.evaluation.pictures import save_picture
 from cct_lightning.tasks.needs import KeepsOutcomes
+from cct_lightning.wording import reason
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,5 +72,4 @@ class TestReport(Callback):
 
 
 def _warn(name: str, error: Exception) -> None:
-    why = (str(error).splitlines() or [""])[0][:200]
-    warnings.warn(f"TestReport could not make {name}: {why or type(error).__name__}", stacklevel=2)
+    warnings.warn(f"TestReport could not make {name}: {reason(error)}", stacklevel=2)

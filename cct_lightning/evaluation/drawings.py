@@ -8,6 +8,7 @@ import PIL.Image
 
 from cct_lightning.data.files import Array
 from cct_lightning.evaluation.outcomes import ClassRow, Mistake, Report
+from cct_lightning.wording import percent, printable, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,13 +27,7 @@ PIXELS = 256  # longest side of an image in it
 
 def _shown(name: str, width: int = NAME_WIDTH) -> str:
     """Cuts the middle out of a long name, and keeps matplotlib from reading formulas in it."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-    short = plain if len(plain) <= width else f"{plain[: width // 2]}…{plain[width // 2 - width + 1 :]}"
-    return short.replace("$", r"\$")
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None or value != value else f"{100 * value:.{digits}f} %"
+    return shortened(printable(name), width).replace("$", r"\$")
 
 
 def _figure(width: float, height: float, title: str) -> tuple["Figure", "Axes"]:
@@ -73,7 +68,7 @@ def draw_confusion(report: Report) -> "Figure":
     for confusion in report.confusions:
         shares[number_of[confusion.true], number_of[confusion.predicted]] = confusion.share
     side = k * min(max(0.42, 4.2 / k), 1.3) if few else 8.0
-    figure, axes = _figure(side, side, f"Confusion matrix: {_percent(report.measures['accuracy'], 2)} of {report.n:,} images right")
+    figure, axes = _figure(side, side, f"Confusion matrix: {percent(report.measures['accuracy'], 2)} of {report.n:,} images right")
     # Of many classes each mistake is a small share of its row: the root tells 1 % from nothing.
     norm = PowerNorm(1.0 if few else 0.5, vmin=0, vmax=1)
     image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest" if few else "auto")
@@ -112,7 +107,7 @@ def draw_reliability(report: Report) -> "Figure":
     """Draws the accuracy of images of about the same confidence, the probability of the predicted class, and how many there are."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(4.6, 3.4, f"Reliability: calibration error {_percent(report.measures['calibration_error'], 2)}")
+    figure, axes = _figure(4.6, 3.4, f"Reliability: calibration error {percent(report.measures['calibration_error'], 2)}")
     below = figure.add_axes((0, -0.3, 1, 0.22), sharex=axes)
     for bin in report.calibration:
         middle, width = (bin.low + bin.high) / 2, 0.9 * (bin.high - bin.low)
@@ -152,7 +147,7 @@ def draw_classes(report: Report) -> "Figure":
         places = [(float(place), row) for place, row in enumerate(rows[:half])]
         places += [(half + 1.0 + place, row) for place, row in enumerate(rows[-half:])]
     length = places[-1][0] + 1
-    mean = f"mean F1 {_percent(report.measures['f1'], 2)}"
+    mean = f"mean F1 {percent(report.measures['f1'], 2)}"
     title = f"Classes: {mean}" if between <= 0 else f"The {SHOWN // 2} worst and the {SHOWN // 2} best of {len(rows)} classes: {mean}"
     figure, axes = _figure(4.8, 0.26 * length, title)
     y = [place for place, _ in places]
@@ -164,7 +159,7 @@ def draw_classes(report: Report) -> "Figure":
         x = [np.nan if value is None else value for value in values]
         axes.scatter(x, y, s=26, marker=marker, linewidth=0.9, zorder=3, clip_on=False, label=label, facecolor=fill, edgecolor=edge)
     for right, heading, texts in (
-        (1.13, "F1", [_percent(row.f1) for _, row in places]),
+        (1.13, "F1", [percent(row.f1) for _, row in places]),
         (1.24, "images", [f"{row.n:,}" for _, row in places]),
     ):
         axes.text(right, -0.9, heading, transform=axes.get_yaxis_transform(), ha="right", va="center", color=GREY, fontsize=8)
@@ -210,7 +205,7 @@ def draw_mistakes(report: Report, images: Sequence[Array]) -> "Figure":
         part = axes.inset_axes((column * cell, row * height, cell - 0.1, cell - 0.1), transform=axes.transData, anchor="SW")
         part.imshow(_small(image), cmap="gray", vmin=0, vmax=255)
         part.set_axis_off()
-        told, sure = [_shown(mistake.true, 20), f"→ {_shown(mistake.predicted, 18)}"], _percent(mistake.probability, 0)
+        told, sure = [_shown(mistake.true, 20), f"→ {_shown(mistake.predicted, 18)}"], percent(mistake.probability, 0)
         told = [*told, sure] if lines == 3 else [told[0], f"{told[1]}, {sure}"]
         for number, text in enumerate(told):
             y = row * height + cell - 0.05 + number * line

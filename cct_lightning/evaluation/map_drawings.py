@@ -21,6 +21,7 @@ from cct_lightning.networks.poolings import (
     Pooling,
     SeqPool,
 )
+from cct_lightning.wording import percent
 
 if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
@@ -122,7 +123,7 @@ def draw_maps(seen: Look, pixels: Array, targets: Tensor, model: ImageClassifier
         right = int(predicted[number]) == int(targets[number])
         axes = figure.add_axes(box(left, bottom, side, panel_height))
         show_image(axes, pixels[number])
-        told = f"predicted: {class_name(class_names, int(predicted[number]), 28)} ({100 * probabilities[number]:.0f} %)"
+        told = f"predicted: {class_name(class_names, int(predicted[number]), 28)} ({percent(float(probabilities[number]), 0)})"
         axes.set_title(
             f"true: {class_name(class_names, int(targets[number]), 28)}\n{told}",
             fontsize=7.5,

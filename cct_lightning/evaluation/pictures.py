@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cct_lightning.data.files import Array
+from cct_lightning.wording import percent, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,8 +77,7 @@ def show_image(axes: "Axes", image: Array) -> None:
 
 def class_name(names: Sequence[str] | None, number: int, width: int = 22) -> str:
     """Returns a class's name, without its middle where it is wider, or its number where it has none."""
-    name = names[number] if names else str(number)
-    return name if len(name) <= width else f"{name[: width // 2]}…{name[width // 2 - width + 1 :]}"
+    return shortened(names[number] if names else str(number), width)
 
 
 def label(target: Tensor, names: Sequence[str] | None) -> str:
@@ -85,5 +85,5 @@ def label(target: Tensor, names: Sequence[str] | None) -> str:
     if target.ndim == 0:
         return class_name(names, int(target))
     shares, numbers = target.float().topk(min(2, len(target)))
-    told = [f"{class_name(names, number, 14)} ({100 * share:.0f} %)" for share, number in zip(shares.tolist(), numbers.tolist(), strict=True)]
+    told = [f"{class_name(names, number, 14)} ({percent(share, 0)})" for share, number in zip(shares.tolist(), numbers.tolist(), strict=True)]
     return class_name(names, int(numbers[0])) if shares[0] >= 0.995 else "\n+ ".join(told)

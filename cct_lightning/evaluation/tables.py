@@ -4,12 +4,13 @@ import csv
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.outcomes import LABELS, ClassRow, Confusion, Mistake, Report
+from cct_lightning.wording import percent, printable, shortened, some, table
 
 FILES = ("measures.json", "classes.csv", "confusion.csv", "mistakes.csv")
 
@@ -74,39 +75,23 @@ def check_class_names(checkpoint: str, known: Sequence[str] | None, num_classes:
         )
     number_of_classes = f" ({len(names)} instead of {num_classes})" if len(names) != num_classes else ""
     pairs = (("data", names, known), ("checkpoint", known, names))
-    odd = [f"only the {side} has {_some(set(has) - set(other))}" for side, has, other in pairs if has and other and set(has) - set(other)]
+    odd = [
+        f"only the {side} has {some([repr(name) for name in sorted(set(has) - set(other))])}"
+        for side, has, other in pairs
+        if has and other and set(has) - set(other)
+    ]
     raise InputError(
         f"{where} has other classes than {checkpoint}{number_of_classes}{': ' if odd else ''}{'; '.join(odd)}.\n"
         "  Name data with its classes (--data.dataset, --data.root), or train on these from its weights (--model.pretrained)."
     )
 
 
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(map(repr, listed[:3])) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
-
-
 MAX_ROWS, WORST, LARGEST = 20, 10, 5  # up to 20 classes are all printed; of more the 10 worst and the 5 largest others
 NAME_WIDTH = 28
 
 
-def _shown(text: str, width: int | None = NAME_WIDTH) -> str:
-    """Cuts the middle out of a name that is wider than a column; what a terminal can't show becomes its escape."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return plain if width is None or len(plain) <= width else f"{plain[: width // 2]}…{plain[width // 2 - width + 1 :]}"
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if _finite(value) is None else f"{100 * value:.{digits}f} %"  # type: ignore[operator]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> list[str]:
-    """Aligns columns: numbers to the right, those named in ``left`` to the left."""
-    columns = []
-    for title, *cells in zip(header, *rows, strict=True):
-        width = max(map(len, (title, *cells)))
-        columns.append([cell.ljust(width) if title in left else cell.rjust(width) for cell in (title, *cells)])
-    return [f"  {'  '.join(row)}".rstrip() for row in zip(*columns, strict=True)]
+def _shown(name: str) -> str:
+    return shortened(printable(name), NAME_WIDTH)
 
 
 def _rows_of_classes(report: Report) -> tuple[list[ClassRow], int]:
@@ -128,26 +113,26 @@ def describe_report(report: Report, title: str, checkpoint: str, folder: Path, p
         folder: Where the files are.
         problem: Why they are not there.
     """
-    told = [f"{LABELS[name]} {_percent(value, 2)}" if name in LABELS else f"{name} {value:.4f}" for name, value in report.measures.items()]
+    told = [f"{LABELS[name]} {percent(value, 2)}" if name in LABELS else f"{name} {value:.4f}" for name, value in report.measures.items()]
     classes, left_out = _rows_of_classes(report)
     lines = [title, f"  {', '.join(told)}", ""]
-    lines += _table(
+    lines += table(
         ("class", "n", "precision", "recall", "F1"),
-        [(_shown(row.name), f"{row.n:,}", _percent(row.precision), _percent(row.recall), _percent(row.f1)) for row in classes],
+        [(_shown(row.name), f"{row.n:,}", percent(row.precision), percent(row.recall), percent(row.f1)) for row in classes],
         left=("class",),
     )
     if left_out:
         where = "" if problem else " in classes.csv"
         lines.append(f"  the {WORST} classes with the lowest F1 and the {LARGEST} largest others; {left_out} more{where}")
     if report.mistakes:
-        pairs = [(_shown(c.true), _shown(c.predicted), f"{c.n:,}", _percent(c.share)) for c in report.most_confused[:10]]
-        lines += ["", "most confused", *_table(("class", "taken for", "n", "of the class"), pairs, left=("class", "taken for"))]
+        pairs = [(_shown(c.true), _shown(c.predicted), f"{c.n:,}", percent(c.share)) for c in report.most_confused[:10]]
+        lines += ["", "most confused", *table(("class", "taken for", "n", "of the class"), pairs, left=("class", "taken for"))]
         worst = [
-            (_shown(m.true), _shown(m.predicted), _percent(m.probability), _shown(m.file, None) or f"image {m.image} of {report.source}")
+            (_shown(m.true), _shown(m.predicted), percent(m.probability), printable(m.file) or f"image {m.image} of {report.source}")
             for m in report.mistakes[:5]
         ]
         lines += ["", f"worst of {len(report.mistakes):,} mistakes" if len(worst) < len(report.mistakes) else "mistakes"]
-        lines += _table(("class", "taken for", "probability", "image"), worst, left=("class", "taken for", "image"))
+        lines += table(("class", "taken for", "probability", "image"), worst, left=("class", "taken for", "image"))
     path = shlex.quote(checkpoint)
     files = ", ".join([*FILES, *(["pictures"] if (folder / "pictures").is_dir() else [])])
     written = f"none: {folder} can't be written ({problem.strerror or problem})" if problem else f"{folder}: {files}"

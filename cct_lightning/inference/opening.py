@@ -16,6 +16,7 @@ from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.options import as_size
 from cct_lightning.weights.loading import load_weights
 from cct_lightning.weights.trained import Saved, build, read_saved, read_temperature
+from cct_lightning.wording import reason
 
 
 def load(
@@ -135,7 +136,7 @@ def _exported_program(path: Path, device: torch.device) -> Network:
     try:
         program = torch.export.load(path)
     except Exception as error:  # whatever a damaged archive raises
-        raise InputError(f"{path} can't be read by torch {torch.__version__}: {_short(error)}.") from None
+        raise InputError(f"{path} can't be read by torch {torch.__version__}: {reason(error, whole=True).rstrip('.')}.") from None
     module: Network = (program if device.type == "cpu" else move_to_device_pass(program, device)).module()
     return module
 
@@ -154,10 +155,6 @@ def _onnx_session(path: Path, accelerator: str) -> tuple[Network, str]:
     try:
         session = onnxruntime.InferenceSession(path, providers=providers)
     except Exception as error:  # its exceptions have no class in common
-        raise InputError(f"{path} can't be read by onnxruntime {onnxruntime.__version__}: {_short(error)}.") from None
+        raise InputError(f"{path} can't be read by onnxruntime {onnxruntime.__version__}: {reason(error, whole=True).rstrip('.')}.") from None
     name = f"onnxruntime's {session.get_providers()[0].removesuffix('ExecutionProvider')}"
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.contiguous().numpy()})[0]), name
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

@@ -14,6 +14,7 @@ import cct_lightning
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError
 from cct_lightning.weights.trained import Saved
+from cct_lightning.wording import reason
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,8 +119,7 @@ def _save_graph(network: ImageClassifier, format: str, path: Path) -> None:
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
-        reason = (str(first).strip().splitlines() or [type(first).__name__])[0][:200]
-        raise InputError(f"torch can't turn this network into a graph: {reason}\n  --format safetensors writes its weights.") from error
+        raise InputError(f"torch can't turn this network into a graph: {reason(first)}\n  --format safetensors writes its weights.") from error
 
 
 def _in_timms_terms(network: ImageClassifier, saved: Saved) -> Any:

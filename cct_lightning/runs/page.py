@@ -11,16 +11,10 @@ from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibra
 from cct_lightning.run_folder import RunFolder, read_json, replacing
 from cct_lightning.runs.curves import Series, draw_curves
 from cct_lightning.runs.page_parts import _percent, _test, details, escape, interval, more_pictures
+from cct_lightning.wording import duration, reason
 
 PICTURE_BYTES = 3_500_000  # of all pictures together: base64 makes 4.7 MB of them
 PACKAGES = ("cct-lightning", "torch", "lightning", "timm")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def write_html(run_dir: Path) -> Path:
@@ -65,8 +59,7 @@ def write_page(run_dir: Path) -> None:
     try:
         write_html(run_dir)
     except Exception as error:  # whatever it is, the run is done and its figures are worth more than a page
-        why = (str(error).splitlines() or [""])[0][:200]
-        warnings.warn(f"report.html could not be written: {why or type(error).__name__}", stacklevel=2)
+        warnings.warn(f"report.html could not be written: {reason(error)}", stacklevel=2)
 
 
 def _head(run: RunFolder, name: str) -> str:
@@ -141,7 +134,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ("Compute", f"{flops / 1e9:,.2f} GFLOPs per image" if flops and flops >= 1e9 else f"{flops / 1e6:,.1f} MFLOPs per image" if flops else ""),
         ("Data", ", ".join(filter(None, [str(run.key("data.dataset") or ""), sides]))),
         ("Trained", f"{epochs:,} epochs, {steps:,} steps" if epochs is not None and steps is not None else ""),
-        ("Duration", _duration(seconds) + (f", {sittings} sittings" if sittings > 1 else "") if seconds else ""),
+        ("Duration", duration(seconds) + (f", {sittings} sittings" if sittings > 1 else "") if seconds else ""),
         ("Speed", f"{speed:,.0f} images/s" if speed else ""),
         ("Hardware", f"{devices} × {device}" if device and devices > 1 else str(device or "")),
         ("Precision", str(run.key("trainer.precision") or "")),

@@ -11,6 +11,7 @@ from typing import Any
 import PIL.Image
 
 from cct_lightning.run_folder import RunFolder, read_table, to_number
+from cct_lightning.wording import percent
 
 LARGE = 250_000  # bytes of a PNG from which on it is worth packing anew
 DPI_SHARE = 96 / 120  # the pictures have 120 pixels an inch, a page 96
@@ -31,7 +32,7 @@ HALF = 600  # pixels up to which two pictures stand side by side
 
 
 def _percent(value: Any, digits: int = 2) -> str:
-    return "–" if value in (None, "") or not math.isfinite(number := to_number(value)) else f"{100 * number:.{digits}f} %"
+    return percent(to_number(value), digits, missing="–")
 
 
 def interval(share: float, n: int) -> tuple[float, float]:

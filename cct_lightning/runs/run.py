@@ -12,6 +12,7 @@ from cct_lightning.inference.opening import load
 from cct_lightning.inference.predictor import Prediction, Predictor
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.summary import Summary
+from cct_lightning.wording import percent
 
 
 class Run:
@@ -31,7 +32,7 @@ class Run:
 
     def __repr__(self) -> str:
         test = self.summary.test_accuracy
-        told = "not tested" if test is None else f"test accuracy {100 * test:.2f} %"
+        told = "not tested" if test is None else f"test accuracy {percent(test, 2)}"
         return f"Run({str(self.folder)!r}: {self.summary.recipe}, {told}{'' if self.summary.finished else ', interrupted'})"
 
     @classmethod

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 
 import cct_lightning
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
+from cct_lightning.wording import percent
 
 
 def about(num_parameters: int, flops_per_image: int | None) -> dict[str, Any]:
@@ -98,24 +99,20 @@ def device_name(trainer: Trainer) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
 def describe(summary: Summary) -> str:
     """Returns the summary as it is printed at the end of a run: results, where the files are, what to type next."""
     run_dir, speed = summary.run_dir, summary.images_per_second
     best = summary.best_checkpoint
     checkpoints = [c for c in (best, summary.last_checkpoint) if c]
-    test = _percent(summary.test_accuracy) + (f" with the {'best' if best else 'last'} weights" if summary.test_accuracy is not None else "")
+    test = percent(summary.test_accuracy, 2) + (f" with the {'best' if best else 'last'} weights" if summary.test_accuracy is not None else "")
     flops = summary.flops_per_image
     why, way = why_uncalibrated(vars(summary)), how_to_calibrate(vars(summary))
     lines = [
         "",
         f"{summary.recipe}: {summary.arch}, {summary.epochs} epochs ({summary.steps} steps) in {summary.seconds:.1f} s "
         f"on {summary.device}" + (f", in {1 + summary.resumed} sittings" if summary.resumed else "") + ("" if summary.finished else " (interrupted)"),
-        f"  validation accuracy  best {_percent(summary.val_accuracy)}, last {_percent(summary.val_accuracy_last)}"
-        + (f"; last without EMA {_percent(raw)}" if (raw := summary.val_accuracy_raw) is not None else ""),
+        f"  validation accuracy  best {percent(summary.val_accuracy, 2)}, last {percent(summary.val_accuracy_last, 2)}"
+        + (f"; last without EMA {percent(raw, 2)}" if (raw := summary.val_accuracy_raw) is not None else ""),
         f"  test accuracy        {test}",
         *([f"  calibration          {why}"] if why else []),
         *([f"                       a temperature mends it: {way}"] if why and way else []),

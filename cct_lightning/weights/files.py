@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cct_lightning.errors import InputError
 from cct_lightning.weights.sources import check_digest
+from cct_lightning.wording import reason
 
 KEY = "cct_lightning"  # where our checkpoints keep their own plain dictionary
 WRAPPERS = ("module.", "model.")
@@ -91,8 +92,7 @@ def read_tensors(path: Path, digest: str | None = None) -> Mapping[str, Any]:
             f"  If you trust it, load it yourself and save its state_dict() alone."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"{path} can't be read as weights: {reason}. Is it complete?") from None
+        raise InputError(f"{path} can't be read as weights: {reason(error)}. Is it complete?") from None
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
     return content

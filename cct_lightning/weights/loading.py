@@ -18,6 +18,7 @@ from cct_lightning.options import keywords_of
 from cct_lightning.weights.conversion import check_block_form, fit_channels, fit_class_token, fit_positions, to_our_names
 from cct_lightning.weights.files import KEY, Opened, read_checkpoint, unwrap
 from cct_lightning.weights.sources import locate
+from cct_lightning.wording import some
 
 # Golden files carry an example to check the network with.
 EXAMPLES = {"input", "logits"}
@@ -136,7 +137,7 @@ def _fit(state: dict[str, Tensor], encoder: Encoder, grid: Sequence[int] | None,
 def _knows_other_classes(theirs: Sequence[str] | None, ours: Sequence[str] | None, report: LoadReport) -> bool:
     if not theirs or not ours or list(theirs) == list(ours):
         return False
-    report.notes.append(f"the weights know other classes ({_some(theirs)}) than these ({_some(ours)})")
+    report.notes.append(f"the weights know other classes ({some(theirs)}) than these ({some(ours)})")
     return True
 
 
@@ -153,10 +154,6 @@ def _leave_out(state: dict[str, Tensor], target: Mapping[str, Tensor], anew: Col
             report.new += sorted(wanted.keys() - state.keys())
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _check(state: dict[str, Tensor], target: dict[str, Tensor], source: str, encoder: Encoder) -> None:
     missing, unexpected = sorted(target.keys() - state.keys()), sorted(state.keys() - target.keys())
     shapes = [name for name in sorted(target.keys() & state.keys()) if target[name].shape != state[name].shape]
@@ -164,8 +161,8 @@ def _check(state: dict[str, Tensor], target: dict[str, Tensor], source: str, enc
         return
 
     lines = [f"{source} does not fit this network."]
-    lines += [f"  missing in the file: {_some(missing)}"] if missing else []
-    lines += [f"  not in the network: {_some(unexpected)}"] if unexpected else []
+    lines += [f"  missing in the file: {some(missing)}"] if missing else []
+    lines += [f"  not in the network: {some(unexpected)}"] if unexpected else []
     if shapes:
         first = shapes[0]
         other = f" and {len(shapes) - 1} more" if len(shapes) > 1 else ""

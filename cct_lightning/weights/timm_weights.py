@@ -13,6 +13,7 @@ from cct_lightning.networks.classifier import LoadReport
 from cct_lightning.networks.encoder import Encoder
 from cct_lightning.networks.timm_encoder import TimmEncoder
 from cct_lightning.weights.sources import reaches, unreachable
+from cct_lightning.wording import reason
 
 
 def read_timm(source: str, encoder: Encoder) -> Mapping[str, Any]:
@@ -32,10 +33,10 @@ def read_timm(source: str, encoder: Encoder) -> Mapping[str, Any]:
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # whatever a hub client raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120].strip()
+        why = reason(error, 120)
         if huggingface_hub.constants.HF_HUB_OFFLINE and not was_offline:
-            reason = f"{huggingface_hub.constants.ENDPOINT} does not answer, and nothing was downloaded before"
-        raise unreachable(source, reason) from None
+            why = f"{huggingface_hub.constants.ENDPOINT} does not answer, and nothing was downloaded before"
+        raise unreachable(source, why) from None
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = was_offline
 

@@ -11,7 +11,6 @@ import lightning as L
 import pytest
 import torch
 from cct_lightning.callbacks import EMA, ProgressBar, Throughput
-from cct_lightning.callbacks.progress import clock
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cct_lightning import ImageDataModule, InputError, LitClassifier
@@ -220,11 +219,6 @@ def test_a_log_file_has_few_lines_and_the_last(monkeypatch):
     bar.disable()
     bar.on_train_end(trainer, None)
     assert len(stream.getvalue().splitlines()) == 4
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3600, "1:00:00"), (86_399, "23:59:59")])
-def test_durations_are_written_as_clocks(seconds, text):
-    assert clock(seconds) == text
 
 
 def test_the_folder_is_no_package_of_its_own():
