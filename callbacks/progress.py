@@ -1,4 +1,4 @@
-"""How far a run is: one line on a terminal, a line now and then in a log file."""
+"""How far a run is: one line on a terminal and in a notebook, a line now and then in a log file."""
 
 import math
 import shutil
@@ -14,16 +14,27 @@ from cct_lightning.wording import clock, percent
 
 from .throughput import Throughput
 
+NOTEBOOK_SECONDS = 1.0  # between two drawings there: each is a message to a browser
+
+
+def _in_notebook(stream: TextIO) -> bool:
+    """Tells whether a stream's text is shown below a notebook's cell: by its class, so that neither ipykernel nor IPython is imported.
+
+    It is no terminal and knows no terminal's codes, but a carriage return overwrites the line.
+    """
+    return any(kind.__module__.partition(".")[0] == "ipykernel" for kind in type(stream).__mro__)
+
 
 class ProgressBar(Bar):
     """Tells epoch, step, loss, learning rate, images per second, validation accuracy with the best so far, and the time left.
 
     On a terminal it is one line that is drawn anew, by the clock and not by the step: drawing takes longer than a small network's step, and
-    the loss waits for a GPU. Elsewhere, in a log file, lines follow each other, seldom enough to be read.
+    the loss waits for a GPU. So it is in a notebook, once a second at most. Elsewhere, in a log file, lines follow each other, seldom enough to
+    be read.
 
     Args:
         per_second: How often the line of a terminal is drawn anew, at most.
-        log_every_seconds: Time between two lines where there is no terminal; the last step is always told.
+        log_every_seconds: Time between two lines in a log file; the last step is always told.
     """
 
     def __init__(self, per_second: float = 4.0, log_every_seconds: float = 15.0) -> None:
@@ -33,6 +44,8 @@ class ProgressBar(Bar):
         self.per_second, self.log_every_seconds = per_second, log_every_seconds
         self._enabled = True
         self._drawn = 0.0
+        self._width = 0  # of the line that a notebook shows
+        self._told: tuple[int, float | None] | None = None  # the step of the last line of the training, and the accuracy in it
         self._begin, self._began = 0, 0.0
         self._accuracy: float | None = None
         self._best = 0.0
@@ -51,46 +64,69 @@ class ProgressBar(Bar):
     def _stream(self) -> TextIO:
         return sys.stderr
 
+    @property
+    def _in_place(self) -> bool:
+        """Whether one line is drawn anew."""
+        return _in_notebook(self._stream) or self._stream.isatty()
+
     def _is_due(self) -> bool:
         """Tells whether the time for another line has come."""
-        seconds = 1 / self.per_second if self._stream.isatty() else self.log_every_seconds
+        if _in_notebook(self._stream):
+            seconds = max(1 / self.per_second, NOTEBOOK_SECONDS)
+        else:
+            seconds = 1 / self.per_second if self._stream.isatty() else self.log_every_seconds
         return self._enabled and time.monotonic() - self._drawn >= seconds
 
     def _show(self, line: str) -> None:
         self._drawn = time.monotonic()
-        if self._stream.isatty():
+        if _in_notebook(self._stream):
+            self._stream.write(f"\r{line.ljust(self._width)}")
+            self._width = len(line)
+        elif self._stream.isatty():
             width = shutil.get_terminal_size().columns
             self._stream.write(f"\r\x1b[K{line[: width - 1]}")
         else:
             self._stream.write(f"{line}\n")
         self._stream.flush()
 
+    def _tell(self, trainer: Trainer) -> None:
+        self._told = (trainer.global_step, self._accuracy)
+        self._show(self._line(trainer))
+
     def _clear(self) -> None:
-        if self._enabled and self._stream.isatty():
-            self._stream.write("\r\x1b[K")
+        if self._enabled and self._in_place:
+            self._stream.write(f"\r{' ' * self._width}\r" * bool(self._width) if _in_notebook(self._stream) else "\r\x1b[K")
+            self._width = 0
+            self._stream.flush()
+
+    def _end(self) -> None:
+        """Leaves the line as it is: what follows begins below it."""
+        if self._enabled and self._in_place:
+            self._stream.write("\n")
+            self._width = 0
             self._stream.flush()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin, self._began = trainer.global_step, time.monotonic()
         self._drawn = self._began
+        self._told = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._is_due():
-            self._show(self._line(trainer))
+            self._tell(trainer)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._count(f"{self._line(trainer)}  " if trainer.training or trainer.state.fn == "fit" else "", "validation", batch_idx)
+        if self._in_place and self._is_due():
+            before = f"{self._line(trainer)}  " if trainer.training or trainer.state.fn == "fit" else ""
+            self._show(f"{before}validation batch {batch_idx + 1}")
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._count("", "test", batch_idx)
-
-    def _count(self, before: str, what: str, batch_idx: int) -> None:
-        if self._stream.isatty() and self._is_due():
-            self._show(f"{before}{what} batch {batch_idx + 1}")
+        if self._in_place and self._is_due():
+            self._show(f"test batch {batch_idx + 1}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (accuracy := trainer.callback_metrics.get("val/accuracy")) is not None and not trainer.sanity_checking:
@@ -105,20 +141,18 @@ class ProgressBar(Bar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._enabled and self._drawn == self._began:  # that it runs is known after the first epoch at the latest
-            self._show(self._line(trainer))
+            self._tell(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._enabled:
-            self._show(self._line(trainer))
-            if self._stream.isatty():
-                self._stream.write("\n")
+        if self._enabled and (self._in_place or self._told != (trainer.global_step, self._accuracy)):
+            self._tell(trainer)
+        self._end()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._enabled and self._stream.isatty():
-            self._stream.write("\n")
+        self._end()
 
     def _line(self, trainer: Trainer) -> str:
         done, total = trainer.global_step, trainer.estimated_stepping_batches

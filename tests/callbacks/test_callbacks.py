@@ -1,7 +1,5 @@
 import csv
-import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +8,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from cct_lightning.callbacks import EMA, ProgressBar, Throughput
+from cct_lightning.callbacks import EMA, Throughput
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cct_lightning import ImageDataModule, InputError, LitClassifier
@@ -148,77 +146,6 @@ def test_the_share_of_a_gpus_operations_follows_from_counted_ones(monkeypatch, n
     found = callback._measures(torch.device("cuda"), 2)
     assert found["perf/gpu_mem"] == 3
     assert found.get("perf/mfu") == (pytest.approx(3e9 * 10_000 / (2 * peak)) if peak else None)
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def stand_in(**options):
-    """What the progress bar reads of a trainer, in the middle of a run."""
-    throughput = Throughput()
-    throughput.images, throughput.seconds = 24_690, 10.0
-    metrics = {"train/loss": torch.tensor(0.5123)}
-    group = {"lr": 9.12e-4}
-    return SimpleNamespace(**{
-        "global_step": 100, "estimated_stepping_batches": 400, "current_epoch": 4, "max_epochs": 20, "callback_metrics": metrics,
-        "optimizers": [SimpleNamespace(param_groups=[group])], "callbacks": [throughput], "training": True, "sanity_checking": False, **options,
-    })  # fmt: skip
-
-
-def at(monkeypatch, seconds, stream):
-    monkeypatch.setattr("time.monotonic", lambda: seconds[0])
-    monkeypatch.setattr(ProgressBar, "_stream", stream)
-
-
-def test_the_progress_bar_tells_what_one_wants_to_know(monkeypatch):
-    seconds = [50.0]
-    at(monkeypatch, seconds, io.StringIO())
-    bar, trainer = ProgressBar(), stand_in(global_step=0)
-    bar.on_train_start(trainer, None)
-    seconds[0], trainer.global_step = 150.0, 100
-    trainer.callback_metrics["val/accuracy"] = torch.tensor(0.9)
-    bar.on_validation_end(trainer, None)
-    trainer.callback_metrics["val/accuracy"] = torch.tensor(0.875)
-    bar.on_validation_end(trainer, None)
-    expected = "epoch 5/20  step 100/400  loss 0.512  lr 9.1e-04  2,469 images/s  val 87.5 % (best 90.0 %)  5:00 left"
-    assert bar._line(trainer) == expected
-    assert bar._line(stand_in(global_step=400, current_epoch=20)).endswith("1:40 in all")
-
-
-def test_a_terminal_has_one_line_that_is_drawn_by_the_clock(monkeypatch):
-    seconds, stream = [100.0], Terminal()
-    at(monkeypatch, seconds, stream)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((40, 20)))
-    bar, trainer = ProgressBar(per_second=2), stand_in()
-    bar.on_train_start(trainer, None)
-    for _ in range(16):
-        seconds[0] += 0.125
-        bar.on_train_batch_end(trainer, None, None, None, 0)
-    drawn = stream.getvalue().split("\r\x1b[K")[1:]
-    assert len(drawn) == 4
-    assert all(len(line) == 39 for line in drawn)
-    assert "\n" not in stream.getvalue()
-
-
-def test_a_log_file_has_few_lines_and_the_last(monkeypatch):
-    seconds, stream = [100.0], io.StringIO()
-    at(monkeypatch, seconds, stream)
-    bar, trainer = ProgressBar(log_every_seconds=10), stand_in()
-    bar.on_train_start(trainer, None)
-    for step in range(60):
-        seconds[0] += 0.5
-        trainer.global_step = 100 + step
-        bar.on_train_batch_end(trainer, None, None, None, 0)
-        bar.on_validation_batch_end(trainer, None, None, None, 0)
-    bar.on_train_end(trainer, None)
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 4
-    assert "\r" not in stream.getvalue()
-    bar.disable()
-    bar.on_train_end(trainer, None)
-    assert len(stream.getvalue().splitlines()) == 4
 
 
 def test_the_folder_is_no_package_of_its_own():
