@@ -1,7 +1,11 @@
 """``cct fit --find-lr`` and ``--find-batch-size``: searches that tell a value to put into the recipe and train nothing."""
 
+import logging
 import math
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -74,7 +78,7 @@ def find_lr(trainer: Trainer, module: Task, data: ImageDataModule) -> str:
     """Raises the learning rate step by step, and takes that where the loss falls fastest; draws the curve into pictures/find-lr.png.
 
     Args:
-        trainer: Of ``LR_STEPS`` steps.
+        trainer: Of ``LR_STEPS`` steps; its progress bar, where it has one, tells how far the search is.
         module: Is trained on the way, and of no use afterwards.
         data: Its training images.
 
@@ -110,12 +114,52 @@ def _curve(rates: list[float], losses: list[float], found: float) -> Any:
     return figure
 
 
+class _Sizes(logging.Filter):
+    """Says on stderr which batch is tried, in the place of what Lightning's search (2.6.6) says: it leaves out the first, and names one that it
+    never tries."""
+
+    def __init__(self, first: int, most: int) -> None:
+        super().__init__()
+        self.most, self.fitted = most, False
+        self._tell(f"trying batches of {first} images")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if found := re.match(r"Batch size (\d+) (succeeded|failed), trying batch size (\d+)", message):
+            fits, following = found[2] == "succeeded", int(found[3])
+            goes_on = following <= self.most if fits else not self.fitted
+            self.fitted = self.fitted or fits
+            self._tell(f"{found[1]} images {'fit' if fits else 'do not fit'}" + (f", trying {following}" if goes_on else ""))
+        return not re.match(r"Batch size \d|Reached the maximum batch size|The batch size \d+ is greater", message)
+
+    @staticmethod
+    def _tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _telling_sizes(first: int, most: int) -> Iterator[None]:
+    tells = _Sizes(first, most)
+    speakers = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
+    for speaker in speakers:
+        speaker.addFilter(tells)
+    try:
+        yield
+    finally:
+        for speaker in speakers:
+            speaker.removeFilter(tells)
+
+
 def find_batch_size(trainer: Trainer, module: Task, data: ImageDataModule) -> str:
-    """Doubles the batch until the memory is full; returns the largest that fitted, and the flag that sets it."""
+    """Doubles the batch until the memory is full; returns the largest that fitted, and the flag that sets it. Says on stderr what it tries."""
     data.prepare_data()
     data.setup("fit")
     most = min(LARGEST_BATCH, 2 ** int(math.log2(sum(data.class_counts))))
-    found = Tuner(trainer).scale_batch_size(module, datamodule=data, mode="power", init_val=min(16, most), max_val=most)
+    first = min(16, most)
+    with _telling_sizes(first, most):
+        # Lightning takes max_val for granted without trying it.
+        found = Tuner(trainer).scale_batch_size(module, datamodule=data, mode="power", init_val=first, max_val=2 * most)
+    found = min(found or first, most)
     end = ": more were not tried, memory is not the limit" if found == most else ""
     return (
         f"largest batch that fits: {found} images{end}\nnext\n"

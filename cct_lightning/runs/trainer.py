@@ -130,7 +130,8 @@ class Parts:
         self.best: BestCheckpoint | None = None
         self.tracker: Tracker | None = None
         if search is not None:
-            alone = {"callbacks": [KeepConfig(setting, folder)], "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+            bar = [ProgressBar()] if given["enable_progress_bar"] is not False else []
+            alone = {"callbacks": [*bar, KeepConfig(setting, folder)], "logger": False, "enable_checkpointing": False}
             self.trainer = Trainer(**{**given, **alone, **LENGTHS[search]})
             return
         if setting.keeps_checkpoints and data.has_validation and given["limit_val_batches"] != 0:

@@ -12,6 +12,7 @@ FEW = ("--data.per_class", 30, "--data.batch_size", 16)
 def test_a_learning_rate_is_found_and_nothing_trained(cct, tmp_path):
     outcome = cct("fit", "-c", "digits", "--trainer.callbacks+=EMA", "--find-lr")
     assert outcome.code == 0, outcome.err
+    assert "step 200/200" in outcome.err  # the progress line: the search takes a minute
     told = outcome.out.strip().splitlines()
     rate = float(told[-1].split()[-3])
     assert 1e-4 < rate < 0.1
@@ -39,7 +40,10 @@ def test_a_batch_size_is_found_where_memory_ends(cct, tmp_path, monkeypatch):
     assert outcome.code == 0, outcome.err
     assert "largest batch that fits: 64 images" in outcome.out
     assert "the same command with --data.batch_size 64 for --find-batch-size" in outcome.out
-    assert "will continue with full run" not in outcome.err
+    told = [line for line in outcome.err.splitlines() if "images" in line]
+    assert told == ["trying batches of 16 images", "16 images fit, trying 32", "32 images fit, trying 64", "64 images fit, trying 128",
+                    "128 images do not fit"]  # fmt: skip
+    assert "atch size" not in outcome.err
     assert "weights_only" not in outcome.err
 
 
@@ -47,6 +51,7 @@ def test_a_batch_is_never_larger_than_the_set(cct):
     outcome = cct("fit", "-c", "digits", *FEW, "--find-batch-size")
     assert outcome.code == 0, outcome.err
     assert "largest batch that fits: 256 images: more were not tried" in outcome.out
+    assert outcome.err.splitlines()[-1] == "256 images fit"  # tried, and no larger one
 
 
 @pytest.mark.parametrize(("words", "message"), [
