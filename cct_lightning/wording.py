@@ -30,6 +30,20 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def part_epochs(epochs: int, steps: int, steps_per_epoch: int | None) -> str:
+    """Writes how long a training was that ended inside an epoch: "0.8 epochs", "0.002 epochs"; the empty string where it ended with one.
+
+    Args:
+        epochs: Whole ones.
+        steps: All that were taken.
+        steps_per_epoch: None where that is not known.
+    """
+    if not steps_per_epoch or steps == epochs * steps_per_epoch:
+        return ""
+    length = steps / steps_per_epoch
+    return f"{length:.1f} epochs" if length >= 0.1 else f"{length:.1g} epochs"
+
+
 def printable(text: str) -> str:
     """Turns what a terminal can't show, such as a line's end or half a character of a file's name, into its escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cct_lightning.wording import clock, duration, percent, printable, reason, shortened, some, table
+from cct_lightning.wording import clock, duration, part_epochs, percent, printable, reason, shortened, some, table
 
 
 @pytest.mark.parametrize(("share", "options", "text"), [
@@ -26,6 +26,14 @@ def test_durations_are_written_as_in_a_text(seconds, text):
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3600, "1:00:00"), (86_399, "23:59:59")])
 def test_durations_are_written_as_clocks(seconds, text):
     assert clock(seconds) == text
+
+
+@pytest.mark.parametrize(("epochs", "steps", "per_epoch", "text"), [
+    (0, 610, 750, "0.8 epochs"), (12, 9375, 750, "12.5 epochs"), (0, 2, 1000, "0.002 epochs"),
+    (60, 1200, 20, ""), (0, 0, 20, ""), (0, 610, None, ""), (0, 1, 0, ""),
+])  # fmt: skip
+def test_an_epoch_that_was_not_ended_counts_in_parts(epochs, steps, per_epoch, text):
+    assert part_epochs(epochs, steps, per_epoch) == text
 
 
 def test_what_can_not_be_shown_becomes_its_escape():

@@ -11,7 +11,7 @@ from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibra
 from cct_lightning.run_folder import RunFolder, read_json, replacing
 from cct_lightning.runs.curves import Series, draw_curves
 from cct_lightning.runs.page_parts import _percent, _test, details, escape, interval, more_pictures
-from cct_lightning.wording import duration, reason
+from cct_lightning.wording import duration, part_epochs, reason
 
 PICTURE_BYTES = 3_500_000  # of all pictures together: base64 makes 4.7 MB of them
 PACKAGES = ("cct-lightning", "torch", "lightning", "timm")
@@ -119,6 +119,9 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     size = run.key("data.image_size")
     sides = f"{size} px" if isinstance(size, int) else " × ".join(map(str, size)) + " px" if isinstance(size, list) else ""
     epochs, steps = summary.get("epochs"), summary.get("steps")
+    trained = ""
+    if epochs is not None and steps is not None:
+        trained = f"{part_epochs(epochs, steps, summary.get('steps_per_epoch')) or f'{epochs:,} epochs'}, {steps:,} steps"
     device, devices, sittings = summary.get("device"), summary.get("devices") or 1, 1 + (summary.get("resumed") or 0)
     flops, speed, seconds = summary.get("flops_per_image"), summary.get("images_per_second"), summary.get("seconds")
     checkpoint = summary.get("best_checkpoint") or summary.get("last_checkpoint")
@@ -133,7 +136,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ("Parameters", f"{summary['num_parameters']:,}" if "num_parameters" in summary else ""),
         ("Compute", f"{flops / 1e9:,.2f} GFLOPs per image" if flops and flops >= 1e9 else f"{flops / 1e6:,.1f} MFLOPs per image" if flops else ""),
         ("Data", ", ".join(filter(None, [str(run.key("data.dataset") or ""), sides]))),
-        ("Trained", f"{epochs:,} epochs, {steps:,} steps" if epochs is not None and steps is not None else ""),
+        ("Trained", trained),
         ("Duration", duration(seconds) + (f", {sittings} sittings" if sittings > 1 else "") if seconds else ""),
         ("Speed", f"{speed:,.0f} images/s" if speed else ""),
         ("Hardware", f"{devices} × {device}" if device and devices > 1 else str(device or "")),

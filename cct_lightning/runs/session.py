@@ -17,7 +17,7 @@ from cct_lightning.networks.classifier import ImageClassifier, LoadReport, count
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.page import write_page
 from cct_lightning.runs.search import SEARCHES
-from cct_lightning.runs.summary import Summary, describe, device_name
+from cct_lightning.runs.summary import Summary, describe, device_name, steps_per_epoch
 from cct_lightning.runs.testing import write_tables
 from cct_lightning.runs.trainer import Parts, Setting
 from cct_lightning.tasks.classification import LitClassifier
@@ -150,6 +150,7 @@ class Session:
             resumed=self._sitting.number - 1,
             test_confidence=confidence,
             label_smoothing=self.setting.recipe["model"].get("label_smoothing"),
+            steps_per_epoch=steps_per_epoch(trainer),
         )
         if trainer.is_global_zero:
             self._tell(summary)

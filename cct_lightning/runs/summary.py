@@ -1,5 +1,6 @@
 """The summary of a run, as it is printed."""
 
+import math
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from lightning.pytorch import Trainer
 
 import cct_lightning
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
-from cct_lightning.wording import percent
+from cct_lightning.wording import part_epochs, percent
 
 
 def about(num_parameters: int, flops_per_image: int | None) -> dict[str, Any]:
@@ -63,6 +64,7 @@ class Summary:
         resumed: How often it was resumed.
         test_confidence: Mean probability of the classes that were predicted in the test.
         label_smoothing: Of the run.
+        steps_per_epoch: Of the optimizer; None where that is not known.
     """
 
     recipe: str
@@ -91,12 +93,19 @@ class Summary:
     resumed: int
     test_confidence: float | None = None
     label_smoothing: float | None = None
+    steps_per_epoch: int | None = None
 
 
 def device_name(trainer: Trainer) -> str:
     """Names what the run computes on."""
     device = trainer.strategy.root_device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+
+
+def steps_per_epoch(trainer: Trainer) -> int | None:
+    """Returns the optimizer's steps in an epoch of a training, None where that is not known; the last batch steps, too, however few accumulated."""
+    batches = trainer.num_training_batches
+    return -(-int(batches) // trainer.accumulate_grad_batches) if math.isfinite(batches) else None
 
 
 def describe(summary: Summary) -> str:
@@ -107,9 +116,11 @@ def describe(summary: Summary) -> str:
     test = percent(summary.test_accuracy, 2) + (f" with the {'best' if best else 'last'} weights" if summary.test_accuracy is not None else "")
     flops = summary.flops_per_image
     why, way = why_uncalibrated(vars(summary)), how_to_calibrate(vars(summary))
+    part = part_epochs(summary.epochs, summary.steps, summary.steps_per_epoch)
+    length = f"{summary.steps} steps, {part}," if part else f"{summary.epochs} epochs ({summary.steps} steps)"
     lines = [
         "",
-        f"{summary.recipe}: {summary.arch}, {summary.epochs} epochs ({summary.steps} steps) in {summary.seconds:.1f} s "
+        f"{summary.recipe}: {summary.arch}, {length} in {summary.seconds:.1f} s "
         f"on {summary.device}" + (f", in {1 + summary.resumed} sittings" if summary.resumed else "") + ("" if summary.finished else " (interrupted)"),
         f"  validation accuracy  best {percent(summary.val_accuracy, 2)}, last {percent(summary.val_accuracy_last, 2)}"
         + (f"; last without EMA {percent(raw, 2)}" if (raw := summary.val_accuracy_raw) is not None else ""),

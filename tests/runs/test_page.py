@@ -204,6 +204,11 @@ def test_an_interrupted_run_was_not_tested_whatever_an_earlier_sitting_left(run_
     assert not found.all("img")
 
 
+def test_a_run_that_ends_inside_an_epoch_says_how_far_it_got(run_dir):
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"epochs": 0, "steps": 1610, "steps_per_epoch": 2000}))
+    assert "0.8 epochs, 1,610 steps" in page(run_dir).text
+
+
 def test_a_run_without_validation_or_test(run_dir):
     (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"val_accuracy": None, "val_accuracy_last": None, "test_accuracy": None, "test": {}}))
     (run_dir / "metrics.csv").write_text("epoch,step,train/loss_epoch\n0,3,2.0\n1,7,1.0\n")

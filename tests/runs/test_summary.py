@@ -1,6 +1,9 @@
 import subprocess
+from types import SimpleNamespace
 
-from cct_lightning.runs.summary import Summary, about
+import pytest
+
+from cct_lightning.runs.summary import Summary, about, steps_per_epoch
 from cct_lightning.runs.summary import describe as describe_summary
 
 WHOLE = {
@@ -24,6 +27,19 @@ def test_a_whole_run():
         "--seed_everything 1",
     ):  # fmt: skip
         assert part in text
+
+
+@pytest.mark.parametrize(("epochs", "steps", "told"), [
+    (0, 610, "cct_2_3x2_32, 610 steps, 0.8 epochs, in 34.1 s"), (12, 9375, "cct_2_3x2_32, 9375 steps, 12.5 epochs, in 34.1 s"),
+    (12, 9000, "cct_2_3x2_32, 12 epochs (9000 steps) in 34.1 s"),
+])  # fmt: skip
+def test_a_run_that_ends_inside_an_epoch_says_how_far_it_got(epochs, steps, told):
+    assert told in describe({**WHOLE, "epochs": epochs, "steps": steps, "steps_per_epoch": 750})
+
+
+@pytest.mark.parametrize(("batches", "accumulated", "steps"), [(20, 1, 20), (20, 3, 7), (float("inf"), 1, None)])
+def test_the_steps_of_an_epoch_are_those_of_the_optimizer(batches, accumulated, steps):
+    assert steps_per_epoch(SimpleNamespace(num_training_batches=batches, accumulate_grad_batches=accumulated)) == steps
 
 
 def test_what_is_missing_is_a_dash():
