@@ -54,6 +54,8 @@ def check_source(source: str) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder without weights: give a run's folder, one that `cct export` wrote, or a file.")
     near = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".ckpt", ".pth", ".pt", ".safetensors"))[:5]
+    if path.suffix == ".pth" and path.stem in PUBLISHED:
+        raise InputError(f"There is no file {path}. Published weights go by their name without .pth, which downloads them: {path.stem}.")
     hint = f" Beside it: {', '.join(near)}." if near else did_you_mean(source, PUBLISHED) if len(path.parts) == 1 and not path.suffix else ""
     raise InputError(
         f"There is no file {path}.{hint}\n"

@@ -90,6 +90,7 @@ def test_a_run_stands_for_its_best_weights(tmp_path):
 @pytest.mark.parametrize(("source", "message"), [
     ("nowhere.pth", r"There is no file nowhere\.pth\.( Beside it: .*)?\n  Weights come from a file"),
     ("cct_7_3x1_32_cifar10_30epochs", "Did you mean cct_7_3x1_32_cifar10_300epochs"),
+    (f"{NAME}.pth", rf"no file {NAME}\.pth\. Published weights go by their name without \.pth, which downloads them: {NAME}\."),
     (".", "is a folder without weights"),
 ])  # fmt: skip
 def test_what_is_no_source_says_what_is(source, message, tmp_path, monkeypatch):
