@@ -29,4 +29,7 @@ def check_optimizer(name: str, known: Collection[str]) -> None:
     """
     if name.lower() not in known:
         hint = did_you_mean(name.rpartition(".")[2].lower(), known)
-        raise InputError(f"optim.name={name!r} is no optimizer of timm {version('timm')}.{hint}")
+        raise InputError(
+            f"optim.name={name!r} is no optimizer of timm {version('timm')}.{hint}\n"
+            '  One of your own is given in Python: README, "An optimizer of your own".'
+        )
