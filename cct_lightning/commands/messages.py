@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser
@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from cct_lightning import callbacks as ours
 from cct_lightning.commands.keys import known_keys
 from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.runs.loggers import MODE as LOGGERS_MODE
 
 # Harmless messages, by their words. Nothing else is hidden.
 HARMLESS_WARNINGS = (
@@ -108,6 +109,9 @@ def shorten(message: str) -> str:
 
 class Parser(LightningArgumentParser):
     """Ends with one short error instead of 55 lines of usage."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"parser_mode": LOGGERS_MODE, **options})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if os.environ.get("CCT_DEBUG") == "1":

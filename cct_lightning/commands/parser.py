@@ -10,6 +10,7 @@ from cct_lightning.commands.messages import Parser
 from cct_lightning.commands.requests import Request
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.runs.loggers import in_words, put
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.runs.trainer import Setting
 from cct_lightning.tasks.options import FROM_DATA
@@ -38,7 +39,7 @@ class CLI(LightningCLI):
         super().__init__(
             task_class(self.task),
             ImageDataModule,
-            args=words,
+            args=in_words(words),
             run=False,
             save_config_callback=None,
             seed_everything_default=0,
@@ -86,13 +87,16 @@ class CLI(LightningCLI):
         """Folder that the folders of runs are in."""
         return Path(self.config.trainer.default_root_dir or "runs")
 
-    def build(self, resumes: Opened | None = None) -> Setting:
+    def build(self, folder: Path, resumes: Opened | None = None) -> Setting:
         """Builds the task (``model``) and the data (``datamodule``); returns all that is known of the run.
 
         Args:
+            folder: Where loggers write that were given none.
             resumes: The checkpoint that it goes on from.
         """
-        built = self.parser.instantiate_classes(self.config)
+        config = self.config.clone()
+        config.trainer.logger = put(config.trainer.logger, folder)
+        built = self.parser.instantiate_classes(config)
         self.model, self.datamodule = built.model, built.data
         text = self.parser.dump(self.config, skip_none=False, format="yaml")
         return Setting(self.request.command, text, dict(built.trainer), built.wandb, built.checkpoint, resumes)

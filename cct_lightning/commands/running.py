@@ -49,7 +49,7 @@ def train(request: Request) -> Session:
             stack.callback(folder.discard_unless_begun)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             stack.enter_context(folder.held(patience=8 if request.run else 0))
-        setting = cli.build(resumes)
+        setting = cli.build(folder.path, resumes)
         session = Session(setting, folder, cli.model, cli.datamodule, request.search)
         if request.search:
             print(session.search())
@@ -70,7 +70,7 @@ def measure(request: Request) -> None:
         known = Path(place, "recipe.yaml")
         known.write_text(yaml.safe_dump(recipe_of(opened.about, request)), encoding="utf-8")
         cli = CLI(request, ["--config", str(known), *request.words], task=request.task or task_of(opened.about))
-        setting = cli.build()
+        setting = cli.build(request.checkpoint.parent)
         stage: Stage = "test" if request.command == "test" else "val"
         images = setting.recipe["data"]
         if told := evaluate(stage, setting.trainer, opened, cli.model, cli.datamodule, images, request.calibrates):
