@@ -4,15 +4,9 @@ The names below are imported when they are first used, so that ``import cct_ligh
 """
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-
-_here = Path(__file__).parent
-# In a checkout callbacks/ and recipes/ lie beside the package; installed they lie inside it.
-if not (_here / "callbacks").is_dir() and (_here.parent / "callbacks").is_dir():
-    __path__.append(str(_here.parent))
 
 if TYPE_CHECKING:
     from cct_lightning.commands.calls import finetune as finetune
