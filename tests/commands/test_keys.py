@@ -27,7 +27,7 @@ def test_keys_are_those_of_the_classes():
         ("wandb", WandbConfig), ("checkpoint", CheckpointConfig),
     ):  # fmt: skip
         expected |= {f"{prefix}.{field.name}" for field in fields(config)}
-    assert set(known_keys()) == expected | {"seed_everything"}
+    assert set(known_keys()) == expected | {"seed_everything", "task"}
 
 
 def test_every_key_of_ours_has_a_help_a_type_and_the_default_of_its_class():
