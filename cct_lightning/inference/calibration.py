@@ -15,6 +15,7 @@ from cct_lightning.data.folders import Split, class_folders
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.calibration import Calibration, describe_calibration, fit_temperature, measure_temperature
 from cct_lightning.inference.options import ACCELERATORS
+from cct_lightning.weights.files import Opened
 from cct_lightning.weights.trained import calibration_path, write_temperature
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ def calibrate(
     return found
 
 
-def calibrate_checkpoint(checkpoint: str | Path, splits: Mapping[str, tuple[Split, Array]], accelerator: str = "auto", batch_size: int = 32) -> str:
+def calibrate_checkpoint(checkpoint: Opened, splits: Mapping[str, tuple[Split, Array]], accelerator: str = "auto", batch_size: int = 32) -> str:
     """Fits a temperature to the validation images of a run, keeps it, and measures it on the test images where there are some.
 
     Args:
-        checkpoint: The file.
+        checkpoint: What is calibrated.
         splits: Of ``ImageDataModule.splits``, by name: images, and which of them are meant. ``val`` is among them.
         accelerator: As Lightning names it; what predictions know no word for is left to them.
         batch_size: Images at a time.
@@ -62,7 +63,7 @@ def calibrate_checkpoint(checkpoint: str | Path, splits: Mapping[str, tuple[Spli
     predictor = load(checkpoint, accelerator=known, batch_size=batch_size, calibrated=False)
     found = calibrate(predictor, *_labelled(*splits["val"]))
     lines = [
-        f"calibration  temperature {found.temperature:.4f}, kept in {calibration_path(Path(checkpoint))}",
+        f"calibration  temperature {found.temperature:.4f}, kept in {calibration_path(checkpoint.path)}",
         describe_calibration(found, "validation"),
     ]
     if "test" in splits:

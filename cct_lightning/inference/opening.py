@@ -14,13 +14,14 @@ from cct_lightning.inference.predictor import Network, Predictor
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.options import as_size
+from cct_lightning.weights.files import Opened
 from cct_lightning.weights.loading import load_weights
 from cct_lightning.weights.trained import Saved, build, read_saved, read_temperature
 from cct_lightning.wording import reason
 
 
 def load(
-    source: str | Path,
+    source: str | Path | Opened,
     *,
     accelerator: str = "auto",
     precision: str = "32-true",
@@ -36,7 +37,7 @@ def load(
     A checkpoint is read without running code of it. A .pt2 is torch's own format, which may hold code: open those you trust.
 
     Args:
-        source: A run's checkpoint or folder, a folder that ``cct export`` wrote, or the network's file in it.
+        source: What was opened already; or a run's checkpoint or folder, a folder that ``cct export`` wrote, or the network's file in it.
         accelerator: ``cpu``, ``cuda``, ``mps``, or ``auto``: a GPU where there is one.
         precision: ``32-true``, or ``bf16-mixed`` and ``16-mixed``, which are faster on a GPU and round more.
         batch_size: Images at a time; halved whenever they don't fit into memory. None: 256 on a GPU, else 32.

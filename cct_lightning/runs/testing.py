@@ -105,5 +105,5 @@ def evaluate(
     limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
     told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images", str(path), folder, problem)
     if calibrates:
-        return f"{told}\n{calibrate_checkpoint(path, data.splits, str(trainer['accelerator']), data.batch_size)}"
+        return f"{told}\n{calibrate_checkpoint(checkpoint, data.splits, str(trainer['accelerator']), data.batch_size)}"
     return told + calibration_note(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +41,19 @@ class Saved:
     model: dict[str, Any]
     class_names: list[str]
     preprocessing: dict[str, Any]
-    opened: Opened | None = None
+    opened: Opened | None = field(default=None, compare=False)
     temperature: float = 1.0
 
 
-def read_saved(source: str | Path) -> Saved:
-    """Reads a checkpoint or a run's folder by ``read_run``; an exported folder, or the network's file in one, by ``read_export``.
+def read_saved(source: str | Path | Opened) -> Saved:
+    """Tells what a trained network says about itself: one that was opened already, a checkpoint or a run's folder by ``read_run``, an exported
+    folder or the network's file in one by ``read_export``.
 
     Raises:
         InputError: As they do, and where there is no such file, or it lies without the config.json that describes it.
     """
+    if not isinstance(source, str | Path):
+        return describe_run(source)
     path = find_network(source)
     if path.name == "config.json":
         return read_export(path)
@@ -107,7 +110,16 @@ def read_run(path: Path) -> Saved:
     """
     from cct_lightning.weights.files import open_weights
 
-    opened = open_weights(path)
+    return describe_run(open_weights(path))
+
+
+def describe_run(opened: Opened) -> Saved:
+    """Tells what a checkpoint that has been opened says about itself.
+
+    Raises:
+        InputError: It is no checkpoint of ours, or holds a network that only Python can build.
+    """
+    path = opened.path
     if (about := opened.about) is None:
         raise InputError(f"{path} is no checkpoint of cct-lightning: it does not say of what network and classes it is.")
     if (model := about["model"]) is None:
