@@ -19,6 +19,7 @@ from cct_lightning.options import keywords_of
 from cct_lightning.tasks.options import ClassificationOptions, from_config, to_config
 from cct_lightning.tasks.task import Stage, Task
 from cct_lightning.training.losses import class_weights, cross_entropy
+from cct_lightning.training.options import TrainingOptions
 from cct_lightning.weights.files import KEY, read_checkpoint
 from cct_lightning.weights.loading import ModelOptions, create_model
 
@@ -83,7 +84,7 @@ class LitClassifier(Task):
         Raises:
             InputError: An argument that the network can't honour.
         """
-        super().__init__(options.optim, options.schedule, options.engine, options.class_names, options.mean, options.std)
+        super().__init__(**{option.name: getattr(options, option.name) for option in fields(TrainingOptions)})
         self.own_model = options.model is not None
         self.model: ImageClassifier = check_network(options.model) if options.model is not None else _create(options)
         encoder = self.model.encoder

@@ -15,10 +15,11 @@ import cct_lightning
 from cct_lightning.data.preparation import normalize
 from cct_lightning.errors import InputError
 from cct_lightning.networks.encoder import Encoder
+from cct_lightning.options import keywords_of
 from cct_lightning.randomness import reseed
 from cct_lightning.training.engine import StepGraph, check_graph, choose_engine, make_plain
 from cct_lightning.training.optimizers import create_optimizer
-from cct_lightning.training.options import Engine, OptimConfig, ScheduleConfig
+from cct_lightning.training.options import Engine, TrainingOptions
 from cct_lightning.training.schedules import create_scheduler, fit_schedule
 from cct_lightning.weights.files import KEY
 
@@ -34,14 +35,6 @@ class Task(L.LightningModule, ABC):
 
     Batches are sequences that begin with images, uint8 or float normalised (B, C, H, W), and targets.
 
-    Args:
-        optim: The optimizer.
-        schedule: The learning rate over the run.
-        engine: How a step runs, as in ``LitClassifier``.
-        class_names: Names of the classes of the data.
-        mean: Mean of each channel, 0..1, for uint8 images.
-        std: Standard deviation of each channel, 0..1.
-
     Attributes:
         model: The network; its ``encoder`` is an ``Encoder``.
         model_config: Arguments that build the task again, in plain values, for the checkpoint; None where it takes none.
@@ -55,19 +48,12 @@ class Task(L.LightningModule, ABC):
     model: nn.Module
     model_config: dict[str, Any] | None
 
-    def __init__(
-        self,
-        optim: OptimConfig = OptimConfig(),
-        schedule: ScheduleConfig = ScheduleConfig(),
-        engine: Engine = "auto",
-        class_names: list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-    ) -> None:
+    @keywords_of(TrainingOptions)
+    def __init__(self, options: TrainingOptions) -> None:
         super().__init__()
-        self.optim, self.schedule = optim, schedule
-        self.engine: Engine = engine
-        self.class_names, self.mean, self.std = class_names, mean, std
+        self.optim, self.schedule = options.optim, options.schedule
+        self.engine: Engine = options.engine
+        self.class_names, self.mean, self.std = options.class_names, options.mean, options.std
         self.model_config, self.own_model = None, False
         self.recipe: dict[str, Any] | None = None
         self.seed = torch.initial_seed()  # before anything reseeds
