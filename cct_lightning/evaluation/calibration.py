@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.outcomes import calibration_bins, calibration_error
+from cct_lightning.wording import percent
 
 LOWEST, HIGHEST = 0.01, 100.0  # of a temperature
 HALVINGS = 40  # of the logarithm's interval: to 1e-11
@@ -120,8 +121,8 @@ def describe_calibration(found: Calibration, what: str) -> str:
     """Returns a line of what a temperature changes: ``what`` names the images."""
     before, after = found.before, found.after
     return (
-        f"  {what}: {found.n:,} images, calibration error {100 * before.calibration_error:.2f} % -> {100 * after.calibration_error:.2f} %; "
-        f"right in {100 * found.accuracy:.2f} %, sure to {100 * before.confidence:.2f} % -> {100 * after.confidence:.2f} %; "
+        f"  {what}: {found.n:,} images, calibration error {percent(before.calibration_error, 2)} -> {percent(after.calibration_error, 2)}; "
+        f"right in {percent(found.accuracy, 2)}, sure to {percent(before.confidence, 2)} -> {percent(after.confidence, 2)}; "
         f"loss {before.loss:.4f} -> {after.loss:.4f}"
     )
 
@@ -133,7 +134,7 @@ def why_uncalibrated(summary: Mapping[str, Any]) -> str:
     accuracy = summary.get("test_accuracy")
     if error is None or confidence is None or accuracy is None or not error > LARGE:
         return ""
-    said = f"calibration error {100 * error:.1f} %: right in {100 * accuracy:.1f} %, sure to {100 * confidence:.1f} % on average"
+    said = f"calibration error {percent(error)}: right in {percent(accuracy)}, sure to {percent(confidence)} on average"
     if confidence > accuracy:
         return f"{said}: too sure, as long trainings on few images make a network"
     reasons = [f"label smoothing ({smoothing:g})"] if (smoothing := summary.get("label_smoothing")) else []
