@@ -18,8 +18,10 @@ from pictures import write_images
 from cct_lightning import ImageDataModule, InputError, LitClassifier
 from cct_lightning.data.files import decode
 from cct_lightning.data.sets import DATASETS
+from cct_lightning.evaluation.drawings import _shown
 from cct_lightning.evaluation.outcomes import Outcomes, make_report
 from cct_lightning.evaluation.pictures import save_picture
+from cct_lightning.runs.page import write_page
 
 DRAWINGS = ("draw_confusion", "draw_reliability", "draw_classes", "draw_mistakes")
 FLOWERS = [f"a long name of a flower number {number}" for number in range(102)]
@@ -103,7 +105,7 @@ def test_many_classes_have_a_heat_map_without_numbers_that_says_where_they_are()
     report = report_of(FLOWERS)
     axes = draw("draw_confusion", report).axes[0]
     assert [text.get_text() for text in axes.texts] == ["one class in 2 is named; the most frequent confusions are in confusion.csv"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [test_report._shown(name) for name in FLOWERS[::2]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [_shown(name) for name in FLOWERS[::2]]
     assert axes.images[0].get_array().shape == (102, 102)
     assert axes.images[0].norm(0.01) > 0.09  # a mistake of a hundred can be seen
 
@@ -160,7 +162,7 @@ def test_under_each_mistake_stands_what_it_was_and_what_it_was_taken_for(names, 
     axes = draw("draw_mistakes", report, [np.zeros((8, 8, 3), np.uint8)] * 2).axes[0]
     expected = []
     for mistake in report.mistakes[:2]:
-        told = {"true": test_report._shown(mistake.true, 20), "predicted": test_report._shown(mistake.predicted, 18)}
+        told = {"true": _shown(mistake.true, 20), "predicted": _shown(mistake.predicted, 18)}
         expected += [line.format(**told, sure=f"{100 * mistake.probability:.0f} %") for line in lines]
     assert [text.get_text() for text in axes.texts] == expected
     assert axes.get_title(loc="left") == f"Worst mistakes: 2 of {len(report.mistakes)}, the surest first"
@@ -180,7 +182,7 @@ def test_names_are_no_formulas_and_break_no_line(tmp_path):
     report = report_of(names, scale=0.5)
     for name in DRAWINGS:
         saved(tmp_path, draw(name, report))
-    assert test_report._shown("two\nlines") == "two\\nlines"
+    assert _shown("two\nlines") == "two\\nlines"
     plain, costs = (draw("draw_classes", report_of([name, "b"])).axes[0].get_yticklabels() for name in ("costs X5 or X6", "costs $5 or $6"))
     widths = [sorted(box[1] - box[0] for box in boxes(labels[0].figure, labels))[-1] for labels in (plain, costs)]
     assert widths[0] == pytest.approx(widths[1], rel=0.05)  # a formula would be set in slanted letters, without the signs
@@ -243,8 +245,8 @@ def test_what_cannot_be_drawn_is_told_and_stops_nothing(cct, tmp_path, monkeypat
     assert names_in(run_dir / "pictures") == PICTURES - {"confusion.png"}
     assert "Not there or not readable: pictures/confusion.png." in (run_dir / "report.html").read_text()
     (tmp_path / "other" / "report.html").mkdir(parents=True)
-    with pytest.warns(UserWarning, match=r"TestReport could not make report.html: .*Is a directory"):
-        TestReport().write_page(tmp_path / "other")
+    with pytest.warns(UserWarning, match=r"report.html could not be written: .*Is a directory"):
+        write_page(tmp_path / "other")
 
 
 def test_a_run_that_ends_without_a_test_has_a_page(cct, tmp_path):
@@ -267,7 +269,6 @@ def test_it_works_with_a_trainer_of_python_and_on_the_first_device_alone(tmp_pat
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     second = SimpleNamespace(default_root_dir=tmp_path / "second", loggers=[], datamodule=data)
     TestReport().on_test_end(second, module)
-    TestReport().write_page(tmp_path)
     assert names_in(tmp_path) == {"pictures"}
 
 
