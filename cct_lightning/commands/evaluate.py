@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cct_lightning.commands.checks import check_given
+from cct_lightning.commands.fit import SEARCHES
 from cct_lightning.commands.requests import Request, read_request
 from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
@@ -19,9 +20,9 @@ def prepare(arguments: list[str], command: str) -> Request:
     Raises:
         InputError: No checkpoint, or none that is there; an unknown recipe or key.
     """
-    typed = read_words(arguments, command, FLAGS)
+    typed = read_words(arguments, command, (*FLAGS, *SEARCHES))
     for option in typed.options:
-        if option.key in ("find-lr", "find-batch-size"):
+        if option.key in SEARCHES:
             raise InputError(f"--{option.key} is for `cct fit` and `cct finetune`.")
     named = [*typed.alone, *(option.value for option in typed.options if option.key == "ckpt_path" and option.value)]
     request = read_request(command, typed, ("ckpt_path", *FLAGS))
