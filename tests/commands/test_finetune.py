@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from cct_lightning import LitClassifier, create_model
 from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.networks.presets import VARIANTS
-from cct_lightning.weights.files import KEY
+from cct_lightning.weights.files import KEY, open_weights
 from cct_lightning.weights.inspection import describe
 from cct_lightning.weights.sources import PUBLISHED, sha256
 
@@ -58,7 +58,7 @@ def test_a_network_is_read_off_its_tensors(arch, reference, tmp_path):
             state = {name.replace(ours, theirs): tensor for name, tensor in state.items()}
         state = {name.replace(".weight", ".0.weight") if "conv_layers" in name else name: tensor for name, tensor in state.items()}
     torch.save(state, tmp_path / "weights.pth")
-    known = describe(str(tmp_path / "weights.pth"))
+    known = describe(open_weights(tmp_path / "weights.pth"))
     found = VARIANTS[known["model"].pop("arch")]
     for field in ("depth", "num_heads", "mlp_ratio", "embed_dim", "tokenizer", "kernel_size", "num_conv_layers"):
         assert getattr(found, field) == getattr(variant, field)
@@ -71,7 +71,7 @@ def test_a_network_off_the_presets_is_read_off_its_tensors(pooling, tmp_path):
     shape = {"embed_dim": 96, "depth": 3, "num_heads": 6, "mlp_ratio": 1.5, "kernel_size": 5, "num_conv_layers": 1}
     source = create_model("cct_2_3x2_32", pooling=pooling, image_size=28, in_chans=1, **shape)
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
-    known = describe(str(tmp_path / "weights.safetensors"), {"model.num_heads": "6"})
+    known = describe(open_weights(tmp_path / "weights.safetensors"), {"model.num_heads": "6"})
     same = {**known["model"], "pooling": pooling}  # a masked class token can't be told from a plain one
     model = create_model(
         **same, in_chans=known["data"]["in_chans"], image_size=known["data"]["image_size"], pretrained=tmp_path / "weights.safetensors"
@@ -84,10 +84,9 @@ def test_a_network_off_the_presets_is_read_off_its_tensors(pooling, tmp_path):
         assert torch.equal(model.eval()(images), source.eval()(images))
 
 
-def test_the_published_weights_bring_their_normalisation(tmp_path, monkeypatch):
+def test_the_published_weights_bring_their_normalisation(tmp_path):
     torch.save(create_model("cct_7_3x1_32_sine").state_dict(), tmp_path / "file.pth")
-    monkeypatch.setattr("cct_lightning.weights.inspection.locate", lambda source: tmp_path / "file.pth")
-    known = describe("cct_7_3x1_32_sine_cifar10_5000epochs")
+    known = describe(open_weights(tmp_path / "file.pth", "cct_7_3x1_32_sine_cifar10_5000epochs"))
     assert known["model"]["arch"] == PUBLISHED["cct_7_3x1_32_sine_cifar10_5000epochs"].arch
     assert known["data"]["mean"] == [0.4914, 0.4822, 0.4465]
 
@@ -331,14 +330,14 @@ def test_the_file_of_an_export_is_read_with_what_stands_beside_it(tmp_path):
     save_file(create_model("cct_2_3x2_32", pooling="masked_class_token", residual_norm=False).state_dict(), tmp_path / "model.safetensors")
     about = {"weights": "model.safetensors", "sha256": sha256(tmp_path / "model.safetensors"), "model": network, "preprocessing": {"crop_pct": 0.9}}
     (tmp_path / "config.json").write_text(json.dumps({KEY: {**about, "class_names": None}}))
-    assert describe(str(tmp_path / "model.safetensors")) == describe(str(tmp_path))
-    assert describe(str(tmp_path))["model"]["residual_norm"] is False
-    assert describe(str(tmp_path))["data"]["crop_pct"] == 0.9
+    assert describe(open_weights(tmp_path / "model.safetensors")) == describe(open_weights(tmp_path))
+    assert describe(open_weights(tmp_path))["model"]["residual_norm"] is False
+    assert describe(open_weights(tmp_path))["data"]["crop_pct"] == 0.9
 
 
 def test_a_file_under_its_published_name_brings_its_normalisation(tmp_path):
     torch.save(create_model("cct_7_3x1_32").state_dict(), tmp_path / "cct_7_3x1_32_cifar10_300epochs.pth")
-    assert describe(str(tmp_path / "cct_7_3x1_32_cifar10_300epochs.pth"))["data"]["mean"] == [0.4914, 0.4822, 0.4465]
+    assert describe(open_weights(tmp_path / "cct_7_3x1_32_cifar10_300epochs.pth"))["data"]["mean"] == [0.4914, 0.4822, 0.4465]
 
 
 def test_a_flag_replaces_weights_that_are_gone(cct, photos, weights):

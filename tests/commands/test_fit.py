@@ -96,8 +96,8 @@ def test_flags_win_over_the_checkpoint_and_hyper_parameters_of_lightnings_are_no
     seen = []
     measure = running.evaluate
 
-    def look(stage, trainer, checkpoint, module, data, images):
-        told = measure(stage, trainer, checkpoint, module, data, images)
+    def look(stage, trainer, checkpoint, module, data, *rest):
+        told = measure(stage, trainer, checkpoint, module, data, *rest)
         seen.append((trainer, module, data))
         return told
 

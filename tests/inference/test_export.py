@@ -24,7 +24,7 @@ from cct_lightning.data.preparation import fit
 from cct_lightning.inference.opening import load
 from cct_lightning.inference.writers import FORMATS
 from cct_lightning.networks.poolings import MeanPooling
-from cct_lightning.weights.files import KEY
+from cct_lightning.weights.files import KEY, open_weights
 
 CHECKOUT = Path(__file__).parents[2]
 SMALL = {
@@ -339,7 +339,7 @@ def test_pictures_are_of_the_networks_size_and_differ(tmp_path):
     write_checkpoint(tmp_path / "a.ckpt")
     for in_chans in (1, 3, 5):
         preprocessing = Preprocessing((12, 20), in_chans, [0.5] * in_chans, [0.5] * in_chans, 0.9)
-        pictures, _ = cct_lightning.inference.comparison.sample_pictures(tmp_path / "a.ckpt", preprocessing, None)
+        pictures, _ = cct_lightning.inference.comparison.sample_pictures(open_weights(tmp_path / "a.ckpt"), preprocessing, None)
         assert (pictures.shape, pictures.dtype) == ((16, 12, 20, in_chans), np.uint8)
         assert len({picture.tobytes() for picture in pictures}) == 16
 

@@ -22,7 +22,7 @@ from cct_lightning import InputError
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.options import WandbConfig
 from cct_lightning.runs.tracking import tracker
-from cct_lightning.runs.tracking.server import is_disabled, wandb_id, wandb_mode
+from cct_lightning.runs.tracking.server import PROBE_SECONDS, is_disabled, wandb_id, wandb_mode
 from cct_lightning.runs.tracking.tracker import Tracker
 
 CHECKOUT = Path(__file__).parents[3]
@@ -126,7 +126,7 @@ def test_auto_asks_the_server_of_the_settings(server, monkeypatch, tmp_path):
 
 
 def test_auto_waits_no_longer_than_its_probe(monkeypatch):
-    monkeypatch.setattr(tracker, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr("cct_lightning.runs.tracking.server.PROBE_SECONDS", 0.5)
     monkeypatch.setenv("WANDB_API_KEY", "k")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never says a word
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -141,7 +141,7 @@ def test_auto_waits_no_longer_than_its_probe(monkeypatch):
 @pytest.mark.parametrize("behaviour", ["silent", "failing"])
 def test_auto_goes_offline_where_the_server_does_not_take_the_run_and_online_says_so(server, monkeypatch, tmp_path, behaviour):
     monkeypatch.setattr(tracker, "START_SECONDS", tracker.CALL_SECONDS + tracker.TEARDOWN_SECONDS + 2)
-    monkeypatch.setattr(tracker, "_answers", lambda url: True)  # just before
+    monkeypatch.setattr("cct_lightning.runs.tracking.server._answers", lambda url: True)  # just before
     server.behaviour = behaviour
     began = time.perf_counter()
     auto = make(tmp_path, "auto")
@@ -192,7 +192,7 @@ def test_a_server_that_falls_silent_costs_no_figures_and_little_time(server, mon
 
 
 def test_no_wait_takes_the_time_of_another():
-    assert tracker.PROBE_SECONDS + tracker.CALL_SECONDS + tracker.TEARDOWN_SECONDS < tracker.START_SECONDS <= 15
+    assert PROBE_SECONDS + tracker.CALL_SECONDS + tracker.TEARDOWN_SECONDS < tracker.START_SECONDS <= 15
     assert tracker.FINISH_SECONDS + tracker.CALL_SECONDS + 2 * tracker.TEARDOWN_SECONDS < tracker.END_SECONDS <= 30
 
 
