@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -83,7 +84,8 @@ class Predictor:
         self.class_names, self.preprocessing, self.device = class_names, preprocessing, device
         self.device_name = device_name or (torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type.upper()}")
         self.batch_size = batch_size or (32 if device.type == "cpu" else 256)
-        self.saved, self.temperature = saved, temperature
+        self.saved = saved and replace(saved, opened=None)  # its tensors are the network's by now, and a checkpoint holds an optimizer's, too
+        self.temperature = temperature
         self._network, self._precision = network, precision
 
     def __repr__(self) -> str:

@@ -82,6 +82,8 @@ def evaluate(
         raise InputError("there are no validation images: data.val_fraction=0 sets none aside; give another share, or use `cct test`.")
     if calibrates and not data.has_validation:
         raise InputError("--calibrate needs validation images, and there are none: give a val folder, or another share with --data.val_fraction.")
+    if calibrates and not isinstance(module, KeepsOutcomes):
+        raise InputError("--calibrate is for classification: this task predicts no classes.")
     path = checkpoint.path
     where = f"data.dataset={data.dataset}" if data.about.num_classes and not data.folder else f"data.root={images['root']}"
     if (network := classifier_of(module)) is not None:

@@ -49,6 +49,8 @@ def test_every_command_opens_its_source_once(cct, place, opened, monkeypatch):
         ("predict", run / "export" / "safetensors", "photos"): ["model.safetensors"],
         ("test", run): ["best.ckpt"],
         ("validate", run): ["best.ckpt"],
+        ("validate", run, "--calibrate"): ["best.ckpt"],
+        ("embed", run, "photos", "--out", "features.npz"): ["best.ckpt"],
     }
     for words, files in commands.items():
         outcome = cct(*words)

@@ -305,6 +305,7 @@ def test_a_predictor_says_what_it_is(best, tmp_path):
     )
     many = cct_lightning.load(write_checkpoint(tmp_path / "many.ckpt", num_classes=10, class_names=None, in_chans=1, mean=[0.4], std=[0.2]))
     assert "10 classes (0, 1, 2, ..., 9), images of 16x16 pixels and 1 channel, on " in repr(many)
+    assert opened.saved.opened is None  # a checkpoint's optimizer is let go of
     assert repr(predictor()).startswith("<Predictor Network, 3 classes (red, green, blue)")
 
 
