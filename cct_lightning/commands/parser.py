@@ -87,16 +87,15 @@ class CLI(LightningCLI):
         """Folder that the folders of runs are in."""
         return Path(self.config.trainer.default_root_dir or "runs")
 
-    def build(self, folder: Path, resumes: Opened | None = None) -> Setting:
+    def build(self, folder: Path) -> Setting:
         """Builds the task (``model``) and the data (``datamodule``); returns all that is known of the run.
 
         Args:
             folder: Where loggers write that were given none.
-            resumes: The checkpoint that it goes on from.
         """
         config = self.config.clone()
         config.trainer.logger = put(config.trainer.logger, folder)
         built = self.parser.instantiate_classes(config)
         self.model, self.datamodule = built.model, built.data
         text = self.parser.dump(self.config, skip_none=False, format="yaml")
-        return Setting(self.request.command, text, dict(built.trainer), built.wandb, built.checkpoint, resumes)
+        return Setting(self.request.command, text, dict(built.trainer), built.wandb, built.checkpoint, self.request.run is not None)

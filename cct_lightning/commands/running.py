@@ -37,20 +37,23 @@ def train(request: Request) -> Session:
         InputError: Anything the user can mend.
     """
     with _readable_errors(), ExitStack() as stack:
-        stack.callback(end_tracking)
-        words, resumes, weights = list(request.words), None, None
+        words, opened = list(request.words), None
         if request.run is not None:
-            resumes = _open_last(request)
+            opened = _open_last(request)
         elif request.command == "finetune":
-            words, weights = _with_source(request, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        cli = CLI(request, words, weights, None if resumes is None else task_of(resumes.about))
+            words, opened = _with_source(request, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        last, source = (opened, None) if request.run is not None else (None, opened)
+        cli = CLI(request, words, source, task_of(last.about) if last is not None else None)
         folder = request.run or RunFolder.make(recipe_name(request.recipes[0]), cli.base)
         if VARIABLE not in os.environ:  # else the process that launched this one sees to it
             stack.callback(folder.discard_unless_begun)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             stack.enter_context(folder.held(patience=8 if request.run else 0))
-        setting = cli.build(folder.path, resumes)
-        session = Session(setting, folder, cli.model, cli.datamodule, request.search)
+        stack.callback(end_tracking)  # the first to be called
+        setting = cli.build(folder.path)
+        session = Session(setting, folder, cli.model, cli.datamodule, request.search, last)
+        del opened, last, source  # from here on they would only take memory
+        cli.weights = None
         if request.search:
             print(session.search())
         else:

@@ -23,6 +23,7 @@ from cct_lightning.runs.trainer import Parts, Setting
 from cct_lightning.tasks.classification import LitClassifier
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
+from cct_lightning.weights.files import Opened
 
 
 class Session:
@@ -34,14 +35,23 @@ class Session:
         module: What is trained.
         data: On what.
         search: ``find-lr`` or ``find-batch-size`` where a value is looked for and nothing trained.
+        opened: The checkpoint that the run goes on from, let go of once the weights are loaded.
 
     Attributes:
         stopped_by: The signal that ended it, or 0.
     """
 
-    def __init__(self, setting: Setting, folder: RunFolder, module: Task, data: ImageDataModule, search: str | None = None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        folder: RunFolder,
+        module: Task,
+        data: ImageDataModule,
+        search: str | None = None,
+        opened: Opened | None = None,
+    ) -> None:
         self.setting, self.folder, self.module, self.data = setting, folder, module, data
-        parts = Parts(setting, folder, module, data, search)
+        parts = Parts(setting, folder, module, data, search, opened)
         self.trainer, self.best, self.tracker = parts.trainer, parts.best, parts.tracker
         self._throughput, self._sitting, self._search = parts.throughput, parts.sitting, search
         self._flops: int | None = None
@@ -58,7 +68,7 @@ class Session:
             InputError: The recipe asks for what can't be had.
         """
         self._begin()
-        resumed: dict[str, Any] = {"ckpt_path": self.folder.last, "weights_only": True} if self.setting.resumes is not None else {}
+        resumed: dict[str, Any] = {"ckpt_path": self.folder.last, "weights_only": True} if self.setting.resumes else {}
         try:
             with self.folder.told():
                 self.trainer.fit(self.module, datamodule=self.data, **resumed)
@@ -93,13 +103,13 @@ class Session:
         self._throughput.flops_per_image = None if frozen else self._flops  # of a frozen part no gradients are computed
         if self.tracker is not None and self.tracker in self.trainer.loggers:  # not in a fast_dev_run
             self.tracker.begin()
-        if self.setting.resumes is not None and speaks:
+        if self.setting.resumes and speaks:
             print(f"going on from {self.folder.last}")
         self._sitting.start_clock()
 
     def _freeze(self, module: LitClassifier) -> None:
         """Has the features of a frozen backbone computed once, where no augmentation changes them."""
-        if self._load_report is None and self.setting.resumes is None:
+        if self._load_report is None and not self.setting.resumes:
             raise InputError("model.freeze=backbone needs weights to keep: give --model.pretrained SOURCE (`cct finetune --help`), or freeze none.")
         plain = module.engine != "graph" and not isinstance(self.trainer.strategy, ModelParallelStrategy)
         if plain and not self.data.augment.is_random:

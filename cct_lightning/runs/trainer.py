@@ -38,7 +38,7 @@ class Setting:
         trainer: Arguments of Lightning's Trainer; callbacks, loggers and the like are objects.
         wandb: How it is tracked.
         checkpoint: Which epoch is kept as the best.
-        resumes: The checkpoint that the run goes on from; None for a new run.
+        resumes: Whether it goes on with an earlier one.
     """
 
     command: str
@@ -46,7 +46,7 @@ class Setting:
     trainer: Mapping[str, Any]
     wandb: WandbConfig
     checkpoint: CheckpointConfig
-    resumes: Opened | None = None
+    resumes: bool = False
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class KeepConfig(Callback):
     """
 
     def __init__(self, setting: Setting, folder: RunFolder) -> None:
-        self.folder, self.resumes = folder, setting.resumes is not None
+        self.folder, self.resumes = folder, setting.resumes
         self.text, recipe = setting.text, setting.recipe
         if self.resumes:  # the same run, wherever it is computed; only its length may be another
             recipe = dict(folder.config)
@@ -113,6 +113,7 @@ class Parts:
         module: What is trained.
         data: On what.
         search: ``find-lr`` or ``find-batch-size`` where a value is looked for and nothing kept.
+        opened: The checkpoint that the run goes on from.
 
     Attributes:
         trainer: With all callbacks and loggers.
@@ -122,7 +123,9 @@ class Parts:
         tracker: Of W&B; None where that is disabled.
     """
 
-    def __init__(self, setting: Setting, folder: RunFolder, module: Task, data: ImageDataModule, search: str | None = None) -> None:
+    def __init__(
+        self, setting: Setting, folder: RunFolder, module: Task, data: ImageDataModule, search: str | None = None, opened: Opened | None = None
+    ) -> None:
         given = {**setting.trainer, "default_root_dir": str(folder.path)}
         if not data.has_validation:
             given["limit_val_batches"] = 0
@@ -142,7 +145,7 @@ class Parts:
         given["logger"] = loggers if self.tracker is None else [*loggers, self.tracker]
         given["callbacks"] = self._callbacks(setting, folder, as_list(given["callbacks"]))
         self.trainer = Trainer(**given)
-        keep_files_whole(self.trainer, setting.resumes)
+        keep_files_whole(self.trainer, opened)
 
     def _callbacks(self, setting: Setting, folder: RunFolder, given: Sequence[Callback]) -> list[Callback]:
         """Puts behind the recipe's callbacks those of every run: the best and the last checkpoint each on its own, so that last is the last."""
