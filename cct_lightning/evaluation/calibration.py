@@ -135,10 +135,11 @@ def why_uncalibrated(summary: Mapping[str, Any]) -> str:
     if error is None or confidence is None or accuracy is None or not error > LARGE:
         return ""
     said = f"calibration error {percent(error)}: right in {percent(accuracy)}, sure to {percent(confidence)} on average"
+    steps = summary.get("steps") or 0
     if confidence > accuracy:
-        return f"{said}: too sure, as long trainings on few images make a network"
+        return f"{said}: too sure" + (", as long trainings on few images make a network" if steps >= SHORT else "")
     reasons = [f"label smoothing ({smoothing:g})"] if (smoothing := summary.get("label_smoothing")) else []
-    reasons += [f"a short run ({steps:,} steps)"] if 0 < (steps := summary.get("steps") or 0) < SHORT else []
+    reasons += [f"a short run ({steps:,} steps)"] if 0 < steps < SHORT else []
     return f"{said}: too unsure" + (f", as {' and '.join(reasons)} make{'s' * (len(reasons) == 1)} a network" if reasons else "")
 
 

@@ -106,7 +106,8 @@ def test_why_tells_only_what_is_known():
     assert why_uncalibrated(summary | {"steps": SHORT}).endswith("too unsure, as label smoothing (0.1) makes a network")
     assert why_uncalibrated(summary | {"label_smoothing": 0.0}).endswith("too unsure, as a short run (10 steps) makes a network")
     assert why_uncalibrated(summary | {"label_smoothing": 0.0, "steps": SHORT}).endswith(": too unsure")
-    assert "too sure, " in why_uncalibrated(summary | {"test_confidence": 0.99})
+    assert "too sure, as long trainings" in why_uncalibrated(summary | {"test_confidence": 0.99, "steps": SHORT})
+    assert why_uncalibrated(summary | {"test_confidence": 0.99}).endswith(": too sure")  # of ten steps nothing can be said
     for other in ({"test": {"calibration_error": LARGE}}, {"test": {}}, {"test": None}, {"test_confidence": None}, {"test_accuracy": None}):
         assert why_uncalibrated(summary | other) == ""
     assert why_uncalibrated({}) == how_to_calibrate({}) == how_to_calibrate({"best_checkpoint": "a"}) == ""

@@ -128,7 +128,7 @@ def test_a_run_on_one_page(run_dir):
 
 
 def test_a_large_calibration_error_is_explained(run_dir):
-    sure = SUMMARY | {"test": SUMMARY["test"] | {"calibration_error": 0.15}, "test_confidence": 0.95, "label_smoothing": 0.1}
+    sure = SUMMARY | {"test": SUMMARY["test"] | {"calibration_error": 0.15}, "test_confidence": 0.95, "label_smoothing": 0.1, "steps": 9000}
     (run_dir / "summary.json").write_text(json.dumps(sure))
     told = page(run_dir).text
     assert "Calibration error 15.0 %: right in 80.0 %, sure to 95.0 % on average: too sure, as long trainings on few images make a network." in told
