@@ -47,7 +47,7 @@ def test_the_progress_bar_tells_what_one_wants_to_know(monkeypatch):
 def test_a_terminal_has_one_line_that_is_drawn_by_the_clock(monkeypatch):
     seconds, stream = [100.0], Terminal()
     at(monkeypatch, seconds, stream)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((40, 20)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((40, 20)))  # pytest asks, too
     bar, trainer = ProgressBar(per_second=2), stand_in()
     bar.on_train_start(trainer, None)
     for _ in range(16):
