@@ -1,6 +1,7 @@
 """Runs from Python are those of the shell, to the bit, and leave nothing behind in the process."""
 
 import os
+import signal
 import sys
 
 import nbformat
@@ -12,6 +13,7 @@ from pictures import write_images
 
 import cct_lightning
 from cct_lightning import InputError
+from cct_lightning.runs.sitting import Sitting
 
 KEYS = {
     "model.arch": "cct_2_3x2_32", "model.embed_dim": 32, "data.per_class": 12, "data.batch_size": 20, "trainer.max_epochs": 2,
@@ -76,6 +78,22 @@ def test_a_run_is_extended_and_fine_tuned(here):
     tuned = cct_lightning.finetune("photos", {"trainer.max_epochs": 1, "trainer.callbacks": None, "data.batch_size": 4}, pretrained=longer)
     assert tuned.folder.parent.name == "finetune"
     assert tuned.summary.load_report["source"] == str(longer.folder)
+
+
+def test_ctrl_c_leaves_what_resume_goes_on_from(here, monkeypatch):
+    def stop(self, trainer, *_):
+        if trainer.global_step == 3:
+            self._receive(signal.SIGINT, None)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sitting, "on_train_batch_start", stop, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            cct_lightning.fit("digits", KEYS)
+    (folder,) = (here / "runs" / "digits").iterdir()
+    resumed, whole = cct_lightning.resume(folder), cct_lightning.fit("digits", KEYS)
+    assert (resumed.summary.resumed, resumed.summary.steps) == (1, whole.summary.steps)
+    ours, theirs = weights(resumed.last), weights(whole.last)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize(("call", "message"), [
