@@ -10,7 +10,7 @@ FEW = ("--data.per_class", 30, "--data.batch_size", 16)
 
 
 def test_a_learning_rate_is_found_and_nothing_trained(cct, tmp_path):
-    outcome = cct("fit", "-c", "digits", "--trainer.callbacks+=EMA", "--find-lr")
+    outcome = cct("fit", "-c", "digits", "--trainer.callbacks+=EMA", "--data.batch_size", 16, "--find-lr")
     assert outcome.code == 0, outcome.err
     assert "step 200/200" in outcome.err  # the progress line: the search takes a minute
     told = outcome.out.strip().splitlines()
