@@ -25,6 +25,7 @@ from cct_lightning.runs.tracking import tracker
 from cct_lightning.runs.tracking.server import PROBE_SECONDS, is_disabled, wandb_id, wandb_mode
 from cct_lightning.runs.tracking.tracker import Tracker
 
+CHECKOUT = Path(__file__).parents[3]
 SHORT = (
     "--data.per_class", 10, "--data.batch_size", 32, "--trainer.max_epochs", 2, "--trainer.enable_progress_bar", "false",
     "--trainer.log_every_n_steps", 1, "--trainer.callbacks", "[]",
@@ -368,18 +369,19 @@ class Fault(Callback):
 """
 
 
-def test_the_death_of_wandbs_process_ends_the_tracking_and_not_the_training(cct, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_death_of_wandbs_process_ends_the_tracking_and_not_the_training(tmp_path):
     (tmp_path / "fault.py").write_text(FAULT)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("WANDB_MODE")
-    outcome = cct("fit", "-c", "digits", *SHORT, "--trainer.callbacks+=fault.Fault", "--trainer.callbacks.signal_name=SIGKILL")
-    assert outcome.code == 0, outcome.err
+    command = [sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", *SHORT, "--trainer.callbacks+=fault.Fault"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    words = [*map(str, command), "--trainer.callbacks.signal_name=SIGKILL"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-3000:]
     run = run_of(tmp_path)
-    assert [line for line in outcome.err.splitlines() if "W&B" in line or "Traceback" in line] == [
+    assert [line for line in done.stderr.splitlines() if "W&B" in line or "Traceback" in line] == [
         f"W&B tracking ended (its process has died){ENDED}{run.relative_to(tmp_path)}/metrics.csv"
     ]
     assert_complete(run)
-    wandb.teardown()  # as at the end of the process
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows stops no process")
