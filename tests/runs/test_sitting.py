@@ -401,6 +401,7 @@ def test_workers_obey_no_signal_but_their_parents():
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_resumed(fit, cct, tmp_path):
     words = ("--trainer.max_epochs", 8, "--trainer.callbacks", "null")
     command = [sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", *map(str, (*SMALL, *words))]
