@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cct_lightning.commands.checks import check_given
 from cct_lightning.commands.fit import SEARCHES
 from cct_lightning.commands.requests import Request, read_request
 from cct_lightning.commands.words import read_words
@@ -34,6 +33,8 @@ def prepare(arguments: list[str], command: str) -> Request:
     if checkpoint.suffix != ".ckpt":
         raise InputError(f"{command} measures a run's checkpoint, and {checkpoint} is none: cct predict classifies with it.")
     calibrates = any(option.key in FLAGS for option in typed.options)
+    from cct_lightning.commands.checks import check_given  # help and errors in keys do without
+
     check_given(command, request.keys, str(checkpoint))
     return Request(command, request.words, request.keys, request.recipes, checkpoint=checkpoint, calibrates=calibrates)
 

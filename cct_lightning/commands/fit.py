@@ -1,6 +1,5 @@
 """``cct fit``: what is typed, checked without torch."""
 
-from cct_lightning.commands.checks import check_given
 from cct_lightning.commands.requests import Request, read_request
 from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
@@ -33,5 +32,7 @@ def prepare(arguments: list[str], command: str = "fit") -> Request:
     if "data.dataset" not in request.keys:
         raise InputError("no recipe says which data: the overlays smoke, ddp and fsdp are laid over one, as in cct fit -c digits -c smoke.")
     if "print_config" not in {option.key for option in typed.options}:  # which needs nothing to be there
+        from cct_lightning.commands.checks import check_given  # help and errors in keys do without
+
         check_given(command, request.keys)
     return Request(command, request.words, request.keys, request.recipes, search=searches[0] if searches else None)
