@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--root", default="~/.cache/cct-lightning", help="folder with CIFAR-10")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    from cct_lightning.commands import parser as cli
-    from cct_lightning.commands.recipes import find_recipe
+    from cct_lightning.commands.main import prepare
+    from cct_lightning.commands.running import train
 
     with tempfile.TemporaryDirectory() as folder:
         engine = "graph" if options.device == "cuda" else "eager"
@@ -110,7 +110,7 @@ def main() -> None:
             "trainer.callbacks": "benchmarks.loop.Turns",
         }  # fmt: skip
         arguments = [word for key, value in words.items() for word in (f"--{key}", str(value))]
-        cli.run(["fit", "--config", str(find_recipe("cifar10_small")), *arguments])
+        train(prepare(["fit", "-c", "cifar10_small", *arguments]))
     from benchmarks.loop import Turns as Measured  # as a module of its own: this file runs as __main__
 
     fit, bare = (Measured.seconds[name][2:] for name in ("fit", "bare"))
