@@ -19,10 +19,9 @@ if workers > 1:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One worker more than cores, since many tests wait for processes of theirs, but no more than four, each of which takes 2 GB; none for one
-    file, which each would import Lightning for."""
+    """One worker for each core, but no more than four, each of which takes 2 GB; none for one file, which each would import Lightning for."""
     files = {name.partition("::")[0] for name in config.args}
-    return 0 if len(files) == 1 and files.pop().endswith(".py") else min(CORES + 1, 4)
+    return 0 if len(files) == 1 and files.pop().endswith(".py") else min(CORES, 4)
 
 
 @pytest.hookimpl(trylast=True)
