@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from cct_lightning import LitClassifier
-from cct_lightning.commands.predict import read_run
 from cct_lightning.weights.files import KEY
+from cct_lightning.weights.trained import read_run
 
 NAMES = ["cat, tabby", 'a "dog"', "two\nlines"]  # what a CSV has to quote
 

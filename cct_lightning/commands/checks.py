@@ -43,6 +43,12 @@ def _text(given: Given, key: str) -> str | None:
     return value if isinstance(value, str) and value not in ("", "null") else None
 
 
+def _place(given: Given) -> Path | None:
+    """Returns the folder or table of the user's images; None where the data are no such."""
+    root = _text(given, "data.root")
+    return Path(root).expanduser() if root is not None and given.get("data.dataset") in ("image_folder", "csv") else None
+
+
 def check_names(given: Given) -> None:
     """Refuses an optimizer or a network that timm has not.
 
@@ -87,12 +93,10 @@ def check_data(given: Given) -> None:
     Raises:
         InputError: As the data module says it.
     """
-    root = _text(given, "data.root")
-    if root is None or given.get("data.dataset") not in ("image_folder", "csv"):
+    if (place := _place(given)) is None:
         return
     from cct_lightning.data.folders import check_table, folder_class_names  # numpy and Pillow
 
-    place = Path(root).expanduser()
     if given["data.dataset"] == "csv":
         check_table(place)
     else:
@@ -105,12 +109,10 @@ def check_test_images(given: Given) -> None:
     Raises:
         InputError: As the data module says it.
     """
-    root = _text(given, "data.root")
-    if root is None or given.get("data.dataset") not in ("image_folder", "csv"):
+    if (place := _place(given)) is None:
         return
     from cct_lightning.data.folders import no_test_images, read_table, split_folder
 
-    place = Path(root).expanduser()
     if given["data.dataset"] == "csv":
         own = set(read_table(place).splits)
     else:

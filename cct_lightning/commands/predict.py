@@ -17,16 +17,12 @@ import yaml
 
 from cct_lightning.commands.keys import check_value, groups, known_keys
 from cct_lightning.commands.words import CONFIG, read_words
-from cct_lightning.data.files import find_images as find_images
-from cct_lightning.data.options import Preprocessing as Preprocessing
+from cct_lightning.data.files import find_images
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.run_folder import find_network
 from cct_lightning.tasks.options import FROM_DATA
-from cct_lightning.weights.trained import Saved as Saved
-from cct_lightning.weights.trained import build as build
-from cct_lightning.weights.trained import read_run as read_run
 
 if TYPE_CHECKING:
     from cct_lightning.inference.predictor import Prediction, Predictor

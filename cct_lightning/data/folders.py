@@ -16,7 +16,7 @@ SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"),
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images: uint8 arrays (H, W, C), or files that ``images.decode`` reads; targets are class indices (n,).
+    """Labelled images: uint8 arrays (H, W, C), or files that ``files.decode`` reads; targets are class indices (n,).
 
     ``files`` names what the arrays were decoded from, once the data module has read the split; None where they come from no files.
     """

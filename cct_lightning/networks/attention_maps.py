@@ -1,6 +1,6 @@
 """What a network looks at: how much each patch counts in a decision, how attention flows through the layers, which positions are alike.
 
-Shapes as in encoders.py; T = P + N tokens.
+Shapes as in encoder.py; T = P + N tokens.
 """
 
 import math

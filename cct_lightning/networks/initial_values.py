@@ -57,4 +57,4 @@ def initialise(module: nn.Module, name: str, seed: int | None = None) -> None:
                     case _ if leaf in INITIAL:
                         INITIAL[leaf](parameter, source)
                     case _:
-                        raise TypeError(f"{path}.{leaf} ({type(layer).__name__}) has no initial value: add {leaf!r} to randomness.INITIAL.")
+                        raise TypeError(f"{path}.{leaf} ({type(layer).__name__}) has no initial value: add {leaf!r} to initial_values.INITIAL.")
