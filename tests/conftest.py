@@ -50,7 +50,7 @@ def cct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.delenv("CCT_RUN_DIR", raising=False)  # of a test that made a folder itself
 
-    def run(*words: object, draws: bool = False) -> Outcome:
+    def run(*words: object, draws: bool = False, program: Path | str = "cct") -> Outcome:
         words = tuple(map(str, words))
         if words[:1] in (("fit",), ("finetune",)) and "-c" in words and not draws:
             # The recipes' pictures take seconds to draw; test_recipes draws them. What a test names itself is added behind.
@@ -58,7 +58,7 @@ def cct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
             words = (*words[:behind], "--trainer.callbacks", "null", *words[behind:])
         elif words[:1] == ("finetune",) and len(words) > 2 and not draws:
             words = (*words[:2], "--trainer.callbacks", "null", *words[2:])
-        monkeypatch.setattr(sys, "argv", ["cct", *words])
+        monkeypatch.setattr(sys, "argv", [str(program), *words])
         capfd.readouterr()
         try:
             main()

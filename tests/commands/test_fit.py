@@ -296,21 +296,41 @@ def of_one_process():
     return {}
 
 
+@pytest.fixture
+def cct_on_two_processes(cct, tmp_path, monkeypatch):
+    """Runs ``cct WORDS`` with this process as the first of two, which starts the second as it was started itself; then it is alone again."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run(*words):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["__main__"], "__spec__", None)  # else Lightning repeats `python -m pytest`
+            patch.setenv("OMP_NUM_THREADS", "1")
+            patch.setenv("PYTHONPATH", str(tmp_path))
+            before = dict(os.environ)
+            try:
+                return cct(*words, program=CHECKOUT / "cli.py")
+            finally:
+                if torch.distributed.is_initialized():
+                    torch.distributed.destroy_process_group()
+                for name in set(os.environ) - set(before):
+                    del os.environ[name]
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
-def test_two_processes_make_one_run(overlay, cct, tmp_path, of_one_process):
+def test_two_processes_make_one_run(overlay, cct, cct_on_two_processes, tmp_path, of_one_process):
     (tmp_path / "spy.py").write_text(SPY)
     words = [
         "--trainer.max_epochs", "2", "--data.batch_size", "64", "--data.per_class", "64", "--model.drop_path", "0", "--model.optim.lr", "3e-4",
         "--wandb.mode", "disabled", "--trainer.enable_progress_bar", "false",
     ]  # fmt: skip
     two = ["-c", overlay, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.callbacks", "[spy.Spy]"]
-    command = [sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", *two, *words]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = cct_on_two_processes("fit", "-c", "digits", *two, *words)
+    assert done.code == 0, done.err[-3000:]
     run = only(tmp_path.glob("runs/digits/*"))  # one folder
-    assert done.stdout.count("test accuracy") == 1  # one summary
+    assert done.out.count("test accuracy") == 1  # one summary
     assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.csv", "summary.json", "checkpoints"}
     seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
     for epoch in range(2):
