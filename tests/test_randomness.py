@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cct_lightning import POOLINGS, create_model
-from cct_lightning.networks.initial_values import initialise
+from cct_lightning.networks.initial_values import _truncated_normal, initialise
 from cct_lightning.randomness import bits, generator, key, reseed, uniform
 
 
@@ -55,6 +55,13 @@ def test_initial_values_are_the_references():
     assert encoder.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
     weight = encoder.tokenizer.convs[0].weight
     assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.05)
+
+
+def test_a_truncated_normal_is_that_of_torch_2_15_whatever_torch_is_there():
+    drawn = torch.empty(12)
+    _truncated_normal(drawn, torch.Generator().manual_seed(3), 1.5)  # the sixth was beyond 2
+    of_torch = [1.204914, 0.26225, 0.133467, -0.920577, 0.069274, 1.223516, 0.506243, 1.516674, -1.016943, 1.466148, 0.783075, 1.856875]
+    assert drawn.tolist() == pytest.approx(of_torch, abs=1e-6)
 
 
 def test_timm_networks_are_keyed_too():

@@ -13,12 +13,19 @@ def _fan_in_uniform(bias: Tensor, source: torch.Generator, fan_in: int) -> None:
     nn.init.uniform_(bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=source)
 
 
+def _truncated_normal(parameter: Tensor, source: torch.Generator, std: float) -> None:
+    """Draws what ``nn.init.trunc_normal_`` of torch 2.15 draws: a normal, and again where it is beyond 2. Other versions of torch draw otherwise."""
+    parameter.normal_(0, std, generator=source)
+    while (beyond := parameter.abs() > 2).any():
+        parameter.copy_(torch.where(beyond, torch.empty_like(parameter).normal_(0, std, generator=source), parameter))
+
+
 # Parameters that are no layer's weight or bias, by the last part of their name.
 INITIAL: dict[str, Callable[[Tensor, torch.Generator], object]] = {
-    "pos_embed": lambda p, source: nn.init.trunc_normal_(p, std=0.2, generator=source),  # 0.2, not 0.02, in SHI-Labs' code
-    "cls_pos_embed": lambda p, source: nn.init.trunc_normal_(p, std=0.2, generator=source),
+    "pos_embed": lambda p, source: _truncated_normal(p, source, 0.2),  # 0.2, not 0.02, in SHI-Labs' code
+    "cls_pos_embed": lambda p, source: _truncated_normal(p, source, 0.2),
     "cls_token": lambda p, source: nn.init.zeros_(p),
-    "latent": lambda p, source: nn.init.trunc_normal_(p, std=p.shape[-1] ** -0.5, generator=source),
+    "latent": lambda p, source: _truncated_normal(p, source, p.shape[-1] ** -0.5),
     "gamma_1": lambda p, source: None,  # LayerScale: a constant, set by its constructor
     "gamma_2": lambda p, source: None,
 }
@@ -45,7 +52,7 @@ def initialise(module: nn.Module, name: str, seed: int | None = None) -> None:
             with torch.no_grad():
                 match layer:
                     case nn.Linear() if leaf == "weight":
-                        nn.init.trunc_normal_(parameter, std=0.02, generator=source)
+                        _truncated_normal(parameter, source, 0.02)
                     case nn.Linear():
                         nn.init.zeros_(parameter)
                     case nn.Conv2d() if leaf == "weight":
