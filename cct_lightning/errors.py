@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class RunError(InputError):
+    """A fault that befell a run, not what it was given: a process that was killed, a disk that is full. The command line exits with code 1."""
+
+
 def did_you_mean(value: object, known: Iterable[str], listed: int = 12) -> str:
     """Ends an error message about an unknown name: the closest known names, or all of them where they are few.
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from errno import EPIPE
 from importlib import import_module
 from typing import NoReturn
 
@@ -10,7 +11,8 @@ from cct_lightning.commands import evaluate, finetune, fit, resume
 from cct_lightning.commands.help import COMMANDS, print_help, print_keys
 from cct_lightning.commands.recipes import print_recipes
 from cct_lightning.commands.requests import Request
-from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.commands.streams import kept_open
+from cct_lightning.errors import InputError, RunError, did_you_mean
 
 # Plain torch: these need no Lightning, which takes 10 s to import.
 LIGHT = ("predict", "embed", "export")
@@ -54,7 +56,7 @@ def _carry_out(request: Request) -> None:
 def _fail(error: Exception) -> NoReturn:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     print("\n".join([f"error: {lines[0]}", *lines[1:5]]), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(1 if isinstance(error, RunError) else 2)
 
 
 def main() -> None:
@@ -63,22 +65,36 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("CCT_DEBUG") == "1"
     if debug:
         os.environ["CCT_DEBUG"] = "1"  # for the processes that a launch starts
-    try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print_help()
-        elif arguments[0] == "--version":
-            print(cct_lightning.__version__)
-        elif arguments[0] == "recipes":
-            print_recipes(arguments[1:])
-        elif arguments[0] in LIGHT:
-            import_module(f"cct_lightning.commands.{arguments[0]}").main(arguments[1:])
-        elif arguments[0] in COMMANDS and {"-h", "--help"} & set(arguments):
-            print_keys(arguments[0])
-        else:
-            _carry_out(prepare(arguments))
-    except InputError as error:
-        if debug:
-            raise
-        _fail(error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (head, less) has gone
+    with kept_open() as lost:
+        try:
+            trains = _run(arguments)
+            sys.stdout.flush()
+        except InputError as error:
+            if debug:
+                raise
+            _fail(error)
+        except KeyboardInterrupt:
+            if debug:
+                raise
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        if lost and lost[0].errno != EPIPE and not trains:  # what a training found is in its folder
+            sys.exit(1)
+
+
+def _run(arguments: list[str]) -> bool:
+    """Runs a command; returns whether it was one that trains or measures, which keep what they find in files."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print_help()
+    elif arguments[0] == "--version":
+        print(cct_lightning.__version__)
+    elif arguments[0] == "recipes":
+        print_recipes(arguments[1:])
+    elif arguments[0] in LIGHT:
+        import_module(f"cct_lightning.commands.{arguments[0]}").main(arguments[1:])
+    elif arguments[0] in COMMANDS and {"-h", "--help"} & set(arguments):
+        print_keys(arguments[0])
+    else:
+        _carry_out(prepare(arguments))
+        return True
+    return False
