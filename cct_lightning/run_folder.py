@@ -23,6 +23,15 @@ VARIABLE = "CCT_RUN_DIR"
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 
+# What launchers tell a process of its place: torchrun, SLURM, and Lightning's own, which starts one process on each machine by NODE_RANK.
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
+
+
+def is_first_rank() -> bool:
+    """Tells whether this process is rank zero, the first on the first machine, before a trainer knows. It alone names and holds folders."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file beside ``path`` that takes its place once it is whole: a kill or a full disk leaves the old one as it was."""
@@ -62,8 +71,7 @@ class RunFolder:
             return cls(Path(told))
         stem = base / recipe / time.strftime("%Y%m%d-%H%M%S")
         path, number = stem, 1
-        is_first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
-        while is_first:
+        while is_first_rank():
             try:
                 path.mkdir(parents=True, exist_ok=False)
                 break

@@ -3,12 +3,12 @@ import os
 import pytest
 
 from cct_lightning import InputError
-from cct_lightning.run_folder import RunFolder, find_network, find_run, newest
+from cct_lightning.run_folder import RANKS, RunFolder, find_network, find_run, newest
 
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch):
-    for name in ("CCT_RUN_DIR", "RANK", "SLURM_PROCID"):
+    for name in ("CCT_RUN_DIR", *RANKS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -25,8 +25,9 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path, monkeypatch):
     assert second.recipe == "digits"
 
 
-def test_other_ranks_make_no_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+@pytest.mark.parametrize("name", RANKS)
+def test_other_ranks_make_no_folder(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "1")  # NODE_RANK alone: the first process of a second machine
     assert not RunFolder.make("digits", tmp_path).path.exists()
 
 

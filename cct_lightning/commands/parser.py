@@ -50,7 +50,8 @@ class CLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(self.trainer_class, "trainer")
-        parser.set_defaults({"trainer.enable_model_summary": False})  # the summary at the end says more in fewer lines
+        # The summary at the end says more in fewer lines. Lightning would take all GPUs, and not every recipe runs on several: overlays ask for them.
+        parser.set_defaults({"trainer.enable_model_summary": False, "trainer.devices": 1})
         parser.add_class_arguments(self._model_class, "model", fail_untyped=False, sub_configs=True, skip={"model"})
         parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False, sub_configs=True)
 

@@ -1,6 +1,5 @@
 """Carries out a request: parsed, built, trained or measured. The command line and Python call the same."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from cct_lightning.commands.evaluate import recipe_of, task_of
 from cct_lightning.commands.finetune import from_scratch, own_keys
@@ -17,7 +15,7 @@ from cct_lightning.commands.parser import CLI
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.resume import check_checkpoint
 from cct_lightning.errors import InputError
-from cct_lightning.run_folder import VARIABLE, RunFolder, recipe_name
+from cct_lightning.run_folder import RunFolder, is_first_rank, recipe_name
 from cct_lightning.runs.session import Session
 from cct_lightning.runs.testing import Stage, evaluate
 from cct_lightning.runs.tracking.tracker import end_tracking
@@ -45,9 +43,8 @@ def train(request: Request) -> Session:
         last, source = (opened, None) if request.run is not None else (None, opened)
         cli = CLI(request, words, source, task_of(last.about) if last is not None else None)
         folder = request.run or RunFolder.make(recipe_name(request.recipes[0]), cli.base)
-        if VARIABLE not in os.environ:  # else the process that launched this one sees to it
+        if is_first_rank():
             stack.callback(folder.discard_unless_begun)
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             stack.enter_context(folder.held(patience=8 if request.run else 0))
         stack.callback(end_tracking)  # the first to be called
         setting = cli.build(folder.path)

@@ -1,5 +1,6 @@
 """The trainer of a run, with its callbacks and loggers."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,11 +9,14 @@ from typing import Any
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from cct_lightning.callbacks import ProgressBar, Throughput
 from cct_lightning.data.module import ImageDataModule
+from cct_lightning.errors import InputError
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.run_folder import RunFolder
@@ -136,6 +140,7 @@ class Parts:
             bar = [ProgressBar()] if given["enable_progress_bar"] is not False else []
             alone = {"callbacks": [*bar, KeepConfig(setting, folder)], "logger": False, "enable_checkpointing": False}
             self.trainer = Trainer(**{**given, **alone, **LENGTHS[search]})
+            check_devices(self.trainer)
             return
         if setting.keeps_checkpoints and data.has_validation and given["limit_val_batches"] != 0:
             keep = setting.checkpoint
@@ -145,6 +150,8 @@ class Parts:
         given["logger"] = loggers if self.tracker is None else [*loggers, self.tracker]
         given["callbacks"] = self._callbacks(setting, folder, as_list(given["callbacks"]))
         self.trainer = Trainer(**given)
+        check_devices(self.trainer)
+        leave_requeue_to_the_user(self.trainer)
         keep_files_whole(self.trainer, opened)
 
     def _callbacks(self, setting: Setting, folder: RunFolder, given: Sequence[Callback]) -> list[Callback]:
@@ -157,6 +164,27 @@ class Parts:
         if setting.keeps_checkpoints:
             callbacks.append(RunCheckpoint(folder.checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True))
         return callbacks if setting.trainer["fast_dev_run"] else [*callbacks, KeepConfig(setting, folder)]
+
+
+def check_devices(trainer: Trainer) -> None:
+    """Refuses more devices than a CPU has cores: each is a process with a network of its own.
+
+    Raises:
+        InputError: Says how many there may be.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise InputError(
+            f"trainer.devices={trainer.num_devices} on a CPU with {cores} core(s): each device is a process of its own.\n"
+            f"  Give at most {cores}, or leave it out: one process uses all cores."
+        )
+
+
+def leave_requeue_to_the_user(trainer: Trainer) -> None:
+    """Has SLURM's SIGUSR1 requeue nothing: a job that Lightning puts back into the queue starts its command anew, in another folder."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False
 
 
 def keep_files_whole(trainer: Trainer, opened: Opened | None = None) -> None:
