@@ -24,12 +24,19 @@ from cct_lightning.weights.files import KEY, read_checkpoint
 from cct_lightning.weights.loading import ModelOptions, create_model
 
 
+class CalibrationError(MulticlassCalibrationError):
+    """The expected calibration error of logits (B, K). torchmetrics 1.9 takes a batch of them for probabilities where all lie in 0..1."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds.softmax(dim=1), target)
+
+
 def metrics(num_classes: int, prefix: str) -> MetricCollection:
     """Makes the measures of an evaluation: accuracy, F1 (mean over classes), calibration error (15 bins), and top-5 beyond five classes."""
     measures: dict[str, Metric | MetricCollection] = {
         "accuracy": MulticlassAccuracy(num_classes, average="micro"),
         "f1": MulticlassF1Score(num_classes, average="macro"),
-        "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15),
+        "calibration_error": CalibrationError(num_classes, n_bins=15),
     }
     if num_classes > 5:
         measures["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
@@ -98,8 +105,9 @@ class LitClassifier(Task):
         self.collect = False  # whether an evaluation keeps what came of each image, for a report; batches then hold indices behind the targets
         self.outcomes: Outcomes | None = None  # of the last such evaluation
         self._collected: list[Outcomes] = []  # of its batches
-        self.val_metrics, self.val_loss = metrics(self.model.num_classes, "val/"), MeanMetric()
-        self.test_metrics, self.test_loss = metrics(self.model.num_classes, "test/"), MeanMetric()
+        # By default a MeanMetric leaves out what is not a number: a network that diverged in part would have a fine loss.
+        self.val_metrics, self.val_loss = metrics(self.model.num_classes, "val/"), MeanMetric(nan_strategy="disable")
+        self.test_metrics, self.test_loss = metrics(self.model.num_classes, "test/"), MeanMetric(nan_strategy="disable")
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images (B, C, H, W), uint8 or float normalised, or what ``encode`` made of them: logits (B, K)."""

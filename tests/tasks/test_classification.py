@@ -204,6 +204,26 @@ def test_metrics_are_those_of_the_predictions():
     assert "test/top5" not in metrics(5, "test/")
 
 
+def test_the_calibration_error_is_that_of_logits_wherever_they_lie():
+    logits = torch.rand(200, 4, generator=torch.Generator().manual_seed(0))  # torchmetrics takes a batch in 0..1 for probabilities
+    targets = logits.argmax(1)
+    near, far = metrics(4, ""), metrics(4, "")
+    near.update(logits, targets)
+    far.update(logits + 10, targets)  # the same probabilities
+    expected = float((1 - logits.softmax(1).amax(1)).mean())  # all are right
+    assert float(near.compute()["calibration_error"]) == pytest.approx(expected, abs=1e-5)
+    assert float(far.compute()["calibration_error"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_r06_a_loss_that_is_no_number_shows_in_the_loss_of_the_validation(tmp_path):
+    module, trainer = trained(tmp_path)
+    images = torch.rand(8, 1, 16, 16)
+    images[3] = torch.nan  # one of eight
+    batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(8)), batch_size=4)
+    (found,) = trainer.validate(module, batches, verbose=False)
+    assert np.isnan(found["val/loss"])
+
+
 def test_compiling_keeps_the_names_of_the_weights():
     assert set(digits_module(engine="compile").state_dict()) == set(digits_module().state_dict())
 
