@@ -17,7 +17,8 @@ class EMA(Callback):
     """Averages the weights exponentially, with a decay that grows as min(decay, (1 + n) / (10 + n)) over the updates n.
 
     Validation, test and the checkpoints' ``state_dict`` see the average as soon as there is one, and after the training the network holds it;
-    the raw weights are in the checkpoint for a resumed run. Buffers are the network's own. "Acceleration of Stochastic Approximation by
+    the raw weights are in the checkpoint for a resumed run. The average is kept in float32 where the weights are of 16 bits (``bf16-true``), which
+    would round each of its small steps away. Buffers are the network's own. "Acceleration of Stochastic Approximation by
     Averaging" (Polyak and Juditsky, 1992); the warm-up of the decay is TensorFlow's ``ExponentialMovingAverage``.
 
     Args:
@@ -54,11 +55,11 @@ class EMA(Callback):
         self._step = step
         weights = self._weights(pl_module)
         if not self.average:
-            self.average = {name: weight.clone() for name, weight in weights.items()}
+            self.average = {name: _wide(weight).clone() for name, weight in weights.items()}
             return
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.average.values()), list(weights.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), [_wide(weight) for weight in weights.values()], 1 - decay)
 
     def _put(self, pl_module: LightningModule, values: Mapping[str, Tensor]) -> None:
         weights = self._weights(pl_module)
@@ -118,9 +119,15 @@ class EMA(Callback):
         if found is None:
             self.average, self.updates = {}, 0
             return
-        self.average = {name: weight.clone() for name, weight in self._weights(pl_module).items()}
+        # As the file has it: the network may be of 16 bits.
+        self.average = {name: _wide(checkpoint["state_dict"][name]).to(pl_module.device, copy=True) for name in self._weights(pl_module)}
         self.updates, self._step = found["updates"], found["step"]
         if trainer.state.fn == TrainerFn.FITTING:
             self._put(pl_module, {name: weight.to(pl_module.device) for name, weight in found["raw"].items()})
         else:
             self._raw = {name: weight.to(pl_module.device) for name, weight in found["raw"].items()}
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """Returns weights of 16 bits in float32, others as they are."""
+    return weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight

@@ -56,6 +56,29 @@ def test_ema_validates_and_ends_with_the_average():
     assert not torch.allclose(watch.steps[-1], expected)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+@pytest.mark.parametrize("precision", ["bf16-true", "32-true"])
+def test_ema_moves_however_few_bits_the_weights_have_and_resumes_to_the_bit(tmp_path, precision):
+    class Still(L.Callback):
+        """Keeps the head's bias 1.5 from the second step on: nothing but the average moves."""
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            pl_module.model.head.bias.data.fill_(1.0 if trainer.global_step == 1 else 1.5)
+
+    average = EMA(0.999)
+    files = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    module, *_ = fit([Still(), average, files], epochs=3, precision=precision)
+    expected = 1.0
+    for n in range(1, 18):
+        expected += (1.5 - expected) * (1 - min(0.999, (1 + n) / (10 + n)))
+    kept = average.average["model.head.bias"]
+    torch.testing.assert_close(kept, torch.full((10,), expected))
+    torch.testing.assert_close(module.model.head.bias.float(), kept, rtol=2**-8, atol=0)  # in the network's own precision
+    resumed = EMA(0.999)
+    fit([Still(), resumed], epochs=3, precision=precision, ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert all(torch.equal(resumed.average[name], kept) for name, kept in average.average.items())
+
+
 def test_ema_leaves_the_training_as_it_is():
     plain, averaging = Watch(), Watch()
     fit([plain])
