@@ -21,6 +21,7 @@ from cct_lightning.errors import InputError
 # Tells the processes that a launch starts on this machine the folder that the first one has made.
 VARIABLE = "CCT_RUN_DIR"
 BEST, LAST = "best.ckpt", "last.ckpt"
+IMAGES = "images.csv.gz"  # what the run was trained on
 
 
 # What launchers tell a process of its place: torchrun, SLURM, and Lightning's own, which starts one process on each machine by NODE_RANK.
@@ -98,6 +99,10 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def images_file(self) -> Path:
+        return self.path / IMAGES
+
+    @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"
 
@@ -158,8 +163,8 @@ class RunFolder:
             os.close(folder)
 
     def discard_unless_begun(self) -> None:
-        """Removes the folder of a run that never began: it holds nothing, or its configuration alone, at most told to W&B."""
-        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"config.yaml", "wandb"}:
+        """Removes the folder of a run that never began: it holds nothing, or its configuration and what it shall train on, at most told to W&B."""
+        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"config.yaml", IMAGES, "wandb"}:
             shutil.rmtree(self.path)
 
     @cached_property

@@ -67,13 +67,16 @@ def finetune(
     return _train(finetuning.prepare([str(images), *([] if source is None else ["--model.pretrained", str(source)]), *words]))
 
 
-def resume(run: str | PathLike[str] | Run, keys: Mapping[str, Any] | None = None, *, extend_to: int | None = None) -> Run:
+def resume(
+    run: str | PathLike[str] | Run, keys: Mapping[str, Any] | None = None, *, extend_to: int | None = None, accept_changed_data: bool = False
+) -> Run:
     """Goes on with a run that was stopped, or with one that has ended to more epochs: ``cct resume RUN --extend-to EPOCHS``.
 
     Args:
         run: The run, or its folder.
         keys: Where it is computed, such as ``{"trainer.accelerator": "cpu"}``.
         extend_to: Epochs in all.
+        accept_changed_data: Whether it may go on with other images than it was trained on; summary and config.yaml then say so.
 
     Returns:
         The run; as it was, where it has ended and shall not have more epochs.
@@ -83,7 +86,8 @@ def resume(run: str | PathLike[str] | Run, keys: Mapping[str, Any] | None = None
         KeyboardInterrupt: Ctrl-C.
     """
     folder = run.folder if isinstance(run, Run) else run
-    request = resuming.prepare([str(folder), *([] if extend_to is None else ["--extend-to", str(extend_to)]), *_words(keys)])
+    accepts = [f"--{resuming.ACCEPT}"] if accept_changed_data else []
+    request = resuming.prepare([str(folder), *([] if extend_to is None else ["--extend-to", str(extend_to)]), *accepts, *_words(keys)])
     assert request.run is not None
     if resuming.say_finished(request):
         return Run.read(request.run.path)

@@ -47,12 +47,15 @@ Everything may be changed, as in `cct fit --help`:
   --model.loss.class_weights balanced        classes of uneven size count the same; or --data.sampler balanced, not both""",
     ),
     "resume": (
-        "RUN [--extend-to EPOCHS] [--key value]",
+        "RUN [--extend-to EPOCHS] [--accept-changed-data] [--key value]",
         """RUN is the folder of a run, runs/<recipe>/<time>, or its checkpoints/last.ckpt. The run goes on in this folder from where last.ckpt was
 written, as the same run of W&B, and ends with the same weights and measures as if it had never stopped. Ctrl-C and SIGTERM write last.ckpt
 before they end a run; after a kill it is that of the last epoch that ended.
 
 --extend-to EPOCHS trains a run of whole epochs on to so many in all, with the learning rates of a run of that length from there on.
+
+The images must be those that it was trained on: names, labels and sizes of all, of small sets contents, too (up to 256 MiB; of larger ones
+1,000 files). Where they lie may change (--data.root). --accept-changed-data goes on with others; summary and config.yaml then say so.
 
 What the run is stays as in its config.yaml; where it is computed may change:""",
     ),

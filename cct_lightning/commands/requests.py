@@ -26,6 +26,7 @@ class Request:
         run: The run that goes on, for resume.
         epochs: How many it shall have in all, where it shall have more than planned.
         checkpoint: What is measured, for test and validate.
+        accepts_images: Whether the run that goes on may do so with other images than it was trained on.
         calibrates: Whether they then fit a temperature to the validation images.
     """
 
@@ -43,6 +44,7 @@ class Request:
         """What is learned, where a recipe or a word says so."""
         return self.keys.get("task")
 
+    accepts_images: bool = False
     calibrates: bool = False
 
 

@@ -12,9 +12,10 @@ from cct_lightning.run_folder import RunFolder, find_run
 from cct_lightning.runs.options import WHERE
 
 if TYPE_CHECKING:
+    from cct_lightning.data.fingerprint import Past
     from cct_lightning.weights.files import Opened
 
-EXTEND = "extend-to"
+EXTEND, ACCEPT = "extend-to", "accept-changed-data"
 
 
 def prepare(arguments: list[str]) -> Request:
@@ -23,7 +24,7 @@ def prepare(arguments: list[str]) -> Request:
     Raises:
         InputError: There is no such run, or a key would make another one of it.
     """
-    typed = read_words(arguments, "resume")
+    typed = read_words(arguments, "resume", (ACCEPT,))
     run = find_run(typed.alone[0] if len(typed.alone) == 1 else None)
     for option in typed.options:
         _check_option(option, run)
@@ -31,9 +32,12 @@ def prepare(arguments: list[str]) -> Request:
     epochs = typed.last(EXTEND)
     # The checkpoint holds all weights; the file that the run started from may be gone.
     words = ["--config", str(run.config_file), "--model.pretrained", "null"]
-    words += [word for option in typed.options if option.key != EXTEND for word in option.words]
+    words += [word for option in typed.options if option.key not in (EXTEND, ACCEPT) for word in option.words]
     words += [] if epochs is None else ["--trainer.max_epochs", epochs]
-    return Request("resume", tuple(words), run=run, recipes=(run.config_file,), epochs=None if epochs is None else int(epochs))
+    accepts = any(option.key == ACCEPT for option in typed.options)
+    return Request(
+        "resume", tuple(words), run=run, recipes=(run.config_file,), epochs=None if epochs is None else int(epochs), accepts_images=accepts
+    )
 
 
 def _check_option(option: Option, run: RunFolder) -> None:
@@ -43,6 +47,10 @@ def _check_option(option: Option, run: RunFolder) -> None:
     if key == EXTEND:
         if not str(value).isdecimal():
             raise InputError(f"--{EXTEND} {value}: give the number of epochs in all, such as 100.")
+        return
+    if key == ACCEPT:
+        if value is not None:
+            raise InputError(f"--{ACCEPT} takes no value, and {value!r} was given.")
         return
     check_keys({key: "command line"})
     if key not in WHERE:
@@ -87,6 +95,16 @@ def check_checkpoint(request: Request, opened: "Opened") -> None:
     _check_same_run(run, about["recipe"])
     if request.epochs is not None:
         _check_length(request.epochs, run, checkpoint)
+
+
+def past_images(request: Request, opened: "Opened") -> "Past":
+    """Returns what the run's last.ckpt, once checked, says of the images it was trained on."""
+    from cct_lightning.data.fingerprint import Past
+
+    run, checkpoint = request.run, opened.content
+    assert run is not None
+    said = checkpoint["sitting"].get("images")
+    return Past.read(said, run.images_file, run.path, run.last, checkpoint["global_step"], request.accepts_images)
 
 
 def _check_same_run(run: RunFolder, trained: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from cct_lightning.commands.finetune import from_scratch, own_keys
 from cct_lightning.commands.messages import quieten, raised_by_lightning
 from cct_lightning.commands.parser import CLI
 from cct_lightning.commands.requests import Request
-from cct_lightning.commands.resume import check_checkpoint
+from cct_lightning.commands.resume import check_checkpoint, past_images
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import RunFolder, is_first_rank, recipe_name
 from cct_lightning.runs.session import Session
@@ -48,6 +48,8 @@ def train(request: Request) -> Session:
             stack.enter_context(folder.held(patience=8 if request.run else 0))
         stack.callback(end_tracking)  # the first to be called
         setting = cli.build(folder.path)
+        if last is not None:
+            cli.datamodule.past = past_images(request, last)
         session = Session(setting, folder, cli.model, cli.datamodule, request.search, last)
         del opened, last, source  # from here on they would only take memory
         cli.weights = None

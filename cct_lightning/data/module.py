@@ -1,7 +1,7 @@
 """The LightningDataModule: which images are for what, and how they reach the device."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cct_lightning.data.augment.mixing import draw_mix, mix_batch
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.files import Array
+from cct_lightning.data.fingerprint import Fingerprint, Past
 from cct_lightning.data.folders import Split, folder_class_names, no_test_images, read_table, split_folder
 from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
 from cct_lightning.data.memory import decode_splits, to_tensors, write_features
@@ -84,6 +85,9 @@ class ImageDataModule(L.LightningDataModule):
         self._encode: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._encoded: dict[int, tuple[torch.Tensor, Array]] = {}  # features of a split and which of them are computed, by its id
         self._position = (0, 0)  # epoch and batch where the next training begins
+        self.past: Past | None = None  # of a run that goes on
+        self.fingerprint: Fingerprint | None = None  # of what a training reads
+        self.accepted: list[str] = []  # what became of the images while the run was stopped, where that was accepted
         self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # images and targets of a split in memory, by its id
 
     @property
@@ -117,6 +121,8 @@ class ImageDataModule(L.LightningDataModule):
         read = {split: read_split(self.dataset, self.root, split) for split in ("train", "val", "test")}
         train = read["train"]
         assert train is not None
+        if stage == "fit":
+            self._recognise(read)
         kept = np.arange(len(train))
         one_heap = read["val"] is None and read["test"] is None
         if one_heap and self.test_fraction:
@@ -134,6 +140,19 @@ class ImageDataModule(L.LightningDataModule):
                 which = ", ".join(self.class_names[label] for label in absent[:5])
                 rank_zero_info(f"{len(absent)} of {self.num_classes} classes have no {name} image: {which}{', ...' if len(absent) > 5 else ''}")
         self.splits = decode_splits(self.splits, self.image_size, self.in_chans, self.cache)
+
+    def _recognise(self, read: Mapping[str, Split | None]) -> None:
+        """Takes the fingerprint of the images, and compares it with that of the run that goes on."""
+        base = self.folder or (self.root if self._table is None else self.root.parent)
+        self.fingerprint = Fingerprint.take(read, self.class_names, base)
+        if self.past is not None:
+            told = self.past.compare(self.fingerprint)
+            self.accepted = [*self.past.accepted, *([told] if told else [])]
+
+    def about_images(self) -> dict[str, Any]:
+        """Returns what a run that is stopped must know of its images to go on, in plain values."""
+        assert self.fingerprint is not None
+        return {"digest": self.fingerprint.digest, "accepted": self.accepted}
 
     def _order(self, label: int, members: Array, purpose: str) -> Array:
         """Shuffles the images of a class, the same way for every size of a subset, so that small ones lie in larger ones."""

@@ -161,6 +161,7 @@ class Session:
             test_confidence=confidence,
             label_smoothing=self.setting.recipe["model"].get("label_smoothing"),
             steps_per_epoch=steps_per_epoch(trainer),
+            changed_data=self.data.accepted,
         )
         if trainer.is_global_zero:
             self._tell(summary)

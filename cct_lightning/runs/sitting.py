@@ -13,7 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cct_lightning.run_folder import RunFolder
+from cct_lightning.data.module import ImageDataModule
+from cct_lightning.run_folder import RunFolder, replacing
 from cct_lightning.runs.lightning_private import accumulates, inside_epoch, logged_step, mend_loops, stop_after_step, unlogged
 from cct_lightning.runs.metrics_file import MetricsFile
 from cct_lightning.training.hardware import cpu_seconds
@@ -32,6 +33,7 @@ class Sitting(Callback):
     Args:
         folder: The run's.
         saves: Whether the run keeps checkpoints.
+        data: Its images, whose fingerprint is kept.
 
     Attributes:
         number: Of this stretch, from 1.
@@ -39,8 +41,8 @@ class Sitting(Callback):
         measures: Of the last validation, for a stretch without one.
     """
 
-    def __init__(self, folder: RunFolder, saves: bool) -> None:
-        self.folder, self.saves = folder, saves
+    def __init__(self, folder: RunFolder, saves: bool, data: ImageDataModule) -> None:
+        self.folder, self.saves, self.data = folder, saves, data
         self.number, self.received = 1, 0
         self.measures: dict[str, float] = {}
         self._before = (0.0, 0.0)  # seconds of earlier sittings, and of their processors
@@ -57,6 +59,15 @@ class Sitting(Callback):
         """Returns the seconds of all sittings so far, and those of their processors. What a kill undid does not count."""
         return self._before[0] + time.perf_counter() - self._began[0], self._before[1] + cpu_seconds() - self._began[1]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes down which images the run is trained on, for the message where they are others when it goes on."""
+        now, past = self.data.fingerprint, self.data.past
+        if stage != "fit" or not self.saves or not trainer.is_global_zero or now is None:
+            return
+        if past is None or past.digest != now.digest or not self.folder.images_file.is_file():
+            with replacing(self.folder.images_file) as file:
+                now.write(file)
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning logs the values of an epoch after its checkpoint is written: the next sitting would miss them after a kill in between.
         values = unlogged(trainer)
@@ -72,6 +83,7 @@ class Sitting(Callback):
             "measures": self.measures,
             "validating": trainer.validating,  # a stop ends a validation as well, which is then made anew
             "should_stop": trainer.should_stop,  # by early stopping, for one
+            "images": self.data.about_images(),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import math
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -65,6 +65,7 @@ class Summary:
         test_confidence: Mean probability of the classes that were predicted in the test.
         label_smoothing: Of the run.
         steps_per_epoch: Of the optimizer; None where that is not known.
+        changed_data: What became of the images while the run was stopped, where it went on all the same.
     """
 
     recipe: str
@@ -94,6 +95,7 @@ class Summary:
     test_confidence: float | None = None
     label_smoothing: float | None = None
     steps_per_epoch: int | None = None
+    changed_data: Sequence[str] | None = None
 
 
 def device_name(trainer: Trainer) -> str:
@@ -131,6 +133,7 @@ def describe(summary: Summary) -> str:
         if flops
         else f"  network              {summary.num_parameters:,} parameters",
         f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)",
+        *(f"  changed data         {line}" for line in summary.changed_data or ()),
         f"  files                {run_dir}: config.yaml, metrics.csv, summary.json"
         + "".join(f", {name}" for name in ("pictures", "report.html") if Path(run_dir, name).exists())
         + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),

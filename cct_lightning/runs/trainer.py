@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from cct_lightning.callbacks import ProgressBar, Throughput
+from cct_lightning.data.fingerprint import WENT_ON
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError
 from cct_lightning.networks.classifier import ImageClassifier
@@ -102,9 +103,16 @@ class KeepConfig(Callback):
                 logger.log_recipe(self.folder.config_file)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Writes the new length of a resumed run, now that nothing more can hinder it."""
-        if trainer.is_global_zero and self.resumes and self.folder.config != self.recipe:
-            self.folder.write_config(yaml.safe_dump(self.recipe, sort_keys=False))
+        """Writes the new length of a resumed run, and that its images are others, now that nothing more can hinder it."""
+        if not trainer.is_global_zero or not self.resumes:
+            return
+        text, said = self.folder.config_text, "".join(f"# {line}\n" for line in trainer.datamodule.accepted)  # type: ignore[attr-defined]
+        if self.folder.config != self.recipe:
+            text = said + yaml.safe_dump(self.recipe, sort_keys=False)
+        elif not text.startswith(said):
+            text = said + "".join(line for line in text.splitlines(keepends=True) if not line.startswith(f"# {WENT_ON}"))
+        if text != self.folder.config_text:
+            self.folder.write_config(text)
             self._log_recipe(trainer)
 
 
@@ -133,7 +141,7 @@ class Parts:
         given = {**setting.trainer, "default_root_dir": str(folder.path)}
         if not data.has_validation:
             given["limit_val_batches"] = 0
-        self.throughput, self.sitting = Throughput(), Sitting(folder, setting.keeps_checkpoints and search is None)
+        self.throughput, self.sitting = Throughput(), Sitting(folder, setting.keeps_checkpoints and search is None, data)
         self.best: BestCheckpoint | None = None
         self.tracker: Tracker | None = None
         if search is not None:

@@ -315,7 +315,7 @@ def test_what_would_make_another_run_is_refused(fit, cct, stop, tmp_path):
 
 def test_the_help_names_what_may_differ(cct):
     outcome = cct("resume", "--help")
-    assert "cct resume RUN [--extend-to EPOCHS] [--key value]" in outcome.out
+    assert "cct resume RUN [--extend-to EPOCHS] [--accept-changed-data] [--key value]" in outcome.out
     for key in WHERE:
         assert f"  --{key} " in outcome.out
 

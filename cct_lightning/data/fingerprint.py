@@ -1,0 +1,239 @@
+"""What a run was trained on, so that it goes on with the same images or not at all."""
+
+import csv
+import gzip
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from cct_lightning.data.files import Array
+from cct_lightning.data.folders import Split
+from cct_lightning.errors import InputError
+from cct_lightning.wording import printable
+
+CONTENT_BYTES = 256 * 2**20  # files that take up to here together are read to their end, of larger sets
+SAMPLE = 1000  # about so many, spread over all, and no more bytes
+WENT_ON = "from step "  # begins what is said of a run that goes on with other images
+HEADER = ("split", "name", "label", "size", "content")
+
+
+class Row(NamedTuple):
+    """What is known of a file, an array of images or the name of a class.
+
+    Attributes:
+        split: train, val, test or class.
+        name: The file's below the folder of the data set, or what stands for it in messages.
+        label: The name of its class.
+        size: Bytes of a file, -1 where it can't be told; images of an array.
+        content: Digest of a file's bytes, or of images and labels of an array; empty where the file was not read.
+    """
+
+    split: str
+    name: str
+    label: str = ""
+    size: int = 0
+    content: str = ""
+
+
+class _Part(NamedTuple):
+    split: str
+    files: Sequence[Any] | None  # None where the images come as an array
+    sizes: Array  # bytes of each file, or images in the array
+    targets: Array
+    contents: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Names, sizes and labels of the images of all splits, in their order, and contents where reading them is cheap.
+
+    Arrays are read whole; files where they take up to ``CONTENT_BYTES`` together, else some ``SAMPLE`` of them. Times of change are not
+    looked at: copying a folder sets them anew, and nothing that is replaced needs to have a new one. Neither is the place of the data set.
+    """
+
+    parts: tuple[_Part, ...]
+    class_names: Sequence[str]
+    base: Path
+
+    @classmethod
+    def take(cls, splits: Mapping[str, Split | None], class_names: Sequence[str], base: Path) -> "Fingerprint":
+        """Looks at images as they are read, before anything is decoded or set aside.
+
+        Args:
+            splits: By name; None is passed over.
+            class_names: In the order of the labels.
+            base: Folder that names of files are told below of.
+        """
+        parts: list[_Part] = []
+        for name, split in splits.items():
+            if split is None:
+                continue
+            if isinstance(split.images, np.ndarray):
+                parts.append(_Part(name, None, np.array([len(split)]), split.targets, {0: _digest(split.images, split.targets)}))
+            else:
+                parts.append(_Part(name, split.images, np.fromiter(map(_size, split.images), np.int64, len(split)), split.targets, {}))
+        sizes = np.concatenate([part.sizes for part in parts if part.files is not None] or [np.zeros(0, np.int64)])
+        total = int(sizes.clip(0).sum())
+        step = 1 if total <= CONTENT_BYTES else max(-(-total // CONTENT_BYTES), len(sizes) // SAMPLE)
+        for number, part in enumerate(parts):
+            if part.files is not None:
+                read = {index: _digest_file(part.files[index]) for index in range(0, len(part.files), step) if part.sizes[index] >= 0}
+                parts[number] = part._replace(contents=read)
+        return cls(tuple(parts), class_names, base)
+
+    def rows(self) -> Iterator[Row]:
+        """Yields what is known, the names of the classes first."""
+        yield from (Row("class", f"class {index}", name) for index, name in enumerate(self.class_names))  # labels are their numbers
+        prefixes = [f"{base}{os.sep}" for base in (self.base, os.path.abspath(self.base))]
+        for split, files, sizes, targets, contents in self.parts:
+            if files is None:
+                yield Row(split, f"the set of {split} images", "", int(sizes[0]), contents[0])
+                continue
+            for index, (file, size, target) in enumerate(zip(files, sizes.tolist(), targets.tolist(), strict=True)):
+                name = str(file).removeprefix(prefixes[0]).removeprefix(prefixes[1]).replace(os.sep, "/")
+                yield Row(split, name, self.class_names[target], size, contents.get(index, ""))
+
+    @cached_property
+    def digest(self) -> str:
+        """All of it in a few letters."""
+        return digest_of(self.rows())
+
+    def write(self, file: IO[bytes]) -> None:
+        """Writes the rows as a compressed CSV, names as they are."""
+        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0) as packed:
+            text = io.TextIOWrapper(packed, encoding="utf-8", errors="surrogateescape", newline="")
+            rows = csv.writer(text, lineterminator="\n")
+            rows.writerow(HEADER)
+            rows.writerows(self.rows())
+            text.flush()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads what ``Fingerprint.write`` wrote; nothing where there is no such file or a damaged one."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return [Row(row["split"], row["name"], row["label"], int(row["size"]), row["content"]) for row in csv.DictReader(file)]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, csv.Error):
+        return []
+
+
+def digest_of(rows: Iterable[Row]) -> str:
+    """Returns the digest of rows in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        digest.update(("\0".join(map(str, row)) + "\n").encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def differences(before: Iterable[Row], now: Iterable[Row]) -> Iterator[str]:
+    """Says of each file what became of it, those that are new last; nothing where only the order is another."""
+    there, known = {row.name: row for row in now}, set()
+    for row in before:
+        known.add(row.name)
+        found, name = there.get(row.name), printable(row.name)
+        if found is None:
+            yield f"{name} is gone"
+        elif found.split != row.split:
+            yield f"{name} is in {found.split}, and was in {row.split}"
+        elif found.label != row.label:
+            yield f"{name} is labelled {printable(found.label)}, and was {printable(row.label)}"
+        elif found.size != row.size:
+            yield f"{name} has size {found.size:,}, and had {row.size:,}"
+        elif found.content and row.content and found.content != row.content:
+            yield f"{name} has the same size and other content"
+    yield from (f"{printable(name)} is new" for name in there if name not in known)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run that goes on was trained on so far.
+
+    Attributes:
+        digest: Of its fingerprint; None in a run of before there were fingerprints.
+        listing: File with its rows.
+        run: The run, as it stands in commands.
+        step: Where it stands.
+        accepts: Whether it goes on with other images.
+        accepted: What was accepted before.
+        left_out: By split, the images that it leaves out because they could not be read.
+    """
+
+    digest: str | None
+    listing: Path
+    run: Path
+    step: int = 0
+    accepts: bool = False
+    accepted: Sequence[str] = ()
+    left_out: Mapping[str, Sequence[int]] | None = None
+
+    @classmethod
+    def read(cls, said: Any, listing: Path, run: Path, checkpoint: Path, step: int, accepts: bool) -> "Past":
+        """Reads what ``ImageDataModule.about_images`` said, which the checkpoint has kept; None of a run of before there were fingerprints.
+
+        Raises:
+            InputError: It is not of that kind.
+        """
+        if said is None:
+            return cls(None, listing, run, step, accepts)
+        accepted, left_out = (said.get("accepted", []), said.get("left_out", {})) if isinstance(said, Mapping) else ([], {})
+        right = isinstance(said, Mapping) and isinstance(said.get("digest"), str) and isinstance(accepted, list) and isinstance(left_out, Mapping)
+        if not right or not all(isinstance(index, int) and index >= 0 for part in left_out.values() for index in part):
+            raise InputError(f"{checkpoint} is damaged: what it says of its images is of another kind.")
+        return cls(said["digest"], listing, run, step, accepts, tuple(map(str, accepted)), left_out)
+
+    def compare(self, now: Fingerprint) -> str | None:
+        """Compares the images with those of before.
+
+        Returns:
+            What is different, in words, where that is accepted; None where nothing is.
+
+        Raises:
+            InputError: Something is different; names the first file.
+        """
+        if self.digest is None or self.digest == now.digest:
+            return None
+        before = read_rows(self.listing)
+        if digest_of(before) != self.digest:
+            told, more = f"which image it is can't be told, since {self.listing} is missing or of another state", 0
+        else:
+            found = list(differences(before, now.rows()))
+            told, more = found[0] if found else "they come in another order", len(found) - 1
+        told += f", and {more:,} more differ{'' if more > 1 else 's'}" if more > 0 else ""
+        if self.accepts:
+            return f"{WENT_ON}{self.step} on with other images: {told}"
+        raise InputError(
+            f"The images in {now.base} are not those that {self.run} was trained on: {told}.\n"
+            f"  Put them back, or say where they lie now (--data.root). To go on with what is there, which summary and config.yaml will say:\n"
+            f"    cct resume {self.run} --accept-changed-data"
+        )
+
+
+def _size(file: Any) -> int:
+    try:
+        about = os.stat(file)
+    except OSError:
+        return -1
+    return about.st_size if stat.S_ISREG(about.st_mode) else -1
+
+
+def _digest(*arrays: Any) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _digest_file(file: Any) -> str:
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    except OSError:
+        return ""
