@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cct_lightning.run_folder import replacing
-from cct_lightning.weights.files import Opened
+from cct_lightning.weights.files import Opened, read_checkpoint
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -71,12 +71,15 @@ class WholeFileIO(TorchCheckpointIO):
         self._opened = opened
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **named: Any) -> dict[str, Any]:
-        """Returns what the command has opened already, the first time that it is asked for; else reads the file."""
+        """Returns what the command has opened already, the first time that it is asked for; else reads the file, with all checks.
+
+        Raises:
+            InputError: See ``read_checkpoint``.
+        """
         opened, self._opened = self._opened, None
         if opened is not None and opened.path.exists() and opened.path.samefile(path):
             return dict(opened.content)
-        content: dict[str, Any] = super().load_checkpoint(path, *arguments, **named)
-        return content
+        return dict(read_checkpoint(path))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -4,18 +4,17 @@ import hashlib
 import json
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from cct_lightning.errors import InputError
+from cct_lightning.weights.soundness import check_archive, check_finite
 from cct_lightning.weights.sources import check_digest
 from cct_lightning.wording import reason
 
@@ -54,7 +53,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     """Reads a .safetensors file, a folder that ``cct export`` wrote, or a file of ``torch.save`` without running any code of it.
 
     Raises:
-        InputError: There is no such file, it is damaged, or it holds more than tensors and plain values.
+        InputError: There is no such file, it is damaged, it holds more than tensors and plain values, or weights that are NaN or inf.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -80,7 +79,10 @@ def read_tensors(path: Path, digest: str | None = None) -> Mapping[str, Any]:
             data = path.read_bytes()
             if digest is not None:
                 check_digest(path, digest, hashlib.sha256(data).hexdigest())
-            return load(data)
+            tensors = load(data)
+            check_finite(tensors, path)
+            return tensors
+        check_archive(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # a newer one does no harm: what is not understood is an error
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -91,10 +93,11 @@ def read_tensors(path: Path, digest: str | None = None) -> Mapping[str, Any]:
             f"{path} is damaged, or holds more than tensors and plain values; it was not opened further, since reading it would run its code.\n"
             f"  If you trust it, load it yourself and save its state_dict() alone."
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
+    except Exception as error:  # whatever a damaged or foreign pickle has torch raise
         raise InputError(f"{path} can't be read as weights: {reason(error)}. Is it complete?") from None
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
+    check_finite(_innermost(content), path)
     return content
 
 
@@ -111,12 +114,14 @@ def _read_folder(folder: Path) -> Mapping[str, Any]:
     return {"state_dict": read_tensors(path, ours["sha256"] if ours else None), **({KEY: ours} if ours else {})}
 
 
+def _innermost(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the container that holds the weights, the content itself where there is none."""
+    return next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), content)
+
+
 def unwrap(content: Mapping[str, Any], path: str) -> dict[str, Tensor]:
     """Opens the containers and strips the wrappers that training code puts around a state dict."""
-    for name in CONTAINERS:
-        if isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
+    content = _innermost(content)
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
     for wrapper in WRAPPERS * 2:
         if state and all(name.startswith(wrapper) for name in state):

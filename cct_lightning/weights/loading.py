@@ -17,6 +17,7 @@ from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.options import keywords_of
 from cct_lightning.weights.conversion import check_block_form, fit_channels, fit_class_token, fit_positions, to_our_names
 from cct_lightning.weights.files import KEY, Opened, read_checkpoint, unwrap
+from cct_lightning.weights.soundness import check_finite
 from cct_lightning.weights.sources import locate
 from cct_lightning.wording import some
 
@@ -112,7 +113,9 @@ def _read(source: str | Path | Opened, encoder: Encoder) -> Mapping[str, Any]:
         return read_checkpoint(locate(source))
     from cct_lightning.weights.timm_weights import read_timm  # timm takes three times as long to import as torch
 
-    return read_timm(str(source), encoder)
+    state = read_timm(str(source), encoder)
+    check_finite(state, source)
+    return state
 
 
 def _fit(state: dict[str, Tensor], encoder: Encoder, grid: Sequence[int] | None, report: LoadReport) -> dict[str, Tensor]:
