@@ -1,5 +1,6 @@
 """The command line, run in this process; and how many processes share the tests."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -38,6 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ordered += [item for item in slow if files.index(item.path) % workers == worker]
         ordered += quick[worker * length : (worker + 1) * length]
     items[:] = ordered
+
+
+def pytest_collection_finish() -> None:
+    """Has the collector of garbage leave alone what was imported, half a million objects: Lightning's search for a batch size calls it often."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 class Outcome(NamedTuple):

@@ -71,9 +71,9 @@ def names(folder):
 
 
 def assert_readable(path):
-    picture = np.asarray(PIL.Image.open(path).convert("RGB"))
-    assert min(picture.shape[:2]) > 150
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+    picture = PIL.Image.open(path).convert("RGB")
+    assert min(picture.size) > 150
+    assert len(picture.getcolors(2**24)) > 20
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
