@@ -57,7 +57,7 @@ class TestReport(Callback):
 
         def draw_these(report: Report) -> "Figure":
             worst = report.mistakes[: self.num_mistakes]
-            return draw_mistakes(report, [decode(split.images[mistake.image], data.in_chans) for mistake in worst])
+            return draw_mistakes(report, [decode(split.images[mistake.image], data.in_chans, data.max_megapixels) for mistake in worst])
 
         drawings: dict[str, Callable[[Report], Figure]] = {
             "confusion": draw_confusion, "reliability": draw_reliability, "classes": draw_classes, "mistakes": draw_these,

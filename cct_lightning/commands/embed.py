@@ -16,7 +16,10 @@ from cct_lightning.run_folder import find_network, replacing
 if TYPE_CHECKING:
     from cct_lightning.inference.predictor import Embedding
 
-OPTIONS = ("out", "overwrite", "trainer.accelerator", "trainer.precision", "data.image_size", "data.crop_pct", "data.batch_size")
+OPTIONS = (
+    "out", "overwrite", "trainer.accelerator", "trainer.precision", "data.image_size", "data.crop_pct", "data.batch_size",
+    "data.max_megapixels",
+)  # fmt: skip
 HELP = """cct embed SOURCE PATH... --out features.npz [--key value] ...
 
 Writes the features of images: what the head reads of each, the output of the pooling. A hidden tanh layer (model.head_hidden_dim) belongs to the
@@ -35,6 +38,7 @@ through a file of their own, so that memory holds two batches of images, and the
   --data.image_size N          side of the images given to the network (default: as in the training)
   --data.crop_pct X            share of the image that is seen, along each side (default: as in the training)
   --data.batch_size N          images at a time (default: 256 on a GPU, else 32; halved where they don't fit into memory)
+  --data.max_megapixels X      images of more millions of pixels are not read (default: 100)
   --trainer.accelerator auto|cpu|cuda|gpu|mps
                                auto takes a GPU where there is one
   --trainer.precision 32-true|bf16-mixed|16-mixed

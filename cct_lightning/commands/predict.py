@@ -38,7 +38,7 @@ CHOICES = {
     "trainer.accelerator": ACCELERATORS,
     "trainer.precision": PRECISIONS,
 }
-NUMBERS = ("top_k", "data.image_size", "data.crop_pct", "data.batch_size")
+NUMBERS = ("top_k", "data.image_size", "data.crop_pct", "data.batch_size", "data.max_megapixels")
 OPTIONS = ("out", "overwrite", *CHOICES, *NUMBERS)
 NO_EFFECT = ("drop_path", "attn_drop", "proj_drop", *FROM_DATA)  # options of a network that change no prediction
 HELP = """cct predict SOURCE PATH... [--key value] ...
@@ -54,6 +54,7 @@ PATH is an image, a folder (with all below it) or a glob ("photos/**/*.jpg"). A 
   --data.image_size N          side of the images given to the network (default: as in the training)
   --data.crop_pct X            share of the image that is seen, along each side (default: as in the training)
   --data.batch_size N          images at a time (default: 256 on a GPU, else 32; halved where they don't fit into memory)
+  --data.max_megapixels X      images of more millions of pixels are not read (default: 100)
   --trainer.accelerator auto|cpu|cuda|gpu|mps
                                auto takes a GPU where there is one
   --trainer.precision 32-true|bf16-mixed|16-mixed
@@ -138,10 +139,11 @@ def _value(name: str, text: str, command: str) -> Any:
     if name == "data.image_size" and isinstance(value, list) and len(value) == 2 and all(type(side) is int for side in value):
         check_range(f"--{name}", min(value), 1)
         return tuple(value)
-    whole = name != "data.crop_pct"
+    whole = name not in ("data.crop_pct", "data.max_megapixels")
     if type(value) is not int and (whole or type(value) is not float):
         raise InputError(f"--{name}={text}: it takes a {'whole ' if whole else ''}number.")
-    check_range(f"--{name}", value, *((1,) if whole else (0, 1)), exclusive="" if whole else "low")
+    low, high = (1, float("inf")) if whole else (0, 1.0 if name == "data.crop_pct" else float("inf"))
+    check_range(f"--{name}", value, low, high, exclusive="" if whole else "low")
     return value
 
 

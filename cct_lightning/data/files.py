@@ -1,42 +1,142 @@
-"""Image files: which there are, and how one becomes pixels."""
+"""Image files: which there are, and how one becomes pixels, the same for training, predictions and features.
+
+What a file holds decides how it becomes uint8, never how bright this image happens to be; ``Mode`` is Pillow's:
+
+| Mode | stored | becomes |
+|---|---|---|
+| 1, L, P, RGB | up to 8 bits a channel | what Pillow reads: 0..255, palettes looked up |
+| LA, PA, RGBA | with transparency | the same, transparency left out |
+| CMYK, YCbCr | 8 bits a channel | RGB as Pillow converts it |
+| RGB, RGBA, CMYK | 16 bits a channel | the upper 8 bits of each |
+| I;16, I;16B, I of PNG and PGM | grey of 16 bits | v // 257: 65535 becomes 255, 300 becomes 1, and what lies in 0..255 black |
+| I;16 of TIFF | grey of 12 bits | v * 255 // 4095 |
+| I of TIFF and others | 32 bits, or 16 with a sign | refused: no largest value is known |
+| F | float, NaN or not | refused, likewise |
+| LAB, La | | refused: Pillow can't convert it |
+
+Grey becomes RGB of three equal channels, and colour becomes grey as ITU-R 601-2 weighs it, where the network takes the other. Of animations and
+files of several pages the first image is read, turned upright as its EXIF tag says.
+
+A PNG is verified, see ``integrity``. No other format has checksums over its pixels: in a JPEG, GIF, BMP, WebP or TIFF a flipped bit may be
+another picture, and is found only where the decoder stumbles.
+"""
 
 import glob
 import os
+import re
+import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import PIL.PngImagePlugin
+import PIL.TiffImagePlugin
 
+from cct_lightning.data.integrity import check_png
+from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
+from cct_lightning.wording import reason
 
 Array = np.ndarray[Any, Any]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+KINDS_OF_FILES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+PROGRAMS = ("EPS", "WMF")  # formats that Pillow has another program draw
 
 
-def decode(image: Array | Path, in_chans: int) -> Array:
-    """Reads a file as uint8 (H, W, C), turned upright as its EXIF tag says; an array is returned as it is.
+def decode(image: Array | Path, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS) -> Array:
+    """Reads a file as uint8 (H, W, C), as the table above says; an array is returned as it is.
+
+    Args:
+        image: The file, or its pixels.
+        in_chans: C, 1 or 3.
+        max_megapixels: More are refused before they are decoded.
 
     Raises:
-        InputError: The file is no image, or damaged.
+        InputError: The file is no regular file, no image, damaged, of a mode without a known range, or has too many pixels.
     """
     if isinstance(image, np.ndarray):
         return image
+    with open_image(image, max_megapixels) as opened:
+        if isinstance(opened, PIL.PngImagePlugin.PngImageFile) and opened.fp is not None:
+            place = opened.fp.tell()
+            check_png(opened.fp)
+            opened.fp.seek(place)
+        return to_uint8(opened, in_chans)
+
+
+@contextmanager
+def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[PIL.Image.Image]:
+    """Opens a file and reads its header: size, mode and format are known, and pixels are decoded when they are asked for.
+
+    Raises:
+        InputError: As ``decode``. Whatever else is raised while the image is in use becomes one that names the file.
+    """
     try:
-        with PIL.Image.open(image) as file:
-            file.load()
-            # exif_transpose takes as long as decoding a small image, so only where there is something to read the orientation from
-            turned = file.format == "TIFF" or any("exif" in str(name).lower() or "xmp" in str(name).lower() for name in file.info)
-            upright = PIL.ImageOps.exif_transpose(file) if turned else file
-            if upright.mode in ("I", "F", "I;16", "I;16B", "I;16L"):  # 16 bits: Pillow would cut them off at 255
-                deep = np.asarray(upright, dtype=np.float64)
-                upright = PIL.Image.fromarray((deep / (257 if deep.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
-            pixels = np.asarray(upright.convert("L" if in_chans == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"{image} can't be read as an image ({str(error).splitlines()[0][:80]}): mend it or move it out of the data set.") from None
+        # A FIFO would keep whoever opens it waiting for ever, and a device may never end.
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+        if kind != stat.S_IFREG:
+            raise InputError(f"{path} is {KINDS_OF_FILES.get(kind, 'no file')}, no regular file: mend it or move it out of the data set.")
+        with open(path, "rb") as file, _opened(file, max_megapixels) as opened:
+            width, height = opened.size
+            if width * height > max_megapixels * 1e6:
+                raise _too_large(path, width * height, max_megapixels)
+            if opened.format in PROGRAMS:
+                raise ValueError(f"it is {opened.format}, which other programs draw")
+            yield opened
+    except InputError:
+        raise
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:  # the latter where warnings are errors
+        raise _too_large(path, int(next(iter(re.findall(r"\d+", str(error))), 0)), max_megapixels) from None
+    except Exception as error:  # what a damaged file raises inside a decoder is not known beforehand
+        raise InputError(f"{path} can't be read as an image ({reason(error, 80)}): mend it or move it out of the data set.") from None
+
+
+def _opened(file: IO[bytes], max_megapixels: float) -> PIL.Image.Image:
+    """Opens an image, having Pillow's own limit, which warns and above twice its number refuses, follow where ours is higher."""
+    if PIL.Image.MAX_IMAGE_PIXELS is not None and max_megapixels * 1e6 > PIL.Image.MAX_IMAGE_PIXELS:
+        PIL.Image.MAX_IMAGE_PIXELS = int(max_megapixels * 1e6)
+    return PIL.Image.open(file)
+
+
+def _too_large(path: Path, pixels: int, max_megapixels: float) -> InputError:
+    rule = f"data.max_megapixels={max_megapixels:g} allows no more"
+    return InputError(f"{path} has {pixels / 1e6:.4g} megapixels, and {rule}: make it smaller, or set the key higher.")
+
+
+def to_uint8(image: PIL.Image.Image, in_chans: int) -> Array:
+    """Turns an image of Pillow into uint8 (H, W, C), as the table above says.
+
+    Raises:
+        ValueError: The range of its mode is not known, or Pillow can't convert it.
+    """
+    image.load()
+    highest, inverted = _range(image)
+    # exif_transpose takes as long as decoding a small image, so only where there is something to read the orientation from
+    turned = image.format in (None, "TIFF") or any("exif" in str(name).lower() or "xmp" in str(name).lower() for name in image.info)
+    upright = PIL.ImageOps.exif_transpose(image) if turned else image
+    if highest > 255:
+        deep = np.asarray(upright).astype(np.uint32)
+        deep = highest - deep if inverted else deep
+        upright = PIL.Image.fromarray((deep // 257 if highest == 65535 else deep * 255 // highest).astype(np.uint8))
+    pixels = np.asarray(upright.convert("L" if in_chans == 1 else "RGB"))
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _range(image: PIL.Image.Image) -> tuple[int, bool]:
+    """Returns the largest value that the mode of an image can hold, and whether that is black."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "float" if image.mode == "F" else "integers of more than 16 bits"
+        raise ValueError(f"mode {image.mode}, {kind}, tells no largest value: save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return 255, False
+    if not isinstance(image, PIL.TiffImagePlugin.TiffImageFile):
+        return 65535, False
+    bits, photometric = (image.tag_v2.get(tag) for tag in (PIL.TiffImagePlugin.BITSPERSAMPLE, PIL.TiffImagePlugin.PHOTOMETRIC_INTERPRETATION))
+    return 4095 if bits == (12,) else 65535, photometric == 0  # Pillow turns white-is-zero round up to 8 bits alone
 
 
 class Found(NamedTuple):
@@ -58,7 +158,7 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[Found]:
         elif is_glob(path):
             files, none = _in_glob(path), "no image matches"
         else:
-            files, none = iter([Found(path)] if os.path.isfile(path) else []), "there is no such file"
+            files, none = iter([_found(path, os.path.isfile(path))] if os.path.exists(path) else []), "there is no such file"
         yield next(files, Found(path, none))
         yield from files
 
@@ -70,6 +170,10 @@ def is_glob(path: str) -> bool:
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _found(path: str, is_regular: bool) -> Found:
+    return Found(path) if is_regular else Found(path, "is no regular file" if os.path.exists(path) else "is a link that leads to no file")
 
 
 def _in_folder(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Found]:
@@ -88,7 +192,7 @@ def _in_folder(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator
         if entry.is_dir():
             yield from _in_folder(entry.path, (*above, identity))
         elif _is_image(entry.name):
-            yield Found(entry.path)
+            yield _found(entry.path, entry.is_file())
 
 
 def _in_glob(pattern: str) -> Iterator[Found]:
@@ -98,4 +202,4 @@ def _in_glob(pattern: str) -> Iterator[Found]:
             if "**" not in pattern:
                 yield from _in_folder(path)
         elif _is_image(os.path.basename(path)):
-            yield Found(path)
+            yield _found(path, os.path.isfile(path))

@@ -16,6 +16,7 @@ from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.files import Array, decode
 from cct_lightning.data.folders import Split
+from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.data.preparation import fit
 from cct_lightning.randomness import generator
 
@@ -157,10 +158,20 @@ class BatchDataset(Dataset[Batch]):
         in_chans: C.
         augment: For training; None resizes and takes the centre.
         crop_pct: Share of the image that the centre shows, for evaluation.
+        max_megapixels: Larger files are refused.
     """
 
-    def __init__(self, split: Split, image_size: tuple[int, int], in_chans: int, augment: SampleAugment | None = None, crop_pct: float = 1.0) -> None:
+    def __init__(
+        self,
+        split: Split,
+        image_size: tuple[int, int],
+        in_chans: int,
+        augment: SampleAugment | None = None,
+        crop_pct: float = 1.0,
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ) -> None:
         self.split, self.image_size, self.in_chans, self.augment, self.crop_pct = split, image_size, in_chans, augment, crop_pct
+        self.max_megapixels = max_megapixels
 
     def __len__(self) -> int:
         return len(self.split)
@@ -168,7 +179,7 @@ class BatchDataset(Dataset[Batch]):
     def __getitem__(self, batch: BatchKey) -> Batch:
         images = np.empty((len(batch.indices), *self.image_size, self.in_chans), np.uint8)
         for row, index in enumerate(batch.indices):
-            image = decode(self.split.images[index % len(self.split)], self.in_chans)
+            image = decode(self.split.images[index % len(self.split)], self.in_chans, self.max_megapixels)
             images[row] = self.augment(image, batch.epoch, index) if self.augment else fit(image, self.image_size, self.crop_pct)
         # (B, H, W, C) in memory is channels_last for torch, the layout convolutions like best
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)

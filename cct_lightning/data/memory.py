@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import PIL.Image
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from cct_lightning.data.files import Array, decode
+from cct_lightning.data.files import Array, decode, open_image
 from cct_lightning.data.folders import Split
+from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.data.preparation import fit
-from cct_lightning.errors import InputError
 
 HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here,
 DEVICE_CACHE_BYTES = 2 * 2**30  # and on a GPU up to here
@@ -30,7 +29,9 @@ def as_channels(images: Array, channels: int) -> Array:
     return (images @ np.array([0.299, 0.587, 0.114], np.float32)).round().astype(np.uint8)[..., None]  # type: ignore[no-any-return]
 
 
-def decode_splits(splits: Splits, image_size: tuple[int, int], channels: int, cache: Cache) -> dict[str, tuple[Split, Array]]:
+def decode_splits(
+    splits: Splits, image_size: tuple[int, int], channels: int, cache: Cache, max_megapixels: float = MAX_MEGAPIXELS
+) -> dict[str, tuple[Split, Array]]:
     """Decodes what fits into memory, once however many splits are cut from it; arrays are brought to the network's size.
 
     Args:
@@ -38,6 +39,7 @@ def decode_splits(splits: Splits, image_size: tuple[int, int], channels: int, ca
         image_size: Height and width that the network takes.
         channels: 1 for grey, 3 for colour.
         cache: "none" leaves files as they are, "auto" those that take more than ``HOST_CACHE_BYTES``.
+        max_megapixels: Larger images are refused.
 
     Returns:
         The same choices of uint8 arrays (n, H, W, C) where all that are chosen have the network's size, else of decoded images or of files.
@@ -53,9 +55,9 @@ def decode_splits(splits: Splits, image_size: tuple[int, int], channels: int, ca
             images = as_channels(images, channels)
             if images.shape[1:3] != image_size:
                 images = np.stack([fit(image, image_size) for image in images])
-        elif cache != "none" and (cache != "auto" or _fit_into_memory(images, channels)):
+        elif cache != "none" and (cache != "auto" or _fit_into_memory(images, channels, max_megapixels)):
             used = set(np.concatenate([chosen for other, chosen in splits.values() if other is split]).tolist())
-            images = [decode(image, channels) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
+            images = [decode(image, channels, max_megapixels) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
             images = _stacked(images, (*image_size, channels))
         kept[number] = Split(images, split.targets, files)
     return {name: (kept[id(split)], chosen) for name, (split, chosen) in splits.items()}
@@ -72,26 +74,22 @@ def _stacked(images: list[Array], shape: tuple[int, int, int]) -> list[Array] | 
     return stacked
 
 
-def _fit_into_memory(files: Sequence[Path], channels: int) -> bool:
+def _fit_into_memory(files: Sequence[Path], channels: int, max_megapixels: float) -> bool:
     """Tells whether the decoded images take up to ``HOST_CACHE_BYTES``, by the headers of some files where that leaves no doubt, else of all."""
     some = files[:: max(len(files) // 256, 1)]
-    if len(files) * max(_decoded_bytes(file, channels) for file in some) <= HOST_CACHE_BYTES // 4:
+    if len(files) * max(_decoded_bytes(file, channels, max_megapixels) for file in some) <= HOST_CACHE_BYTES // 4:
         return True
     total = 0
     for file in files:
-        total += _decoded_bytes(file, channels)
+        total += _decoded_bytes(file, channels, max_megapixels)
         if total > HOST_CACHE_BYTES:
             return False
     return True
 
 
-def _decoded_bytes(file: Path, channels: int) -> int:
-    try:
-        with PIL.Image.open(file) as image:
-            return image.width * image.height * channels
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        why = str(error).splitlines()[0][:60]
-        raise InputError(f"{file} can't be read as an image ({why}): mend it or move it out of the data set.") from None
+def _decoded_bytes(file: Path, channels: int, max_megapixels: float) -> int:
+    with open_image(file, max_megapixels) as image:
+        return image.width * image.height * channels
 
 
 def to_tensors(images: Array, targets: Array, cache: Cache, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class ImageDataModule(L.LightningDataModule):
         self.batch_size, self.num_workers, self.cache = options.batch_size, options.num_workers, options.cache
         self.val_fraction, self.test_fraction, self.split_seed = options.val_fraction, options.test_fraction, options.split_seed
         self.fraction, self.per_class, self.sampler = options.fraction, options.per_class, options.sampler
-        self.crop_pct, self.augment = options.crop_pct, options.augment
+        self.crop_pct, self.augment, self.max_megapixels = options.crop_pct, options.augment, options.max_megapixels
         self.seed = torch.initial_seed() if options.seed is None else options.seed
         self.splits: dict[str, tuple[Split, Array]] = {}  # images, and which of them are meant
         self._encode: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -139,7 +139,7 @@ class ImageDataModule(L.LightningDataModule):
             if absent := sorted(set(range(self.num_classes)) - set(np.unique(split.targets[chosen]).tolist())):
                 which = ", ".join(self.class_names[label] for label in absent[:5])
                 rank_zero_info(f"{len(absent)} of {self.num_classes} classes have no {name} image: {which}{', ...' if len(absent) > 5 else ''}")
-        self.splits = decode_splits(self.splits, self.image_size, self.in_chans, self.cache)
+        self.splits = decode_splits(self.splits, self.image_size, self.in_chans, self.cache, self.max_megapixels)
 
     def _recognise(self, read: Mapping[str, Split | None]) -> None:
         """Takes the fingerprint of the images, and compares it with that of the run that goes on."""
@@ -250,7 +250,8 @@ class ImageDataModule(L.LightningDataModule):
                 f"data.cache=device needs images of the network's size, {self.image_size[0]}x{self.image_size[1]}, up to {BATCHED_PIXELS} pixels, "
                 f"and crop_pct=1 (it is {self.crop_pct:g}): leave cache out, or resize the images of {self.root}."
             )
-        dataset = BatchDataset(split, self.image_size, self.in_chans, SampleAugment(*about) if train else None, self.crop_pct)
+        augment = SampleAugment(*about) if train else None
+        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels)
         return make_loader(dataset, sampler, self._workers(), pin_memory=device.type == "cuda")
 
     def _in_memory(self, split: Split, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,8 @@ from cct_lightning.data.augment.options import AugmentConfig
 from cct_lightning.errors import check_range
 from cct_lightning.options import as_size
 
+MAX_MEGAPIXELS = 100.0  # an image of so many takes up to 1.7 GB while it is decoded
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -63,6 +65,7 @@ class DataOptions:
         sampler: shuffle takes every training image once an epoch; balanced takes every class equally often, so that images of rare classes come
             several times, augmented differently, and of frequent ones only some.
         crop_pct: Share of the image that evaluation sees, along each side; the rest is cut off.
+        max_megapixels: Images of more millions of pixels are refused, by their header, before they are decoded.
         augment: Augmentation of the training images.
         num_workers: Processes that read or augment images one by one; null: one for each core but one. Images in memory of the network's size,
             up to 96 pixels, are cut and augmented a batch at a time and need none.
@@ -87,6 +90,7 @@ class DataOptions:
     std: list[float] | None = None
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     crop_pct: float = 1.0
+    max_megapixels: float = MAX_MEGAPIXELS
     augment: AugmentConfig = AugmentConfig()
     num_workers: int | None = None
     seed: int | None = None
@@ -97,6 +101,7 @@ class DataOptions:
         check_range("data.fraction", self.fraction, 0, 1, exclusive="low")
         check_range("data.crop_pct", self.crop_pct, 0, 1, exclusive="low")
         check_range("data.batch_size", self.batch_size, 1)
+        check_range("data.max_megapixels", self.max_megapixels, 0, exclusive="low")
         check_range("data.per_class", 1 if self.per_class is None else self.per_class, 1)
         check_range("data.num_workers", self.num_workers or 0, 0)
         if self.image_size is not None:

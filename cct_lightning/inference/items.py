@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from torch import Tensor
 
-from cct_lightning.data.files import Array, Found, decode
+from cct_lightning.data.files import Array, Found, decode, to_uint8
+from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
 
 Item = str | Path | PIL.Image.Image | Array
@@ -62,21 +62,18 @@ def _conversion(images: Tensor | Array) -> str:
     return f"where values are 0..1, {line}" if is_float else line
 
 
-def to_pixels(image: Found | PIL.Image.Image | Array, in_chans: int) -> Array:
-    """Returns an image as uint8 (H, W, C).
+def to_pixels(image: Found | PIL.Image.Image | Array, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS) -> Array:
+    """Returns an image as uint8 (H, W, C), as ``data.files`` says for each mode.
 
     Raises:
-        InputError: It has another shape or dtype, more than 8 bits, or is a file that can't be read.
+        ValueError: It has another shape or dtype, a mode whose range is not known, or is a file that can't be read or of too many pixels.
     """
     if isinstance(image, Found):
-        return decode(Path(image.path), in_chans)
+        return decode(Path(image.path), in_chans, max_megapixels)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
             raise InputError(f"an array {image.shape} of {image.dtype} is no image: uint8 (H, W) or (H, W, C) with 1, 3 or 4 channels is one")
         if image.ndim == 3 and image.shape[2] == in_chans:
             return image
         image = PIL.Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    if image.mode in ("I", "F", "I;16", "I;16B", "I;16L"):
-        raise InputError(f"an image of mode {image.mode} has more than 8 bits: give the file, or convert it")
-    pixels = np.asarray(PIL.ImageOps.exif_transpose(image).convert("L" if in_chans == 1 else "RGB"))
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    return to_uint8(image, in_chans)

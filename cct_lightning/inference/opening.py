@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cct_lightning.data.options import Preprocessing
+from cct_lightning.data.options import MAX_MEGAPIXELS, Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
 from cct_lightning.inference.predictor import Network, Predictor
@@ -30,6 +30,7 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     calibrated: bool = True,
+    max_megapixels: float = MAX_MEGAPIXELS,
     **changes: Any,
 ) -> "Predictor":
     """Opens a trained network: ``cct_lightning.load("best.ckpt").predict("x.jpg")``.
@@ -45,6 +46,7 @@ def load(
         mean: Of each channel, 0..1; None: the training's.
         std: Likewise.
         calibrated: Divide logits by the temperature that ``Predictor.calibrate`` or `cct test --calibrate` kept, where one did.
+        max_megapixels: Images of more millions of pixels are refused, by their header, before they are decoded.
         changes: Arguments of ``create_model`` that shall differ from the training's, such as image_size.
 
     Raises:
@@ -53,6 +55,7 @@ def load(
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision} is none of those for predictions.{did_you_mean(precision, PRECISIONS)}")
     check_range("batch_size", 1 if batch_size is None else batch_size, 1)
+    check_range("max_megapixels", max_megapixels, 0, exclusive="low")
     if (size := changes.pop("image_size", None)) is not None:
         changes["image_size"] = as_size("image_size", size)
     saved = read_saved(source)
@@ -67,11 +70,12 @@ def load(
     check_range("crop_pct", preprocessing.crop_pct, 0, 1, exclusive="low")
     if saved.format in ("onnx", "torch-export"):
         predictor = _open_graph(saved, preprocessing, changes, accelerator, precision, batch_size)
-        predictor.temperature = temperature
-        return predictor
-    device = choose_device(accelerator)
-    network = _build_with_weights(saved, changes).to(device)
-    return Predictor(network, preprocessing, saved.class_names, device, batch_size, precision, saved=saved, temperature=temperature)
+    else:
+        device = choose_device(accelerator)
+        network = _build_with_weights(saved, changes).to(device)
+        predictor = Predictor(network, preprocessing, saved.class_names, device, batch_size, precision, saved=saved)
+    predictor.temperature, predictor.max_megapixels = temperature, max_megapixels
+    return predictor
 
 
 def _build_with_weights(saved: Saved, changes: Mapping[str, Any]) -> ImageClassifier:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cct_lightning.data.files import Array, Found, find_images, is_glob
-from cct_lightning.data.options import Preprocessing
+from cct_lightning.data.options import MAX_MEGAPIXELS, Preprocessing
 from cct_lightning.data.preparation import fit, normalize
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.evaluation.calibration import Calibration
@@ -67,6 +67,7 @@ class Predictor:
         batch_size: Images at a time; smaller than at the beginning once some did not fit into memory.
         saved: The file behind it, None where there is none.
         temperature: That logits are divided by before they become probabilities, see ``calibrate``; 1 leaves them as they are.
+        max_megapixels: Files of more are refused.
     """
 
     def __init__(
@@ -80,12 +81,13 @@ class Predictor:
         device_name: str | None = None,
         saved: Saved | None = None,
         temperature: float = 1.0,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         self.class_names, self.preprocessing, self.device = class_names, preprocessing, device
         self.device_name = device_name or (torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type.upper()}")
         self.batch_size = batch_size or (32 if device.type == "cpu" else 256)
         self.saved = saved and replace(saved, opened=None)  # its tensors are the network's by now, and a checkpoint holds an optimizer's, too
-        self.temperature = temperature
+        self.temperature, self.max_megapixels = temperature, max_megapixels
         self._network, self._precision = network, precision
 
     def __repr__(self) -> str:
@@ -324,11 +326,11 @@ class Predictor:
             return path, error
         about = self.preprocessing
         try:
-            return path, fit(to_pixels(item, about.in_chans), about.image_size, about.crop_pct)
+            return path, fit(to_pixels(item, about.in_chans, self.max_megapixels), about.image_size, about.crop_pct)
         except Exception as damage:  # what a damaged file raises inside a decoder is not known beforehand
             # decode names the file, which the prediction does, too, and speaks to someone who trains.
             said = str(damage).removeprefix(f"{path} ").removesuffix(": mend it or move it out of the data set.")
-            return path, " ".join(said.split()) or type(damage).__name__
+            return path, " ".join(said.split()).rstrip(".") or type(damage).__name__
 
     def _predictions(self, read: list[tuple[str | None, Array | str]], top_k: int) -> list[Prediction]:
         images = [pixels for _, pixels in read if not isinstance(pixels, str)]

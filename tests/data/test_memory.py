@@ -14,7 +14,7 @@ from cct_lightning.data.preparation import fit, normalize
 def test_a_heap_is_decoded_once(tmp_path, monkeypatch):
     write_images(tmp_path, 2, 10)
     decoded = []
-    monkeypatch.setattr("cct_lightning.data.memory.decode", lambda image, chans: decoded.append(image) or decode(image, chans))
+    monkeypatch.setattr("cct_lightning.data.memory.decode", lambda image, *how: decoded.append(image) or decode(image, *how))
     data = ImageDataModule("image_folder", root=str(tmp_path), image_size=32, per_class=3, seed=0)
     data.setup("fit")
     assert len(decoded) == len(set(decoded)) == 6 + 2 + 4

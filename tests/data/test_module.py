@@ -1,5 +1,9 @@
+import os
+import sys
+
 import lightning as L
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from pictures import write_images
@@ -238,3 +242,34 @@ def test_channels_and_normalisation_may_be_others_than_the_sets(tmp_path):
 def test_normalisation_that_does_not_fit_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         ImageDataModule("digits", **options)
+
+
+def read_all(folder, cache, **options):
+    """Reads the nine training images of a folder."""
+    data = ImageDataModule(
+        "image_folder", root=str(folder), image_size=16, cache=cache, num_workers=0, batch_size=9, val_fraction=0, test_fraction=0, **options
+    )
+    data.setup("fit")
+    return list(data.train_dataloader())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+@pytest.mark.parametrize("cache", ["auto", "none"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["FIFO", "device"])
+def test_r19_what_is_no_regular_file_stops_a_training_and_does_not_hang_it(tmp_path, cache, make):
+    write_images(tmp_path / "train", 2, 4, 16)
+    make(tmp_path / "train" / "class0000" / "x.png")
+    with pytest.raises(InputError, match=r"x\.png is a (FIFO|device), no regular file: mend it or move it out of the data set"):
+        read_all(tmp_path, cache)
+    (tmp_path / "list.csv").write_text("path,label\ntrain/class0000/0.png,a\ntrain/class0001/0.png,b\ntrain/class0000/x.png,a\n")
+    with pytest.raises(InputError, match=r"list\.csv, line 4: there is no file .*x\.png"):
+        ImageDataModule("csv", root=str(tmp_path / "list.csv"), image_size=16)
+
+
+def test_r19_a_large_image_is_refused_by_its_header_and_the_limit_is_a_key(tmp_path):
+    write_images(tmp_path / "train", 2, 4, 20)
+    PIL.Image.new("RGB", (1000, 500)).save(tmp_path / "train" / "class0001" / "x.png")
+    for cache in ("auto", "none"):
+        with pytest.raises(InputError, match=r"x\.png has 0\.5 megapixels, and data\.max_megapixels=0\.4 allows no more"):
+            read_all(tmp_path, cache, max_megapixels=0.4)
+        assert len(read_all(tmp_path, cache, max_megapixels=0.5)[0].images) == 9

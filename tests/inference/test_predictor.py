@@ -94,13 +94,13 @@ def test_grey_and_colour_are_turned_into_what_the_network_takes(tmp_path):
 def test_what_is_no_image(best, tmp_path):
     opened = cct_lightning.load(best)
     (tmp_path / "text.jpg").write_text("none")
-    deep = PIL.Image.fromarray(np.zeros((4, 4), np.uint16))
+    floats = PIL.Image.fromarray(np.zeros((4, 4), np.float32))
     for thing, message in (
         (tmp_path / "text.jpg", r"text\.jpg: can't be read as an image \(cannot identify"),
         (tmp_path / "none.jpg", r"none\.jpg: there is no such file"),
         (np.zeros((4, 4, 3)), r"array \(4, 4, 3\) of float64 is no image"),
         (np.zeros((4, 4, 7), np.uint8), r"array \(4, 4, 7\) of uint8"),
-        (deep, "mode I;16 has more than 8 bits"),
+        (floats, "mode F, float, tells no largest value"),
         (tmp_path, "is not one image: predict"),
         (str(tmp_path / "*.jpg"), "is not one image: predict"),
     ):
