@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from cct_lightning import LitClassifier
 from cct_lightning.weights.files import KEY
+from cct_lightning.weights.schema import FILES
 from cct_lightning.weights.trained import read_run
 
 NAMES = ["cat, tabby", 'a "dog"', "two\nlines"]  # what a CSV has to quote
@@ -39,15 +40,16 @@ def write_checkpoint(path: Path, crop_pct: float = 1.0, recipe: bool = True, **c
 
 
 def write_export(folder: Path, checkpoint: Path, **changes: object) -> Path:
-    """Writes a checkpoint's network as `cct export --format safetensors` does."""
+    """Writes a checkpoint's network as `cct export --format safetensors` does, under the name of the format that ``changes`` says."""
     saved = read_run(checkpoint)
     folder.mkdir()
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    save_file({name.removeprefix("model."): tensor.clone() for name, tensor in state.items()}, folder / "model.safetensors")
+    weights = folder / FILES[str(changes.get("format", "safetensors"))]
+    save_file({name.removeprefix("model."): tensor.clone() for name, tensor in state.items()}, weights)
     about = {
         "format": "safetensors",
-        "weights": "model.safetensors",
-        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "weights": weights.name,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "model": saved.model,
         "class_names": saved.class_names,
         "preprocessing": saved.preprocessing,

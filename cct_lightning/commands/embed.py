@@ -23,7 +23,7 @@ OPTIONS = (
 HELP = """cct embed SOURCE PATH... --out features.npz [--key value] ...
 
 Writes the features of images: what the head reads of each, the output of the pooling. A hidden tanh layer (model.head_hidden_dim) belongs to the
-head, so it is not in them. SOURCE and PATH are as in `cct predict`; a graph (onnx, torch-export) has no features.
+head, so it is not in them. SOURCE and PATH are as in `cct predict`; a graph (onnx) has no features.
 
 numpy.load("features.npz") holds, in the order of the images, without those that could not be read
   features      (n, D) float32

@@ -59,8 +59,9 @@ def recipe_of(about: Mapping[str, Any] | None, request: Request) -> dict[str, An
         raise InputError(f"{request.checkpoint} is no checkpoint of `cct fit`, or holds a network that only Python can build.")
     known: dict[str, Any] = {"task": task_of(about), "model": {**about["model"], "pretrained": None}}
     if recipe := about["recipe"]:
-        known |= {"seed_everything": recipe["seed_everything"], "data": recipe["data"]}
-        known["trainer"] = {"precision": recipe["trainer"]["precision"], "accelerator": recipe["trainer"]["accelerator"], "devices": 1}
+        trainer = recipe.get("trainer") or {}
+        known |= {"seed_everything": recipe.get("seed_everything", 0), "data": recipe["data"]}
+        known["trainer"] = {"precision": trainer.get("precision"), "accelerator": trainer.get("accelerator", "auto"), "devices": 1}
     elif not request.recipes:
         checkpoint = request.checkpoint
         raise InputError(f"{checkpoint} does not hold the recipe it was trained with: name one, cct {request.command} -c RECIPE {checkpoint}")

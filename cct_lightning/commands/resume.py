@@ -87,7 +87,7 @@ def check_checkpoint(request: Request, opened: "Opened") -> None:
     """
     run, checkpoint, about = request.run, opened.content, opened.about
     assert run is not None
-    if about is None or "sitting" not in checkpoint:
+    if about is None or not about["recipe"] or "sitting" not in checkpoint:
         raise InputError(
             f"{run.last} does not say where the run stopped: it is none of `cct fit`, or of a version without `cct resume`.\n"
             f"  A new run may start from its weights: cct fit -c {run.config_file} --model.pretrained {run.last}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cct_lightning.data.files import find_images
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError
+from cct_lightning.weights.schema import FILES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,7 @@ def sample_pictures(source: Opened | None, preprocessing: Preprocessing, folder:
     from cct_lightning.data.preparation import fit
 
     recipe = source.about["recipe"] if source is not None and source.about is not None else None
-    root = Path(recipe["data"]["root"]).expanduser() if recipe and recipe["data"]["dataset"] == "image_folder" else None
+    root = Path(recipe["data"]["root"]).expanduser() if recipe and recipe["data"].get("dataset") == "image_folder" else None
     chosen = folder or root
     files = [found.path for found in islice(find_images([chosen]), LOOKED_AT) if not found.error] if chosen is not None else []
     if folder is not None and not files:
@@ -75,6 +76,8 @@ def compare(
     from cct_lightning.inference.opening import load
 
     readers: list[Callable[[Tensor], Tensor]] = [load(folder, accelerator="cpu").logits]
+    if format == "torch-export":  # written a moment ago: torch may run what it holds, and shall, as other programs will
+        readers.append(torch.export.load(folder / FILES[format]).module())
     if format == "timm":
         readers.append(timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
     images = normalize(torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), preprocessing.mean, preprocessing.std)

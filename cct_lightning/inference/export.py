@@ -132,7 +132,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _is_export(folder: Path) -> bool:
     try:
         return "cct_lightning" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -153,7 +153,7 @@ def _original(saved: Saved) -> ImageClassifier:
     """Builds the network with its weights, float32 on the CPU in eval mode."""
     from cct_lightning.weights.loading import load_weights
 
-    network = build(saved.model)
+    network = build(saved.model, saved)
     assert saved.opened is not None
     load_weights(network, saved.opened)
     return network.float().eval()

@@ -35,7 +35,8 @@ def load(
 ) -> "Predictor":
     """Opens a trained network: ``cct_lightning.load("best.ckpt").predict("x.jpg")``.
 
-    A checkpoint is read without running code of it. A .pt2 is torch's own format, which may hold code: open those you trust.
+    No file's code is run. Of a .pt2 the weights alone are read, as plain numbers, into the network that its config.json describes: the graph in it
+    is for programs that call ``torch.export.load``, which runs what an archive pickles and so is for archives of your own.
 
     Args:
         source: What was opened already; or a run's checkpoint or folder, a folder that ``cct export`` wrote, or the network's file in it.
@@ -68,7 +69,7 @@ def load(
     preprocessing = Preprocessing.from_json(values)
     temperature = read_temperature(saved) if calibrated else 1.0
     check_range("crop_pct", preprocessing.crop_pct, 0, 1, exclusive="low")
-    if saved.format in ("onnx", "torch-export"):
+    if saved.format == "onnx":
         predictor = _open_graph(saved, preprocessing, changes, accelerator, precision, batch_size)
     else:
         device = choose_device(accelerator)
@@ -82,7 +83,7 @@ def _build_with_weights(saved: Saved, changes: Mapping[str, Any]) -> ImageClassi
     taken = sorted({option.name for option in fields(NetworkOptions)} - {"num_classes", "in_chans"})
     for name in sorted(changes.keys() - set(taken)):
         raise InputError(f"{name}={changes[name]!r} can't be changed for predictions.{did_you_mean(name, taken, listed=0)}")
-    model = build({**saved.model, **changes})
+    model = build({**saved.model, **changes}, saved)
     assert saved.opened is not None
     try:
         load_weights(model, saved.opened)
@@ -122,28 +123,13 @@ def _open_graph(
             raise InputError(
                 f"{saved.weights} computes with {name}={fixed.get(name)}, not {value}: a graph can't be changed; give the run's checkpoint instead."
             )
-    if saved.format == "onnx":
-        network, name = _onnx_session(saved.weights, accelerator)
-        # It takes images from the CPU, wherever it computes.
-        predictor = Predictor(network, preprocessing, saved.class_names, torch.device("cpu"), batch_size, device_name=name, saved=saved)
-    else:
-        device = choose_device(accelerator)
-        predictor = Predictor(_exported_program(saved.weights, device), preprocessing, saved.class_names, device, batch_size, saved=saved)
+    network, name = _onnx_session(saved.weights, accelerator)
+    # It takes images from the CPU, wherever it computes.
+    predictor = Predictor(network, preprocessing, saved.class_names, torch.device("cpu"), batch_size, device_name=name, saved=saved)
     classes = predictor.logits(torch.zeros(1, preprocessing.in_chans, *preprocessing.image_size)).shape[1]
     if classes != len(saved.class_names):
         raise InputError(f"{saved.weights} has {classes} logits, and names of {len(saved.class_names)} classes come with it.")
     return predictor
-
-
-def _exported_program(path: Path, device: torch.device) -> Network:
-    from torch.export.passes import move_to_device_pass
-
-    try:
-        program = torch.export.load(path)
-    except Exception as error:  # whatever a damaged archive raises
-        raise InputError(f"{path} can't be read by torch {torch.__version__}: {reason(error, whole=True).rstrip('.')}.") from None
-    module: Network = (program if device.type == "cpu" else move_to_device_pass(program, device)).module()
-    return module
 
 
 def _onnx_session(path: Path, accelerator: str) -> tuple[Network, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cct_lightning
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError
+from cct_lightning.weights.schema import FILES
 from cct_lightning.weights.trained import Saved
 from cct_lightning.wording import reason
 
@@ -37,10 +38,10 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "safetensors": Format("model.safetensors", (), "weights, without code; cct-lightning reads them"),
-    "onnx": Format("model.onnx", ("onnx", "onnxscript", "onnxruntime"), "a graph for ONNX Runtime and its kin, no Python needed"),
-    "torch-export": Format("model.pt2", (), "a graph for torch.export.load, torch alone"),
-    "timm": Format("model.safetensors", (), "a folder for timm.create_model('local-dir:...', pretrained=True), after import cct_lightning.models"),
+    "safetensors": Format(FILES["safetensors"], (), "weights, without code; cct-lightning reads them"),
+    "onnx": Format(FILES["onnx"], ("onnx", "onnxscript", "onnxruntime"), "a graph for ONNX Runtime and its kin, no Python needed"),
+    "torch-export": Format(FILES["torch-export"], (), "a graph for torch.export.load, torch alone"),
+    "timm": Format(FILES["timm"], (), "a folder for timm.create_model('local-dir:...', pretrained=True), after import cct_lightning.models"),
 }
 MAX_ONNX_BYTES = 2 * 10**9  # one protobuf message holds 2 GiB
 

@@ -208,7 +208,7 @@ class ViTEncoder(Encoder):
             if self.class_token_position:
                 self.register_buffer("cls_pos_embed", table[:, :1])
         self.pos_drop = nn.Dropout(proj_drop)
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(self.embed_dim, num_heads, mlp_ratio, residual_norm, rate, attn_drop, proj_drop) for rate in rates)
         self.norm = nn.LayerNorm(self.embed_dim)
         self.grad_checkpointing = False

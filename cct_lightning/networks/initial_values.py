@@ -48,6 +48,8 @@ def initialise(module: nn.Module, name: str, seed: int | None = None) -> None:
     seed = torch.initial_seed() if seed is None else seed
     for path, layer in module.named_modules(prefix=name):
         for leaf, parameter in layer.named_parameters(recurse=False):
+            if parameter.is_meta:
+                continue  # only its shape is asked for
             source = generator(seed, "initial", f"{path}.{leaf}")
             with torch.no_grad():
                 match layer:

@@ -1,7 +1,6 @@
 """Reads files of weights without running code of theirs."""
 
 import hashlib
-import json
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -14,11 +13,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from cct_lightning.errors import InputError
+from cct_lightning.weights.programs import read_weights
+from cct_lightning.weights.schema import KEY as KEY
+from cct_lightning.weights.schema import check_about, check_export, read_json
 from cct_lightning.weights.soundness import check_archive, check_finite
 from cct_lightning.weights.sources import check_digest
 from cct_lightning.wording import reason
 
-KEY = "cct_lightning"  # where our checkpoints keep their own plain dictionary
 WRAPPERS = ("module.", "model.")
 CONTAINERS = ("state_dict_ema", "state_dict", "model")  # the average before the raw weights, as timm does
 
@@ -75,11 +76,11 @@ def read_tensors(path: Path, digest: str | None = None) -> Mapping[str, Any]:
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix in (".safetensors", ".pt2"):
             data = path.read_bytes()
             if digest is not None:
                 check_digest(path, digest, hashlib.sha256(data).hexdigest())
-            tensors = load(data)
+            tensors = load(data) if path.suffix == ".safetensors" else read_weights(data)
             check_finite(tensors, path)
             return tensors
         check_archive(path)
@@ -97,17 +98,24 @@ def read_tensors(path: Path, digest: str | None = None) -> Mapping[str, Any]:
         raise InputError(f"{path} can't be read as weights: {reason(error)}. Is it complete?") from None
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
-    check_finite(_innermost(content), path)
-    return content
+    weights = _innermost(content)
+    _check_spread(weights, path)
+    check_finite(weights, path)
+    return {**content, KEY: check_about(content[KEY], str(path))} if KEY in content else content
+
+
+def _check_spread(weights: Mapping[str, Any], path: Path) -> None:
+    """Refuses tensors of terabytes that show the same few numbers again and again, before anything is computed of them."""
+    for name, tensor in weights.items():
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.nbytes > max(10**9, tensor.untyped_storage().nbytes()):
+            raise InputError(f"{path}: {str(name)[:80]} has {tensor.numel():,} numbers and holds fewer: the file was made to fill the memory.")
 
 
 def _read_folder(folder: Path) -> Mapping[str, Any]:
     """Reads an exported folder: its weights, and what config.json says about them."""
-    try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}/config.json can't be read ({error}): is {folder} a folder that `cct export` wrote?") from None
-    ours = about.get(KEY) if isinstance(about, dict) else None
+    config = folder / "config.json"
+    about = read_json(config, f": is {folder} a folder that `cct export` wrote?")
+    ours = check_export(config, about[KEY]) if isinstance(about, dict) and KEY in about else None
     path = folder / (ours["weights"] if ours else "model.safetensors")
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is a graph to predict with, not weights to train: export with --format safetensors, or give the run's checkpoint.")
@@ -122,7 +130,7 @@ def _innermost(content: Mapping[str, Any]) -> Mapping[str, Any]:
 def unwrap(content: Mapping[str, Any], path: str) -> dict[str, Tensor]:
     """Opens the containers and strips the wrappers that training code puts around a state dict."""
     content = _innermost(content)
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in content.items() if isinstance(tensor, Tensor) and isinstance(name, str)}
     for wrapper in WRAPPERS * 2:
         if state and all(name.startswith(wrapper) for name in state):
             state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.run_folder import find_network, replacing
+from cct_lightning.weights.schema import KEY, check_export, check_temperature, read_json
 from cct_lightning.weights.sources import check_digest, sha256
+from cct_lightning.wording import reason
 
 if TYPE_CHECKING:
     from cct_lightning.networks.classifier import ImageClassifier
     from cct_lightning.weights.files import Opened
-
-
-NEEDED = {"format", "weights", "sha256", "model", "class_names", "preprocessing"}  # of an export's config.json
 
 
 @dataclass(frozen=True)
@@ -80,26 +78,20 @@ def read_export(config: Path) -> Saved:
     Raises:
         InputError: One of the two is missing, damaged or not the other's.
     """
-    try:
-        about = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{config} can't be read as JSON: {error}.") from None
-    about = about.get("cct_lightning") if isinstance(about, dict) else None
-    if not isinstance(about, dict) or (absent := NEEDED - about.keys()):
-        what = "the key cct_lightning" if not isinstance(about, dict) else f"cct_lightning.{sorted(absent)[0]}"
-        raise InputError(f"{config} lacks {what}: it was not written by `cct export`, or was changed since.")
+    whole = read_json(config)
+    about = check_export(config, whole.get(KEY) if isinstance(whole, dict) else None)
     weights = config.with_name(about["weights"])
     if not weights.is_file():
         raise InputError(f"{config} describes {about['weights']}, which is not beside it: copy the whole folder that `cct export` wrote.")
     opened = None
-    if weights.suffix == ".safetensors":
-        from cct_lightning.weights.files import KEY, Opened, read_tensors
+    if weights.suffix == ".onnx":
+        check_digest(weights, about["sha256"], sha256(weights))
+    else:
+        from cct_lightning.weights.files import Opened, read_tensors
 
         opened = Opened(str(config.parent), weights, {"state_dict": read_tensors(weights, about["sha256"]), KEY: about})
-    else:
-        check_digest(weights, about["sha256"], sha256(weights))
     names, temperature = _class_names(about["class_names"], about["model"]), about.get("temperature", 1.0)  # older exports have none
-    return Saved(weights, about["format"], about["model"], names, about["preprocessing"], opened, _temperature(temperature, config))
+    return Saved(weights, about["format"], about["model"], names, about["preprocessing"], opened, check_temperature(temperature, config))
 
 
 def read_run(path: Path) -> Saved:
@@ -160,24 +152,57 @@ def read_temperature(saved: Saved) -> float:
         return saved.temperature
     way = f"fit it anew with cct test {saved.weights} --calibrate, or delete it"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
         digest, temperature = about["sha256"], about["temperature"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} can't be read as a temperature ({type(error).__name__}): {way}.") from None
+    except (InputError, KeyError, TypeError):
+        raise InputError(f"{path} can't be read as a temperature (damaged): {way}.") from None
     if digest != sha256(saved.weights):
         raise InputError(f"{path} was fitted to another {saved.weights.name}, which has changed since: {way}.")
-    return _temperature(temperature, path)
+    return check_temperature(temperature, path)
 
 
-def _temperature(value: object, path: Path) -> float:
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise InputError(f"{path}: temperature={value!r} is no number above 0.")
-    return float(value)
+SLACK = 10**8  # weights, 400 MB: positions of larger images, another pooling
+# Ours of sizes up to these are below 10**9 weights; counting takes torch a second of imports.
+USUAL = {"image_size": 1024, "num_classes": 50_000, "embed_dim": 1536, "depth": 32, "head_hidden_dim": 10_000, "mlp_ratio": 8, "num_conv_layers": 8,
+         "kernel_size": 32, "in_chans": 32}  # fmt: skip
 
 
-def build(model_config: Mapping[str, Any]) -> ImageClassifier:
-    """Builds the network of a ``LitClassifier.model_config``, without its weights, in eval mode."""
+def build(model_config: Mapping[str, Any], source: Saved | None = None) -> ImageClassifier:
+    """Builds the network of a ``LitClassifier.model_config``, without its weights, in eval mode.
+
+    Args:
+        model_config: What describes it.
+        source: The weights that it is for, where its size is to be compared with theirs before it takes memory.
+
+    Raises:
+        InputError: There is no such network, or it would be far larger than the weights.
+    """
+    import torch
+
     from cct_lightning.networks.build import create_network
 
-    options = {option.name: model_config[option.name] for option in fields(NetworkOptions) if option.name in model_config}
-    return create_network(NetworkOptions(**options)).eval()
+    options = NetworkOptions(**{option.name: model_config[option.name] for option in fields(NetworkOptions) if option.name in model_config})
+    try:
+        if source is not None and not _is_usual(options):
+            with torch.device("meta"):  # takes no memory
+                wanted = sum(tensor.numel() for tensor in create_network(options).state_dict().values())
+            _check_size(wanted, source)
+        return create_network(options).eval()
+    except InputError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"{source.weights if source else options.arch}: there is no such network ({reason(error)}).") from error
+
+
+def _is_usual(options: NetworkOptions) -> bool:
+    sizes = {name: max(options.size or (1,)) if name == "image_size" else getattr(options, name) or 1 for name in USUAL}
+    return not options.arch.startswith("timm/") and all(sizes[name] <= most for name, most in USUAL.items())
+
+
+def _check_size(wanted: int, source: Saved) -> None:
+    from cct_lightning.weights.files import unwrap
+
+    assert source.opened is not None
+    held = sum(tensor.numel() for tensor in unwrap(source.opened.content, source.opened.name).values())
+    if wanted > 2 * held + SLACK:
+        raise InputError(f"{source.weights} describes a network of {wanted:,} weights, and holds {held:,}: a size is wrong.")

@@ -242,12 +242,10 @@ def test_onnx_without_onnxruntime_names_the_extra(best, tmp_path, monkeypatch):
         cct_lightning.load(folder)
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch-export"])
-def test_a_graph_is_refused_where_it_is_damaged_or_something_shall_change(format, best, tmp_path):
-    if format == "onnx":
-        pytest.importorskip("onnxruntime")
-    folder = write_export(tmp_path / "export", best, format=format)
-    with pytest.raises(InputError, match=r"model\.safetensors can't be read by"):
+def test_a_graph_is_refused_where_it_is_damaged_or_something_shall_change(best, tmp_path):
+    pytest.importorskip("onnxruntime")
+    folder = write_export(tmp_path / "export", best, format="onnx")
+    with pytest.raises(InputError, match=r"model\.onnx can't be read by"):
         cct_lightning.load(folder)
     for change, message in (
         ({"image_size": 32}, r"image_size=\(16, 16\), not \(32, 32\)"),
@@ -373,10 +371,9 @@ def test_a_function_and_a_graph_have_no_features(best, tmp_path):
 
     with pytest.raises(InputError, match="this network is a function: it computes logits and tells no features"):
         predictor().embed(list(pixels()))
+    pytest.importorskip("onnxruntime")
     write_checkpoint(best, recipe=False)
-    folder = export(best, "torch-export", tmp_path / "graph").folder
+    folder = export(best, "onnx", tmp_path / "graph").folder
     for name in ("embed", "embeddings"):
-        with pytest.raises(
-            InputError, match=r"model\.pt2 is a graph \(torch-export\).*Give the run's checkpoint, or export with --format safetensors"
-        ):
+        with pytest.raises(InputError, match=r"model\.onnx is a graph \(onnx\).*Give the run's checkpoint, or export with --format safetensors"):
             getattr(cct_lightning.load(folder), name)([tmp_path / "none.png"])

@@ -245,7 +245,10 @@ def test_timms_weights_need_timms_network(tmp_path):
 def export_folder(folder, model, **about):
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors")
-    ours = {"weights": "model.safetensors", "sha256": sha256(folder / "model.safetensors"), "class_names": None, **about}
+    network = {"arch": "cct_2_3x2_32", "num_classes": model.num_classes, "image_size": [32, 32], "in_chans": 3}
+    preprocessing = {"image_size": [32, 32], "in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+    ours = {"format": "safetensors", "weights": "model.safetensors", "sha256": sha256(folder / "model.safetensors"), "class_names": None}
+    ours |= {"model": network, "preprocessing": preprocessing, **about}
     (folder / "config.json").write_text(json.dumps({KEY: ours}))
     return folder
 
@@ -266,7 +269,7 @@ def test_an_exported_folder_whose_file_changed_is_refused(tmp_path):
 
 
 def test_a_graph_is_no_start(tmp_path):
-    folder = export_folder(tmp_path / "export", create_model("cct_2_3x2_32"), weights="model.onnx")
+    folder = export_folder(tmp_path / "export", create_model("cct_2_3x2_32"), format="onnx", weights="model.onnx")
     with pytest.raises(InputError, match=r"model\.onnx is a graph to predict with"):
         create_model("cct_2_3x2_32", pretrained=folder)
 
