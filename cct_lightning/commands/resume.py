@@ -1,6 +1,7 @@
 """``cct resume``: what is typed, and whether the run can go on with it."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from cct_lightning.commands.keys import check_keys, check_value, flatten
@@ -92,9 +93,10 @@ def check_checkpoint(request: Request, opened: "Opened") -> None:
             f"{run.last} does not say where the run stopped: it is none of `cct fit`, or of a version without `cct resume`.\n"
             f"  A new run may start from its weights: cct fit -c {run.config_file} --model.pretrained {run.last}"
         )
-    _check_same_run(run, about["recipe"])
+    _check_same_run(run, about["recipe"], request.epochs is not None)
+    _check_cache(request.words, run, checkpoint)
     if request.epochs is not None:
-        _check_length(request.epochs, run, checkpoint)
+        _check_length(request.epochs, run, checkpoint, about["recipe"]["trainer"]["max_epochs"])
 
 
 def past_images(request: Request, opened: "Opened") -> "Past":
@@ -107,18 +109,36 @@ def past_images(request: Request, opened: "Opened") -> "Past":
     return Past.read(said, run.images_file, run.path, run.last, checkpoint["global_step"], request.accepts_images)
 
 
-def _check_same_run(run: RunFolder, trained: Mapping[str, Any]) -> None:
-    """Refuses a config.yaml that was changed in what makes the run this one. Its length counts as it stands there."""
+def _check_same_run(run: RunFolder, trained: Mapping[str, Any], extends: bool) -> None:
+    """Refuses a config.yaml that was changed in what makes the run this one; in its length, too, unless that is given now."""
     ours, theirs = flatten(dict(run.config)), flatten(dict(trained))
+    length = "trainer.max_epochs"
+    if not extends and (epochs := ours.get(length)) != (had := theirs.get(length)):
+        longer = isinstance(epochs, int) and isinstance(had, int) and epochs > had
+        raise InputError(
+            f"{run.config_file} was changed since the checkpoint was written: {length}={epochs}, and the run has {had}; its rates follow from that.\n"
+            f"  To train longer: cct resume {run.path} --extend-to {epochs if longer else 'EPOCHS'}. To go on as it was, put {had} back."
+        )
     for key in sorted(ours.keys() | theirs.keys()):
-        if key not in (*WHERE, "trainer.max_epochs") and ours.get(key) != theirs.get(key):
+        if key not in (*WHERE, length) and ours.get(key) != theirs.get(key):
             raise InputError(
                 f"{run.config_file} was changed since the checkpoint was written: {key}={ours.get(key)}, and the run has {theirs.get(key)}.\n"
                 f"  Put it back to resume the run, or start another one: cct fit -c {run.config_file}"
             )
 
 
-def _check_length(epochs: int, run: RunFolder, checkpoint: Mapping[str, Any]) -> None:
+def _check_cache(words: tuple[str, ...], run: RunFolder, checkpoint: Mapping[str, Any]) -> None:
+    """Refuses another place for the images where the checkpoint does not say how they are augmented; where it does, the data module knows."""
+    given = next((value for key, value in reversed([*pairwise(words)]) if key == "--data.cache"), None)
+    known = "road" in checkpoint.get("ImageDataModule", {})
+    if given not in (None, run.key("data.cache")) and not known:
+        raise InputError(
+            f"--data.cache {given}: {run.last} is of a version that did not note how images are augmented, a batch at a time or one by one,\n"
+            "  which may follow from where they are kept. Leave --data.cache out."
+        )
+
+
+def _check_length(epochs: int, run: RunFolder, checkpoint: Mapping[str, Any], planned: int | None) -> None:
     done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if (steps := run.key("trainer.max_steps")) not in (None, -1):
         raise InputError(
@@ -127,5 +147,5 @@ def _check_length(epochs: int, run: RunFolder, checkpoint: Mapping[str, Any]) ->
         )
     if epochs <= done:
         raise InputError(f"--extend-to {epochs}: the run has {done} epochs already. Give the epochs in all, more than those.")
-    if epochs < (planned := run.key("trainer.max_epochs") or 0):
+    if epochs < (planned or 0):
         raise InputError(f"--extend-to {epochs}: the run is to have {planned} epochs as it is: `cct resume {run.path}` goes on, or give more.")

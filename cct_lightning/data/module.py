@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -19,7 +19,7 @@ from cct_lightning.data.files import Array
 from cct_lightning.data.fingerprint import Fingerprint, Past
 from cct_lightning.data.folders import Split, folder_class_names, no_test_images, read_table, split_folder
 from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
-from cct_lightning.data.memory import decode_splits, to_tensors, write_features
+from cct_lightning.data.memory import Cache, decode_splits, to_tensors, write_features
 from cct_lightning.data.options import DataOptions
 from cct_lightning.data.preparation import normalize
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
@@ -29,6 +29,7 @@ from cct_lightning.randomness import generator
 
 BATCHED_PIXELS = 96  # longest side up to which images are augmented a batch at a time; above, albumentations is as fast and needs less memory
 Loader = DataLoader[Batch] | MemoryLoader
+Road = Literal["batch", "image"]  # how training images are augmented: a batch at a time or one by one, each with draws of its own
 
 
 def _per_channel(name: str, values: Sequence[float], channels: int) -> list[float]:
@@ -85,6 +86,7 @@ class ImageDataModule(L.LightningDataModule):
         self._encode: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._encoded: dict[int, tuple[torch.Tensor, Array]] = {}  # features of a split and which of them are computed, by its id
         self._position = (0, 0)  # epoch and batch where the next training begins
+        self._road: Road | None = None  # that the run has taken
         self.past: Past | None = None  # of a run that goes on
         self.fingerprint: Fingerprint | None = None  # of what a training reads
         self.accepted: list[str] = []  # what became of the images while the run was stopped, where that was accepted
@@ -139,7 +141,10 @@ class ImageDataModule(L.LightningDataModule):
             if absent := sorted(set(range(self.num_classes)) - set(np.unique(split.targets[chosen]).tolist())):
                 which = ", ".join(self.class_names[label] for label in absent[:5])
                 rank_zero_info(f"{len(absent)} of {self.num_classes} classes have no {name} image: {which}{', ...' if len(absent) > 5 else ''}")
-        self.splits = decode_splits(self.splits, self.image_size, self.in_chans, self.cache, self.max_megapixels)
+        self._keep(self.cache)
+
+    def _keep(self, cache: Cache) -> None:
+        self.splits = decode_splits(self.splits, self.image_size, self.in_chans, cache, self.max_megapixels)
 
     def _recognise(self, read: Mapping[str, Split | None]) -> None:
         """Takes the fingerprint of the images, and compares it with that of the run that goes on."""
@@ -242,7 +247,7 @@ class ImageDataModule(L.LightningDataModule):
         train = train and self.augment.is_random  # without augmentation training sees what evaluation does, crop_pct and all
         about = (self.augment, self.image_size, tuple(self.mean), tuple(self.std), self.seed)
         batched = isinstance(split.images, np.ndarray) and max(self.image_size) <= BATCHED_PIXELS and (train or self.crop_pct == 1.0)
-        if batched:
+        if self._goes_by_batches(split, batched) if train else batched:
             images, targets = self._in_memory(split, device)
             return MemoryLoader(images, targets, sampler, device, BatchAugment(*about) if train else None)
         if self.cache == "device":
@@ -253,6 +258,22 @@ class ImageDataModule(L.LightningDataModule):
         augment = SampleAugment(*about) if train else None
         dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels)
         return make_loader(dataset, sampler, self._workers(), pin_memory=device.type == "cuda")
+
+    def _goes_by_batches(self, split: Split, batched: bool) -> bool:
+        """Tells how training images are augmented: the way this run began, wherever they are kept now; at its begin by batches where that can be.
+
+        Raises:
+            InputError: With this ``cache`` they can't be augmented that way.
+        """
+        self._road = self._road or ("batch" if batched else "image")
+        by_batches = self._road == "batch"
+        if not isinstance(split.images, np.ndarray) if by_batches else batched and self.cache == "device":
+            ways = ("a batch at a time", "one by one")
+            raise InputError(
+                f"data.cache={self.cache} has images augmented {ways[by_batches]}, and this run augments them {ways[not by_batches]}, with other "
+                f"draws: leave data.cache out, or give auto, host or {'device' if by_batches else 'none'}."
+            )
+        return by_batches
 
     def _in_memory(self, split: Split, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns images and targets as tensors, once for all loaders, on the device where ``cache`` says so."""
@@ -268,16 +289,19 @@ class ImageDataModule(L.LightningDataModule):
         return min(max(cores - 1, 1), 8)
 
     def state_dict(self) -> dict[str, Any]:
-        """Says where the training stands: the epoch, and how many of its batches are done."""
+        """Says where the training stands: the epoch, how many of its batches are done, and how its images are augmented."""
         loop = self.trainer.fit_loop  # type: ignore[union-attr]
         epoch: Any = loop.epoch_progress.current
         batch: Any = loop.epoch_loop.batch_progress.current
-        return {"epoch": epoch.processed, "batches": batch.processed if epoch.started > epoch.processed else 0}
+        return {"epoch": epoch.processed, "batches": batch.processed if epoch.started > epoch.processed else 0, "road": self._road}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Has the next training begin there. Lightning asks for its batches, and workers fetch them, before it knows the epoch itself."""
         if self.trainer.state.fn == TrainerFn.FITTING:  # type: ignore[union-attr]
             self._position = state_dict["epoch"], state_dict["batches"]
+            self._road = state_dict.get("road")
+            if self._road == "batch" and self.cache == "auto" and not isinstance(self.splits["train"][0].images, np.ndarray):
+                self._keep("host")  # a version that kept more in memory began it
 
     def train_dataloader(self) -> Loader:
         return self._loader("train", train=True)

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from pictures import write_images
 
 from cct_lightning import AugmentConfig, ImageDataModule, InputError
@@ -273,3 +274,25 @@ def test_r19_a_large_image_is_refused_by_its_header_and_the_limit_is_a_key(tmp_p
         with pytest.raises(InputError, match=r"x\.png has 0\.5 megapixels, and data\.max_megapixels=0\.4 allows no more"):
             read_all(tmp_path, cache, max_megapixels=0.4)
         assert len(read_all(tmp_path, cache, max_megapixels=0.5)[0].images) == 9
+
+
+@pytest.mark.parametrize(("begun", "now", "cap"), [("auto", "auto", 1000), ("none", "auto", 2**30), ("none", "host", 1000)])
+def test_r12_images_are_augmented_the_way_the_run_began_wherever_they_are_kept(tmp_path, monkeypatch, begun, now, cap):
+    write_images(tmp_path / "train", 2, 8, 24)
+
+    def read(cache, state=None):
+        augment = AugmentConfig(crop_scale=(0.5, 1.0), shift=2, flip=0.5, policy="randaugment", erase=0.5)
+        data = ImageDataModule("image_folder", root=str(tmp_path), image_size=24, cache=cache, seed=0, num_workers=0, batch_size=4, augment=augment)
+        data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        data.trainer.state.fn = TrainerFn.FITTING
+        data.setup("fit")
+        if state is not None:
+            data.load_state_dict(state)
+        return [batch.images for batch in data.train_dataloader()], data.state_dict()
+
+    images, state = read(begun)
+    assert state["road"] == ("image" if begun == "none" else "batch")
+    monkeypatch.setattr("cct_lightning.data.memory.HOST_CACHE_BYTES", cap)  # of another version
+    again, noted = read(now, state)
+    assert noted == state
+    assert all(torch.equal(one, two) for one, two in zip(images, again, strict=True))

@@ -300,6 +300,10 @@ def test_what_would_make_another_run_is_refused(fit, cct, stop, tmp_path):
     refused("model.pooling=mean, and the run has None.")
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "trainer": {**config["trainer"], "max_steps": 30}}))
     refused("trainer.max_steps=30, and the run has -1.")
+    for epochs, way in ((5, 5), (2, "EPOCHS")):
+        (run / "config.yaml").write_text(yaml.safe_dump({**config, "trainer": {**config["trainer"], "max_epochs": epochs}}))
+        refused(f"trainer.max_epochs={epochs}, and the run has 3; its rates follow from that.\n"
+                f"  To train longer: cct resume {run} --extend-to {way}. To go on as it was, put 3 back.")  # fmt: skip
 
     last = run / "checkpoints" / "last.ckpt"
     del files[last]
@@ -311,6 +315,53 @@ def test_what_would_make_another_run_is_refused(fit, cct, stop, tmp_path):
     last.unlink()
     refused(f"{run} has no checkpoints/last.ckpt: it was stopped before its first epoch ended, or keeps no checkpoints.\n"
             f"  It can start anew: cct fit -c {run}/config.yaml")  # fmt: skip
+
+
+def test_r12_an_extension_that_was_killed_at_its_start_is_made_again(fit, cct, stop):
+    _, run = fit()
+    stop.append((3, 0, Killed()))
+    with pytest.raises(Killed):
+        cct("resume", run, "--extend-to", 4)
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 4
+    (run / "summary.json").unlink()
+    assert f"cct resume {run} --extend-to 4" in cct("resume", run).err
+    outcome = cct("resume", run, "--extend-to", 4)
+    assert outcome.code == 0, outcome.err
+    assert json.loads((run / "summary.json").read_text())["epochs"] == 4
+
+
+@pytest.mark.parametrize(("begun", "resumed"), [("none", "host"), ("host", "auto")])
+def test_r12_where_images_are_kept_changes_no_resumed_run(fit, cct, stop, tmp_path, begun, resumed):
+    write_images(tmp_path / "images", 3, 20)
+    words = (*FILES, "--data.num_workers", 0, "--data.cache", begun, "--trainer.max_epochs", 2)
+    _, reference = fit(*words, recipe="image_folder")
+    stop.append((1, 1, signal.SIGTERM))
+    _, run = fit(*words, recipe="image_folder")
+    outcome = cct("resume", run, "--data.cache", resumed)
+    assert outcome.code == 0, outcome.err
+    assert_same(run, reference)
+
+
+@pytest.mark.parametrize(("begun", "resumed", "message"), [
+    ("auto", "none", "data.cache=none has images augmented one by one, and this run augments them a batch at a time, with other draws: leave"),
+    ("none", "device", "data.cache=device has images augmented a batch at a time, and this run augments them one by one, with other draws: leave"),
+])  # fmt: skip
+def test_r12_a_cache_that_would_change_the_augmentation_is_refused(fit, cct, stop, tmp_path, begun, resumed, message):
+    write_images(tmp_path / "images", 3, 20)
+    stop.append((1, 1, signal.SIGTERM))
+    _, run = fit(*FILES, "--data.num_workers", 0, "--data.cache", begun, recipe="image_folder")
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    outcome = cct("resume", run, "--data.cache", resumed)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    del content["ImageDataModule"]["road"]  # of a version before
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    outcome = cct("resume", run, "--data.cache", resumed)
+    assert outcome.code == 2
+    assert f"--data.cache {resumed}: {run}/checkpoints/last.ckpt is of a version that did not note how images are augmented" in outcome.err
+    assert cct("resume", run).code == 0
 
 
 def test_the_help_names_what_may_differ(cct):
