@@ -202,11 +202,12 @@ def make_loader(dataset: BatchDataset, sampler: KeyedSampler, num_workers: int, 
 
 
 def _leave_signals_to_the_run(_: int) -> None:
-    """Has a worker outlive the Ctrl-C or SIGTERM that a terminal or a cluster sends to all processes: the run ends at its next step, not before.
+    """Has a worker outlive the signal that a terminal or a cluster sends to all processes: the run ends at its next step, not before.
 
     A SIGTERM of the run's own, which ends its workers, is obeyed; systems that don't tell who sent it (macOS, Windows) keep the default.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in {"SIGINT", "SIGHUP"} & set(dir(signal)):  # Windows has one of them
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()

@@ -33,6 +33,17 @@ def stop_after_step(trainer: Trainer) -> None:
     trainer._signal_connector.received_sigterm = True
 
 
+def own_signals(trainer: Trainer) -> None:
+    """Has Lightning 2.6 take no signal and ask no rank for one: it broadcasts in the handler, where the others do not answer, and every step."""
+    connector = trainer._signal_connector
+
+    def take_none() -> None:
+        connector.received_sigterm = False
+
+    connector.register_signal_handlers = take_none  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
 def mend_loops(trainer: Trainer, validating: bool) -> None:
     """Corrects the counters with which Lightning 2.6 would go on wrongly; ``validating`` where the stop was in a validation."""
     loop, inner = trainer.fit_loop, trainer.fit_loop.epoch_loop

@@ -2,10 +2,11 @@
 
 import os
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -24,6 +25,8 @@ from cct_lightning.tasks.classification import LitClassifier
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import Opened
+
+T = TypeVar("T")
 
 
 class Session:
@@ -53,30 +56,39 @@ class Session:
         self.setting, self.folder, self.module, self.data = setting, folder, module, data
         parts = Parts(setting, folder, module, data, search, opened)
         self.trainer, self.best, self.tracker = parts.trainer, parts.best, parts.tracker
-        self._throughput, self._sitting, self._search = parts.throughput, parts.sitting, search
+        self._throughput, self._stopping, self._sitting, self._search = parts.throughput, parts.stopping, parts.sitting, search
         self._flops: int | None = None
         self.stopped_by = 0
         self._summary: Summary | None = None
 
-    def fit(self) -> Summary:
+    def fit(self) -> None:
         """Trains, then measures the test images with the best weights, once; a run that was stopped is summed up without touching them.
 
-        Returns:
-            What came of it, which is in summary.json and on the screen, too.
+        Where a signal ended it before its first step, ``stopped_by`` says so and there is no summary.
 
         Raises:
             InputError: The recipe asks for what can't be had.
         """
-        self._begin()
-        resumed: dict[str, Any] = {"ckpt_path": self.folder.last, "weights_only": True} if self.setting.resumes else {}
-        try:
+        with self._stopping.listening():
+            self._begin()
+            resumed: dict[str, Any] = {"ckpt_path": self.folder.last, "weights_only": True} if self.setting.resumes else {}
             with self.folder.told():
-                self.trainer.fit(self.module, datamodule=self.data, **resumed)
-        except SystemExit as ended:  # with which Lightning ends the process on Ctrl-C and SIGTERM
-            if not self.trainer.interrupted:
-                raise
-            self.stopped_by = self._sitting.received or (signal.SIGTERM if isinstance(ended, SIGTERMException) else signal.SIGINT)
-        return self._end()
+                self._until_stopped(lambda: self.trainer.fit(self.module, datamodule=self.data, **resumed))
+            if self._stopping.began or not self.stopped_by:
+                self._end()
+            elif self.trainer.is_global_zero:
+                print("stopped before its first step", file=sys.stderr)
+
+    def _until_stopped(self, part: Callable[[], T]) -> T | None:
+        """Does a part of the run, none after a stop; a signal may end it, and is then known as ``stopped_by``."""
+        if not self.stopped_by:
+            try:
+                return part()
+            except SystemExit as ended:  # with which Lightning ends the process on Ctrl-C and SIGTERM
+                if not self.trainer.interrupted:
+                    raise
+                self.stopped_by = self._stopping.received or (signal.SIGTERM if isinstance(ended, SIGTERMException) else signal.SIGINT)
+        return None
 
     def search(self) -> str:
         """Looks for a value instead of training; returns what was found, and the flag that sets it.
@@ -123,16 +135,17 @@ class Session:
         network = classifier_of(self.module)
         return network.load_report if network is not None else None
 
-    def _end(self) -> Summary:
+    def _end(self) -> None:
         """Measures the test images, writes and prints the summary, and ends the tracking."""
         seconds, computed = self._sitting.spent()
         trainer = self.trainer
         last = self._sitting.measures | {name: float(value) for name, value in trainer.callback_metrics.items()}
         epochs, steps = trainer.current_epoch, trainer.global_step
+        trained = not self.stopped_by
         best_path = os.path.relpath(self.best.best_model_path) if self.best and self.best.best_model_path else None
         last_path = os.path.relpath(self.folder.last) if self.folder.last.is_file() else None
-        raw = self._raw_accuracy()
-        tested, confidence = self._test(best_path or last_path)
+        raw = self._until_stopped(self._raw_accuracy)
+        tested, confidence = self._until_stopped(lambda: self._test(best_path or last_path)) or ({}, None)
         summary = Summary(
             recipe=self.folder.recipe,
             run_dir=str(self.folder.path),
@@ -156,17 +169,17 @@ class Session:
             device=device_name(trainer),
             devices=trainer.world_size,
             seed=self.setting.recipe["seed_everything"],
-            finished=not trainer.interrupted,
+            finished=not self.stopped_by,
             resumed=self._sitting.number - 1,
             test_confidence=confidence,
             label_smoothing=self.setting.recipe["model"].get("label_smoothing"),
             steps_per_epoch=steps_per_epoch(trainer),
             changed_data=self.data.accepted,
+            trained=trained,
         )
         if trainer.is_global_zero:
             self._tell(summary)
         self._summary = summary
-        return summary
 
     @property
     def summary(self) -> Summary:
@@ -186,13 +199,13 @@ class Session:
                 print(line)
 
     def _test(self, checkpoint: str | None) -> tuple[Mapping[str, float], float | None]:
-        """Measures the test images, where there are any and the run was not stopped, and writes tables beside the checkpoint.
+        """Measures the test images, where there are any, and writes tables beside the checkpoint.
 
         Returns:
             The measures, and the mean probability of the classes that were predicted.
         """
         trainer = self.trainer
-        if not self.data.has_test or trainer.limit_test_batches == 0 or trainer.interrupted:
+        if not self.data.has_test or trainer.limit_test_batches == 0:
             return {}, None
         if isinstance(self.module, KeepsOutcomes):
             self.module.collect = True
@@ -209,12 +222,14 @@ class Session:
         """Validates the last weights as they are where the callback EMA averages them: what its average is worth. None without EMA."""
         trainer = self.trainer
         average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)  # type: ignore[attr-defined]
-        if average is None or self.best is None or trainer.interrupted:
+        if average is None or self.best is None:
             return None
         loggers, trainer.loggers = trainer.loggers, []  # val/accuracy is the average's
-        with average.raw_weights(self.module):
-            found = trainer.validate(self.module, self.data, verbose=False)[0]["val/accuracy"]
-        trainer.loggers = loggers
+        try:
+            with average.raw_weights(self.module):
+                found = trainer.validate(self.module, self.data, verbose=False)[0]["val/accuracy"]
+        finally:
+            trainer.loggers = loggers
         for logger in loggers:
             logger.log_metrics({"val/accuracy_raw": found}, step=trainer.global_step)
         return found

@@ -1,11 +1,7 @@
 """``cct resume``: a run that was stopped goes on in its folder, to the bit as if it had never been."""
 
-import os
-import signal
-import threading
 import time
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 import torch
@@ -15,8 +11,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.run_folder import RunFolder, replacing
-from cct_lightning.runs.lightning_private import accumulates, inside_epoch, logged_step, mend_loops, stop_after_step, unlogged
+from cct_lightning.runs.lightning_private import inside_epoch, logged_step, mend_loops, unlogged
 from cct_lightning.runs.metrics_file import MetricsFile
+from cct_lightning.runs.stopping import Stopping
 from cct_lightning.training.hardware import cpu_seconds
 from cct_lightning.weights.files import KEY
 
@@ -26,30 +23,27 @@ VARIABLE = "CCT_RESUME"
 
 
 class Sitting(Callback):
-    """One stretch of a run, from its start or resumption to its end or stop: its clock, the signals that end it, and what the next one needs.
-
-    SIGTERM and the first Ctrl-C end a training after the optimizer step at hand, with last.ckpt saved; a second Ctrl-C leaves at once.
+    """One stretch of a run, from its start or resumption to its end or stop: its clock, and what the next one needs.
 
     Args:
         folder: The run's.
+        stopping: What may end it before its time, with last.ckpt saved.
         saves: Whether the run keeps checkpoints.
         data: Its images, whose fingerprint is kept.
 
     Attributes:
         number: Of this stretch, from 1.
-        received: The signal that ended it, or 0.
         measures: Of the last validation, for a stretch without one.
     """
 
-    def __init__(self, folder: RunFolder, saves: bool, data: ImageDataModule) -> None:
-        self.folder, self.saves, self.data = folder, saves, data
-        self.number, self.received = 1, 0
+    def __init__(self, folder: RunFolder, stopping: Stopping, saves: bool, data: ImageDataModule) -> None:
+        self.folder, self.stopping, self.saves, self.data = folder, stopping, saves, data
+        self.number = 1
         self.measures: dict[str, float] = {}
         self._before = (0.0, 0.0)  # seconds of earlier sittings, and of their processors
         self._began = (time.perf_counter(), cpu_seconds())
         self._found: dict[str, Any] | None = None  # what a checkpoint says, until it is used
         self._longer = False  # whether the run was given more epochs than the checkpoint's had
-        self._speaks = True
 
     def start_clock(self) -> None:
         """Counts from now on."""
@@ -94,10 +88,6 @@ class Sitting(Callback):
         self._longer = (checkpoint[KEY]["recipe"]["trainer"]["max_epochs"] or trainer.max_epochs) != trainer.max_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._speaks = trainer.is_global_zero
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._receive)  # Lightning puts back what was there when the training ends
         if self._found is None:
             return
         trainer.should_stop = self._found["should_stop"] and not self._longer
@@ -131,34 +121,13 @@ class Sitting(Callback):
                 logger.log_metrics(dict(found["unlogged"]), step=found["unlogged_step"])
                 logger.save()
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not self.received and self._speaks:
-            os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once, without its checkpoint\n")  # print may be at work already
-        self.received = self.received or number
-
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        """Has Lightning leave the loop once it has logged the step, on all devices after the same one; not while gradients accumulate."""
-        if not accumulates(trainer) and trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
-            stop_after_step(trainer)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._stop_if_asked(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._stop_if_asked(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_if_asked(trainer)
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Between two epochs the checkpoint of the first is the right one. A SIGTERM that came before on_train_start is Lightning's to handle,
-        # and may end the loop while gradients accumulate.
-        stopped = isinstance(exception, SIGTERMException) and inside_epoch(trainer) and not accumulates(trainer)
-        if stopped and self.saves:
+        # Between two epochs the checkpoint of the first is the right one.
+        stopped = isinstance(exception, SIGTERMException) and self.stopping.began and trainer.state.fn == TrainerFn.FITTING
+        if stopped and self.saves and inside_epoch(trainer):
+            self.stopping.saving = True
             trainer.save_checkpoint(self.folder.last, weights_only=False)
+            self.stopping.saving = False
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

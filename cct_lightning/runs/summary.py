@@ -66,6 +66,7 @@ class Summary:
         label_smoothing: Of the run.
         steps_per_epoch: Of the optimizer; None where that is not known.
         changed_data: What became of the images while the run was stopped, where it went on all the same.
+        trained: Whether its training came to its end; where it is not finished, it was stopped in the measures that follow.
     """
 
     recipe: str
@@ -96,6 +97,7 @@ class Summary:
     label_smoothing: float | None = None
     steps_per_epoch: int | None = None
     changed_data: Sequence[str] | None = None
+    trained: bool = False
 
 
 def device_name(trainer: Trainer) -> str:
@@ -138,7 +140,7 @@ def describe(summary: Summary) -> str:
         + "".join(f", {name}" for name in ("pictures", "report.html") if Path(run_dir, name).exists())
         + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),
         "next",
-        *([f"  cct resume {run_dir}"] if not summary.finished and summary.last_checkpoint else []),
+        *([f"  cct resume {run_dir}{' measures the test images' * summary.trained}"] if not summary.finished and summary.last_checkpoint else []),
         # A run that was not tested has no test images, or was interrupted.
         *(f"  cct {'test' if summary.test_accuracy is not None or not summary.finished else 'validate'} {c}" for c in checkpoints[:1]),
         f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary.seed + 1}",

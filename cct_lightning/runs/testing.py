@@ -12,7 +12,7 @@ from cct_lightning.evaluation.outcomes import Report, make_report
 from cct_lightning.evaluation.tables import check_class_names, describe_report, write_report
 from cct_lightning.inference.calibration import calibrate_checkpoint, calibration_note
 from cct_lightning.run_folder import tables_beside
-from cct_lightning.runs.trainer import check_devices, keep_files_whole
+from cct_lightning.runs.trainer import make_ours
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import Opened
@@ -92,8 +92,7 @@ def evaluate(
         module.collect = True
     root = trainer["default_root_dir"] or str(tables_beside(path, data.dataset, stage))
     runner = Trainer(**{**trainer, "default_root_dir": root, "enable_checkpointing": False, "logger": trainer["logger"] or False})
-    check_devices(runner)
-    keep_files_whole(runner, checkpoint)
+    make_ours(runner, checkpoint)
     measure = runner.test if stage == "test" else runner.validate
     measure(module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
     if not runner.is_global_zero:

@@ -22,10 +22,12 @@ from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.checkpointing import BestCheckpoint, RunCheckpoint, WholeFileIO
+from cct_lightning.runs.lightning_private import own_signals
 from cct_lightning.runs.metrics_file import MetricsFile
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.runs.search import LENGTHS
 from cct_lightning.runs.sitting import Sitting
+from cct_lightning.runs.stopping import Stopping
 from cct_lightning.runs.summary import about
 from cct_lightning.runs.tracking.server import is_disabled
 from cct_lightning.runs.tracking.tracker import Tracker
@@ -130,7 +132,8 @@ class Parts:
     Attributes:
         trainer: With all callbacks and loggers.
         throughput: Counts images per second.
-        sitting: Lets the run be stopped and resumed.
+        stopping: Lets the run be stopped.
+        sitting: Lets it be resumed.
         best: Keeps the best epoch; None without validation or checkpoints.
         tracker: Of W&B; None where that is disabled.
     """
@@ -141,14 +144,15 @@ class Parts:
         given = {**setting.trainer, "default_root_dir": str(folder.path)}
         if not data.has_validation:
             given["limit_val_batches"] = 0
-        self.throughput, self.sitting = Throughput(), Sitting(folder, setting.keeps_checkpoints and search is None, data)
+        self.throughput, self.stopping = Throughput(), Stopping()
+        self.sitting = Sitting(folder, self.stopping, setting.keeps_checkpoints and search is None, data)
         self.best: BestCheckpoint | None = None
         self.tracker: Tracker | None = None
         if search is not None:
             bar = [ProgressBar()] if given["enable_progress_bar"] is not False else []
             alone = {"callbacks": [*bar, KeepConfig(setting, folder)], "logger": False, "enable_checkpointing": False}
             self.trainer = Trainer(**{**given, **alone, **LENGTHS[search]})
-            check_devices(self.trainer)
+            make_ours(self.trainer)
             return
         if setting.keeps_checkpoints and data.has_validation and given["limit_val_batches"] != 0:
             keep = setting.checkpoint
@@ -158,13 +162,11 @@ class Parts:
         given["logger"] = loggers if self.tracker is None else [*loggers, self.tracker]
         given["callbacks"] = self._callbacks(setting, folder, as_list(given["callbacks"]))
         self.trainer = Trainer(**given)
-        check_devices(self.trainer)
-        leave_requeue_to_the_user(self.trainer)
-        keep_files_whole(self.trainer, opened)
+        make_ours(self.trainer, opened)
 
     def _callbacks(self, setting: Setting, folder: RunFolder, given: Sequence[Callback]) -> list[Callback]:
         """Puts behind the recipe's callbacks those of every run: the best and the last checkpoint each on its own, so that last is the last."""
-        callbacks: list[Callback] = [*given, self.throughput, self.sitting]
+        callbacks: list[Callback] = [*given, self.throughput, self.stopping, self.sitting]
         if setting.trainer["enable_progress_bar"] is not False and not any(isinstance(callback, Bar) for callback in given):
             callbacks.append(ProgressBar())
         if self.best is not None:
@@ -188,15 +190,17 @@ def check_devices(trainer: Trainer) -> None:
         )
 
 
-def leave_requeue_to_the_user(trainer: Trainer) -> None:
-    """Has SLURM's SIGUSR1 requeue nothing: a job that Lightning puts back into the queue starts its command anew, in another folder."""
+def make_ours(trainer: Trainer, opened: Opened | None = None) -> None:
+    """Has a trainer write checkpoints whole, unless it has a way of its own, take one that has been opened, and leave signals to us.
+
+    Raises:
+        InputError: It was given more devices than there are cores.
+    """
+    check_devices(trainer)
+    own_signals(trainer)
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if isinstance(environment, SLURMEnvironment):
-        environment.auto_requeue = False
-
-
-def keep_files_whole(trainer: Trainer, opened: Opened | None = None) -> None:
-    """Has a trainer write checkpoints whole, unless it has a way of its own, and take one that has been opened."""
+        environment.auto_requeue = False  # a job that Lightning puts back into the queue starts its command anew, in another folder
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeFileIO(opened)
 

@@ -13,7 +13,7 @@ from pictures import write_images
 
 import cct_lightning
 from cct_lightning import InputError
-from cct_lightning.runs.sitting import Sitting
+from cct_lightning.runs.stopping import Stopping
 
 KEYS = {
     "model.arch": "cct_2_3x2_32", "model.embed_dim": 32, "data.per_class": 12, "data.batch_size": 20, "trainer.max_epochs": 2,
@@ -86,7 +86,7 @@ def test_ctrl_c_leaves_what_resume_goes_on_from(here, monkeypatch):
             self._receive(signal.SIGINT, None)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Sitting, "on_train_batch_start", stop, raising=False)
+        patched.setattr(Stopping, "on_train_batch_start", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):
             cct_lightning.fit("digits", KEYS)
     (folder,) = (here / "runs" / "digits").iterdir()

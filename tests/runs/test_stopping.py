@@ -1,0 +1,142 @@
+import json
+import signal
+
+import pytest
+import torch
+from runs_alike import SMALL, assert_same
+
+from cct_lightning.runs.checkpointing import WholeFileIO
+from cct_lightning.runs.stopping import Stopping
+
+CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Returns what sends signals in a hook of the run, before it asks whether it shall stop: hook, batch, signals; once."""
+
+    def at(hook, batch, *numbers, epoch=None):
+        done = []
+        there = getattr(Stopping, hook)
+
+        def send(self, trainer, *rest):
+            here = batch is None or next(part for part in rest if type(part) is int) == batch
+            if here and not done and not trainer.sanity_checking and epoch in (None, trainer.current_epoch):
+                done.append(True)
+                for number in numbers:
+                    signal.raise_signal(number)
+            return there(self, trainer, *rest)
+
+        monkeypatch.setattr(Stopping, hook, send)
+
+    return at
+
+
+def only(paths):
+    (path,) = paths
+    return path
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """Runs without faults, by their words, kept for all who compare with them."""
+    return {}
+
+
+@pytest.fixture
+def fit(cct, tmp_path):
+    def run(*words):
+        before = set(tmp_path.glob("runs/*/*"))
+        outcome = cct("fit", "-c", "digits", *SMALL, *words)
+        return outcome, next(iter(set(tmp_path.glob("runs/*/*")) - before), None)
+
+    return run
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_r03_a_signal_in_the_final_test_leaves_a_summary_and_resume_measures_it(fit, cct, signalled, tmp_path, name, references):
+    if not references:
+        references["fit"] = tmp_path / "reference"
+        fit()[1].rename(references["fit"])
+    signalled("on_test_batch_end", 1, getattr(signal, name))
+    outcome, run = fit()
+    assert outcome.code == CODES[name], outcome.err
+    assert "Traceback" not in outcome.err
+    assert f"cct resume {run.relative_to(tmp_path)} measures the test images" in outcome.out
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["finished"], summary["trained"], summary["test_accuracy"], summary["epochs"]) == (False, True, None, 3)
+    assert cct("resume", run).code == 0
+    assert_same(run, references["fit"])
+
+
+def test_r03_a_signal_in_the_validation_of_the_raw_weights_does_so_too(fit, cct, signalled):
+    words = ("--trainer.callbacks+=EMA", "--trainer.callbacks.decay=0.9", "--trainer.max_epochs", 1)
+    _, reference = fit(*words)
+    signalled("on_validation_batch_end", 2, signal.SIGTERM, epoch=1)  # after the only epoch
+    outcome, run = fit(*words)
+    assert outcome.code == 143, outcome.err
+    assert "measures the test images" in outcome.out
+    assert cct("resume", run).code == 0
+    assert_same(run, reference)
+
+
+def test_r03_a_signal_in_a_long_validation_stops_it_and_loses_nothing(fit, cct, signalled, monkeypatch, tmp_path):
+    words = ("--trainer.callbacks+=EMA", "--trainer.callbacks.decay=0.9")
+    _, reference = fit(*words)
+    seen = []
+    monkeypatch.setattr(Stopping, "on_validation_batch_start", lambda *args: seen.append(args[4]))
+    signalled("on_validation_batch_end", 3, signal.SIGHUP, epoch=1)
+    outcome, run = fit(*words)
+    assert outcome.code == 129, outcome.err
+    assert seen[-1] == 3  # the batch at hand was its last
+    assert f"  cct resume {run.relative_to(tmp_path)}\n" in outcome.out
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8  # both epochs' steps, not those of the first alone
+    assert cct("resume", run).code == 0
+    assert_same(run, reference)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_r03_ctrl_c_while_the_checkpoint_is_written_waits_for_it(fit, cct, signalled, monkeypatch, number):
+    save = WholeFileIO.save_checkpoint
+
+    def interrupted(self, checkpoint, path, storage_options=None):
+        if checkpoint["global_step"] == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(WholeFileIO, "save_checkpoint", interrupted)
+    signalled("on_train_batch_end", 1, number, epoch=1)
+    outcome, run = fit()
+    assert outcome.code == 128 + number
+    assert "Traceback" not in outcome.err
+    assert "saving the checkpoint, then the run ends" in outcome.err
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert [path.name for path in (run / "checkpoints").glob("*.part")] == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_r03_a_signal_before_the_first_step_ends_the_run_at_once(fit, monkeypatch, tmp_path, number, code):
+    monkeypatch.setattr(Stopping, "setup", lambda *_, stage: signal.raise_signal(number))
+    outcome, run = fit()
+    assert outcome.code == code
+    assert "Traceback" not in outcome.err
+    assert "stopped before its first step" in outcome.err
+    assert run is None
+
+
+def test_r03_signals_find_their_old_handlers_again(fit, signalled):
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = [signal.getsignal(number) for number in numbers]
+    signalled("on_test_batch_end", 1, signal.SIGTERM)
+    fit()
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_r03_what_nohup_ignores_stays_ignored(fit, signalled):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signalled("on_train_batch_end", 1, signal.SIGHUP)
+        assert fit()[0].code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
