@@ -1,5 +1,6 @@
 """The files that a run keeps: the best epoch and the last, written whole."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from cct_lightning.run_folder import replacing
 from cct_lightning.weights.files import Opened, read_checkpoint
@@ -28,6 +30,8 @@ class RunCheckpoint(ModelCheckpoint):
 class BestCheckpoint(RunCheckpoint):
     """Keeps the best epoch, of equal ones the last: with few validation images the first 100 % comes long before the network is done.
 
+    An epoch whose measure or validation loss is no finite number is never kept.
+
     Attributes:
         accuracy: Validation accuracy of the epoch that is kept, whatever measure chose it.
     """
@@ -45,6 +49,11 @@ class BestCheckpoint(RunCheckpoint):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        for name in (self.monitor, "val/loss"):
+            found = trainer.callback_metrics.get(str(name))
+            if found is not None and not math.isfinite(found):
+                rank_zero_info(f"{name} is {float(found):g}: epoch {trainer.current_epoch + 1} is not kept as the best")
+                return False
         tie = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
         if chosen := tie or super().check_monitor_top_k(trainer, current):
             found = trainer.callback_metrics.get("val/accuracy")  # other tasks have none
@@ -64,11 +73,15 @@ class WholeFileIO(TorchCheckpointIO):
 
     Args:
         opened: A checkpoint that has been read; it is handed on once.
+
+    Attributes:
+        steps: Of the files that were written or read, by name.
     """
 
     def __init__(self, opened: Opened | None = None) -> None:
         super().__init__()
         self._opened = opened
+        self.steps: dict[str, int] = {}
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **named: Any) -> dict[str, Any]:
         """Returns what the command has opened already, the first time that it is asked for; else reads the file, with all checks.
@@ -77,11 +90,13 @@ class WholeFileIO(TorchCheckpointIO):
             InputError: See ``read_checkpoint``.
         """
         opened, self._opened = self._opened, None
-        if opened is not None and opened.path.exists() and opened.path.samefile(path):
-            return dict(opened.content)
-        return dict(read_checkpoint(path))
+        taken = opened is not None and opened.path.exists() and opened.path.samefile(path)
+        content = dict(opened.content if opened is not None and taken else read_checkpoint(path))
+        self.steps[Path(path).name] = content["global_step"]
+        return content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(Path(path)) as file:
             torch.save(checkpoint, file)
+        self.steps[Path(path).name] = checkpoint["global_step"]

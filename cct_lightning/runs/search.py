@@ -92,6 +92,7 @@ def find_lr(trainer: Trainer, module: Task, data: ImageDataModule) -> str:
         raise InputError("--find-lr tries one rate for all parameters, and optim.name=muon has two: try it with --model.optim.name adamw.")
     ramp = RateRamp()
     trainer.callbacks.append(ramp)  # type: ignore[attr-defined]
+    module.may_diverge = True
     trainer.fit(module, data)
     losses = smooth(ramp.losses)
     rates = ramp.rates[: len(losses)]

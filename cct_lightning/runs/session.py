@@ -13,15 +13,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cct_lightning.callbacks import EMA, TestReport
 from cct_lightning.data.module import ImageDataModule
-from cct_lightning.errors import InputError
+from cct_lightning.errors import InputError, RunError
 from cct_lightning.networks.classifier import ImageClassifier, LoadReport, count_flops
 from cct_lightning.run_folder import RunFolder
+from cct_lightning.runs.checkpointing import WholeFileIO
 from cct_lightning.runs.page import write_page
 from cct_lightning.runs.search import SEARCHES
 from cct_lightning.runs.summary import Summary, describe, device_name, steps_per_epoch
 from cct_lightning.runs.testing import write_tables
 from cct_lightning.runs.trainer import Parts, Setting
 from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.tasks.divergence import DivergenceError
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import Opened
@@ -68,6 +70,7 @@ class Session:
 
         Raises:
             InputError: The recipe asks for what can't be had.
+            RunError: The training diverged, a disk is full; says which files are whole.
         """
         with self._stopping.listening():
             self._begin()
@@ -88,7 +91,20 @@ class Session:
                 if not self.trainer.interrupted:
                     raise
                 self.stopped_by = self._stopping.received or (signal.SIGTERM if isinstance(ended, SIGTERMException) else signal.SIGINT)
+            except RunError as error:
+                error.args = (f"{error}\n  {self._whole_files(isinstance(error, DivergenceError))}",)
+                raise
         return None
+
+    def _whole_files(self, diverged: bool) -> str:
+        """Says which files a training that failed has left, and whether it can go on from them."""
+        io, names = self.trainer.strategy.checkpoint_io, [path.name for path in (self.folder.last, self.folder.best) if path.is_file()]
+        if not names:
+            return "No checkpoint was written before."
+        steps = io.steps if isinstance(io, WholeFileIO) else {}
+        told = " and ".join(f"{name} (step {steps[name]})" if name in steps else name for name in names)
+        way = "" if diverged or not self.folder.last.is_file() else f"; cct resume {self.folder.path} goes on"
+        return f"{self.folder.checkpoints}: {told} {'is' if len(names) == 1 else 'are'} whole, from before{way}."
 
     def search(self) -> str:
         """Looks for a value instead of training; returns what was found, and the flag that sets it.

@@ -1,13 +1,14 @@
 """What is the same whatever is learned: optimizer, schedule, engine, sharding, the seeds of a step, and what a checkpoint says about itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
@@ -17,11 +18,13 @@ from cct_lightning.errors import InputError
 from cct_lightning.networks.encoder import Encoder
 from cct_lightning.options import keywords_of
 from cct_lightning.randomness import reseed
+from cct_lightning.tasks.divergence import EVERY, check_numbers
 from cct_lightning.training.engine import StepGraph, check_graph, choose_engine, make_plain
 from cct_lightning.training.optimizers import create_optimizer
 from cct_lightning.training.options import Engine, TrainingOptions
 from cct_lightning.training.schedules import create_scheduler, fit_schedule
 from cct_lightning.weights.files import KEY
+from cct_lightning.weights.soundness import tensors_in
 
 Stage = Literal["val", "test"]
 
@@ -42,6 +45,7 @@ class Task(L.LightningModule, ABC):
         recipe: The whole configuration as run, where a command line set one.
         measures: Of the validation, which may choose the best epoch.
         seed: Of the run; what a step draws follows from it, the epoch and the number of the batch.
+        may_diverge: Whether a training goes on when its numbers are none any more, as the search for a learning rate has to.
     """
 
     measures: ClassVar[tuple[str, ...]] = ("val/loss",)
@@ -57,6 +61,8 @@ class Task(L.LightningModule, ABC):
         self.model_config, self.own_model = None, False
         self.recipe: dict[str, Any] | None = None
         self.seed = torch.initial_seed()  # before anything reseeds
+        self.may_diverge = False
+        self._sound_step = 0  # at which loss and weights were seen to be numbers
         self._epoch_loss = torch.zeros(())
         self._graph: StepGraph | None = None
         self._records = False  # whether the run's steps are recorded
@@ -133,7 +139,15 @@ class Task(L.LightningModule, ABC):
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        if (self.global_step + 1) % min(self.trainer.log_every_n_steps, EVERY) == 0:  # type: ignore[attr-defined]
+            self._check_numbers(dict(self.named_parameters()))
         return loss
+
+    def _check_numbers(self, tensors: Mapping[str, Tensor]) -> None:
+        """Ends a training whose losses of this epoch, or these tensors, hold NaN or inf; see ``check_numbers``."""
+        if not self.may_diverge:
+            check_numbers(self.trainer, self._epoch_loss, tensors, self.optim, self._sound_step)
+            self._sound_step = self.global_step
 
     def _replay(self, images: Tensor, targets: Tensor) -> Tensor:
         """Takes the whole step, optimizer included; what Lightning then does is empty, see ``backward`` and ``optimizer_step``."""
@@ -158,12 +172,18 @@ class Task(L.LightningModule, ABC):
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_train_start(self) -> None:
+        self._sound_step = self.global_step
         self._epoch_loss = self._epoch_loss.to(self.device)  # a checkpoint is read before the GPU is in use
 
     def on_train_epoch_start(self) -> None:
         self._epoch_loss = torch.zeros((), device=self.device)
 
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._check_numbers(dict(self.named_parameters()))
+
     def on_train_epoch_end(self) -> None:
+        self._check_numbers(dict(self.named_parameters()))
         self.log("train/loss_epoch", self._epoch_loss / (self.trainer.fit_loop.epoch_loop.batch_idx + 1), sync_dist=True)
 
     def on_train_end(self) -> None:
@@ -196,7 +216,12 @@ class Task(L.LightningModule, ABC):
         self.clip_gradients(optimizer, self.optim.clip_norm or gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds one plain dictionary: all that is needed to build the network again and to read its output."""
+        """Adds one plain dictionary: all that is needed to build the network again and to read its output.
+
+        Raises:
+            DivergenceError: A tensor of the checkpoint, or the loss of this epoch, is NaN or inf: nothing is written.
+        """
+        self._check_numbers(tensors_in({name: checkpoint.get(name) for name in ("state_dict", "ema", "optimizer_states")}))
         if self._records:
             make_plain(checkpoint)
         checkpoint[KEY] = {

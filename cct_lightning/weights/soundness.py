@@ -38,6 +38,15 @@ def check_archive(path: Path) -> None:
         raise InputError(f"{path} can't be read as weights: {damaged}. It was damaged, or not copied to its end.")
 
 
+def tensors_in(content: object, name: str = "") -> dict[str, Tensor]:
+    """Returns the tensors of nested dictionaries and lists by their dotted names."""
+    if isinstance(content, Tensor):
+        return {name: content}
+    parts = content.items() if isinstance(content, Mapping) else enumerate(content) if isinstance(content, list | tuple) else ()
+    return {at: tensor for key, part in parts for at, tensor in tensors_in(part, f"{name}.{key}" if name else str(key)).items()}
+
+
+@torch.no_grad()
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names the tensors that hold NaN or inf; a mask of 0 and -inf is none of them. Waits for each device once.
 
@@ -53,8 +62,12 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     suspects = []
     for on_one in by_device.values():
         # What is not finite stays in a sum, which takes a tenth of the time of isfinite; that of finite numbers may overflow, too.
-        sums = torch.stack([(tensor.float() if tensor.itemsize == 1 else tensor).sum(dtype=torch.float32) for tensor in on_one.values()])
-        suspects += [name for name, finite in zip(on_one, sums.isfinite().tolist(), strict=True) if not finite]
+        values = [tensor.float() if tensor.itemsize == 1 else tensor for tensor in on_one.values()]
+        if values[0].is_cuda:  # one launch for all
+            sums = [norm.float() for norm in torch._foreach_norm(values, 1)]
+        else:
+            sums = [value.sum(dtype=torch.float32) for value in values]
+        suspects += [name for name, finite in zip(on_one, torch.stack(sums).isfinite().tolist(), strict=True) if not finite]
     return [name for name in suspects if not _is_finite_or_mask(tensors[name])]
 
 
