@@ -92,11 +92,11 @@ class WholeFileIO(TorchCheckpointIO):
         opened, self._opened = self._opened, None
         taken = opened is not None and opened.path.exists() and opened.path.samefile(path)
         content = dict(opened.content if opened is not None and taken else read_checkpoint(path))
-        self.steps[Path(path).name] = content["global_step"]
+        self.steps[Path(path).name] = content.get("global_step", 0)
         return content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(Path(path)) as file:
             torch.save(checkpoint, file)
-        self.steps[Path(path).name] = checkpoint["global_step"]
+        self.steps[Path(path).name] = checkpoint.get("global_step", 0)

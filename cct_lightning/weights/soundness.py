@@ -35,7 +35,7 @@ def check_archive(path: Path) -> None:
     except Exception as error:  # whatever a damaged directory has zipfile raise
         damaged = reason(error)
     if damaged is not None:
-        raise InputError(f"{path} can't be read as weights: {damaged}. It was damaged, or not copied to its end.")
+        raise InputError(f"{path} can't be read as weights: {damaged}. Is it complete?")
 
 
 def tensors_in(content: object, name: str = "") -> dict[str, Tensor]:
