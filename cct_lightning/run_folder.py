@@ -14,9 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from cct_lightning.errors import InputError
+from cct_lightning.plain_yaml import read_yaml_file
 
 # Tells the processes that a launch starts on this machine the folder that the first one has made.
 VARIABLE = "CCT_RUN_DIR"
@@ -191,8 +190,8 @@ class RunFolder:
     def config(self) -> Mapping[str, Any]:
         """What config.yaml says."""
         try:
-            config = yaml.safe_load(self.config_text)
-        except yaml.YAMLError:
+            config = read_yaml_file(self.config_file)
+        except InputError:
             return {}
         return config if isinstance(config, dict) else {}
 

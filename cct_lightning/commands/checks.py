@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cct_lightning.errors import InputError
 from cct_lightning.networks.timm_names import check_timm_name
 from cct_lightning.training.optimizer_names import check_optimizer, optimizer_names
 from cct_lightning.weights.sources import reaches, unreachable
@@ -127,14 +128,13 @@ def check_test_images(given: Given) -> None:
 
 def recipe_of(checkpoint: str) -> dict[str, Any]:
     """Returns the keys of data in the config.yaml of the run that wrote a checkpoint; none where it does not lie in its run."""
-    import yaml
-
     from cct_lightning.commands.keys import flatten
+    from cct_lightning.plain_yaml import read_yaml_file
 
     path = Path(checkpoint).expanduser()
     try:
-        config = yaml.safe_load((path.parent.parent / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = read_yaml_file(path.parent.parent / "config.yaml")
+    except InputError:
         return {}
     data = config.get("data") if isinstance(config, dict) else None
     return flatten({"data": data}) if isinstance(data, dict) else {}

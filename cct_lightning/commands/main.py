@@ -2,7 +2,7 @@
 
 import os
 import sys
-from errno import EPIPE
+from errno import ENAMETOOLONG, EPIPE
 from importlib import import_module
 from typing import NoReturn
 
@@ -13,9 +13,11 @@ from cct_lightning.commands.recipes import print_recipes
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.streams import kept_open
 from cct_lightning.errors import InputError, RunError, did_you_mean
+from cct_lightning.wording import shortened
 
 # Plain torch: these need no Lightning, which takes 10 s to import.
 LIGHT = ("predict", "embed", "export")
+LINE = 1000  # characters of an error's line, which may repeat what was typed
 
 
 def prepare(arguments: list[str]) -> Request:
@@ -54,9 +56,16 @@ def _carry_out(request: Request) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = [shortened(line, LINE) for line in str(error).strip().splitlines()] or [type(error).__name__]
     print("\n".join([f"error: {lines[0]}", *lines[1:5]]), file=sys.stderr)
     sys.exit(1 if isinstance(error, RunError) else 2)
+
+
+def _too_long(error: OSError | RecursionError) -> InputError:
+    """Says of what was typed that no file can have such a name, or that nobody reads anything so deep."""
+    if isinstance(error, OSError):
+        return InputError(f"a path of {len(str(error.filename)):,} characters is too long: {shortened(str(error.filename), 80)}")
+    return InputError("a value is nested too deeply to be read.")
 
 
 def main() -> None:
@@ -73,6 +82,10 @@ def main() -> None:
             if debug:
                 raise
             _fail(error)
+        except (OSError, RecursionError) as error:
+            if debug or (isinstance(error, OSError) and error.errno != ENAMETOOLONG):
+                raise
+            _fail(_too_long(error))
         except KeyboardInterrupt:
             if debug:
                 raise

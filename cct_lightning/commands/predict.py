@@ -13,14 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
 from cct_lightning.commands.keys import check_value, groups, known_keys
 from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.files import find_images
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
 from cct_lightning.networks.options import NetworkOptions
+from cct_lightning.plain_yaml import read_yaml
 from cct_lightning.run_folder import find_network
 from cct_lightning.tasks.options import FROM_DATA
 
@@ -131,8 +130,8 @@ def _value(name: str, text: str, command: str) -> Any:
     if name == "out":
         return text
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text, f"--{name}")
+    except InputError:
         value = text
     if name.startswith("model."):
         return _network_value(name, value)

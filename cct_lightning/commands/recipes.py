@@ -55,16 +55,11 @@ def print_recipes(names: list[str]) -> None:
 
 def read_recipe(path: Path, trains: bool) -> dict[str, Any]:
     """Returns the keys of a recipe with their values, after a first check of these."""
-    import yaml
-
     from cct_lightning.commands.keys import check_value, flatten, groups_without_keys
+    from cct_lightning.plain_yaml import read_yaml_file
     from cct_lightning.tasks.options import FROM_DATA
 
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError(f"{path}{f', line {mark.line + 1}' if mark else ''} is no YAML: {getattr(error, 'problem', error)}.") from None
+    recipe = read_yaml_file(path)
     if not isinstance(recipe, dict):
         what = "is empty" if recipe is None else f"holds a {type(recipe).__name__}"
         raise InputError(f"{path} is no recipe: it should hold keys such as model and data, and {what}.")

@@ -10,6 +10,9 @@ import jsonargparse
 import yaml
 from lightning.pytorch import loggers
 
+from cct_lightning.errors import InputError
+from cct_lightning.plain_yaml import read_yaml
+
 RUN = "{run}"  # stands for the run's folder wherever a logger's save_dir is read: the folder is made after that, and anew when a run is repeated
 MODE = "yaml_with_loggers"  # what the parser's loader is called
 
@@ -50,8 +53,8 @@ def in_words(words: list[str]) -> list[str]:
 
 def _in_text(text: str) -> str:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text, "trainer.logger")
+    except InputError:
         return text
     return text if (whole := with_folder(value)) == value else json.dumps(whole)
 

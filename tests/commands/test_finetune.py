@@ -326,10 +326,11 @@ def test_a_frozen_backbone_needs_weights(cct, photos, weights, words, message):
 
 def test_the_file_of_an_export_is_read_with_what_stands_beside_it(tmp_path):
     network = {"arch": "cct_2_3x2_32", "pooling": "masked_class_token", "residual_norm": False, "image_size": [32, 32], "in_chans": 3,
-               "mean": [0.1] * 3, "std": [0.2] * 3}  # fmt: skip
+               "mean": [0.1] * 3, "std": [0.2] * 3, "num_classes": 10}  # fmt: skip
     save_file(create_model("cct_2_3x2_32", pooling="masked_class_token", residual_norm=False).state_dict(), tmp_path / "model.safetensors")
-    about = {"weights": "model.safetensors", "sha256": sha256(tmp_path / "model.safetensors"), "model": network, "preprocessing": {"crop_pct": 0.9}}
-    (tmp_path / "config.json").write_text(json.dumps({KEY: {**about, "class_names": None}}))
+    about = {"weights": "model.safetensors", "sha256": sha256(tmp_path / "model.safetensors"), "model": network}
+    about["preprocessing"] = {**{name: network[name] for name in ("image_size", "in_chans", "mean", "std")}, "crop_pct": 0.9}
+    (tmp_path / "config.json").write_text(json.dumps({KEY: {**about, "format": "safetensors", "class_names": None}}))
     assert describe(open_weights(tmp_path / "model.safetensors")) == describe(open_weights(tmp_path))
     assert describe(open_weights(tmp_path))["model"]["residual_norm"] is False
     assert describe(open_weights(tmp_path))["data"]["crop_pct"] == 0.9
