@@ -22,7 +22,6 @@ VARIABLE = "CCT_RUN_DIR"
 BEST, LAST = "best.ckpt", "last.ckpt"
 IMAGES = "images.csv.gz"  # what the run was trained on
 
-
 # What launchers tell a process of its place: torchrun, SLURM, and Lightning's own, which starts one process on each machine by NODE_RANK.
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
 
@@ -42,8 +41,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)
         raise
 
 

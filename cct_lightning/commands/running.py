@@ -16,6 +16,7 @@ from cct_lightning.commands.requests import Request
 from cct_lightning.commands.resume import check_checkpoint, past_images
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import RunFolder, is_first_rank, recipe_name
+from cct_lightning.runs.full_disk import full_disk
 from cct_lightning.runs.session import Session
 from cct_lightning.runs.testing import Stage, evaluate
 from cct_lightning.runs.tracking.tracker import end_tracking
@@ -114,7 +115,7 @@ def _readable_errors() -> Iterator[None]:
             raise InputError(str(error).rsplit("InputError: ", 1)[-1]) from error
         raise
     except (MisconfigurationException, ModuleNotFoundError, OSError) as error:  # of accelerators, loggers and folders that are not there
-        raise InputError(str(error)) from error
+        raise full_disk(error) or InputError(str(error)) from error
     except (ValueError, RuntimeError) as error:
         if isinstance(error.__cause__, InputError):  # of a callback, wrapped by the parser in what it has against every other type
             raise InputError(str(error.__cause__)) from error

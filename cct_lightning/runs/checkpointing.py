@@ -11,7 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from cct_lightning.run_folder import replacing
+from cct_lightning.runs.full_disk import full_disk
 from cct_lightning.weights.files import Opened, read_checkpoint
+from cct_lightning.weights.soundness import tensors_in
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -96,7 +98,17 @@ class WholeFileIO(TorchCheckpointIO):
         return content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(Path(path)) as file:
-            torch.save(checkpoint, file)
+        """Writes a file, or leaves the one that is there.
+
+        Raises:
+            RunError: There is no room.
+        """
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(Path(path)) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            if full := full_disk(error, Path(path), sum(tensor.nbytes for tensor in tensors_in(checkpoint).values())):
+                raise full from error
+            raise
         self.steps[Path(path).name] = checkpoint.get("global_step", 0)

@@ -31,7 +31,11 @@ class MetricsWriter(ExperimentWriter):
 
     def save(self) -> None:
         self.rows += len(self.metrics)
-        super().save()
+        try:
+            super().save()
+        except OSError as error:  # of a full disk has no name
+            error.filename = error.filename or str(self._path)
+            raise
 
     def _read(self) -> list[list[str]]:
         with self._path.open(encoding="utf-8", newline="") as file:

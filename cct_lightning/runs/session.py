@@ -17,6 +17,7 @@ from cct_lightning.errors import InputError, RunError
 from cct_lightning.networks.classifier import ImageClassifier, LoadReport, count_flops
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.checkpointing import WholeFileIO
+from cct_lightning.runs.full_disk import full_disk
 from cct_lightning.runs.page import write_page
 from cct_lightning.runs.search import SEARCHES
 from cct_lightning.runs.summary import Summary, describe, device_name, steps_per_epoch
@@ -91,9 +92,11 @@ class Session:
                 if not self.trainer.interrupted:
                     raise
                 self.stopped_by = self._stopping.received or (signal.SIGTERM if isinstance(ended, SIGTERMException) else signal.SIGINT)
-            except RunError as error:
-                error.args = (f"{error}\n  {self._whole_files(isinstance(error, DivergenceError))}",)
-                raise
+            except (RunError, OSError) as error:
+                if (failed := error if isinstance(error, RunError) else full_disk(error)) is None:
+                    raise
+                failed.args = (f"{failed}\n  {self._whole_files(isinstance(error, DivergenceError))}",)
+                raise failed from error.__cause__
         return None
 
     def _whole_files(self, diverged: bool) -> str:
