@@ -41,12 +41,13 @@ def with_channels(image: Array) -> Array:
 
 
 def resize(image: Array, height: int, width: int, cubic: bool = False) -> Array:
-    """Resizes to (height, width); shrinking averages, so that nothing aliases, and growing is bilinear or bicubic."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = image.shape[0] > height and image.shape[1] > width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
-    return with_channels(cv2.resize(image, (width, height), interpolation=method))
+    """Resizes to (height, width); a side that shrinks is averaged, so that nothing aliases, and one that grows is bilinear or bicubic."""
+    smaller = min(image.shape[0], height), min(image.shape[1], width)
+    if image.shape[:2] != smaller:
+        image = cv2.resize(image, smaller[::-1], interpolation=cv2.INTER_AREA)
+    if smaller != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR)
+    return with_channels(image)
 
 
 def fit(image: Array, image_size: tuple[int, int], crop_pct: float = 1.0) -> Array:
