@@ -1,8 +1,11 @@
 """What is kept in memory: images decoded once, as one array where they have one size, as tensors on the device, or as a frozen encoder's features."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -14,10 +17,29 @@ from cct_lightning.data.folders import Split
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.data.preparation import fit
 
-HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here,
+HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here, and none those of arrays,
 DEVICE_CACHE_BYTES = 2 * 2**30  # and on a GPU up to here
 Cache = Literal["auto", "device", "host", "none"]
 Splits = Mapping[str, tuple[Split, Array]]  # images, and which of them are meant
+
+
+class Resized(Sequence[Array]):
+    """Images that are brought to a size (H, W) when they are asked for, since all at once would take too much memory."""
+
+    def __init__(self, images: Array, image_size: tuple[int, int]) -> None:
+        self.images, self.image_size = images, image_size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, index: int) -> Array: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Resized: ...
+
+    def __getitem__(self, index: int | slice) -> Array | Resized:
+        return Resized(self.images[index], self.image_size) if isinstance(index, slice) else fit(self.images[index], self.image_size)
 
 
 def as_channels(images: Array, channels: int) -> Array:
@@ -38,7 +60,8 @@ def decode_splits(
         splits: As read; several may choose from the same images.
         image_size: Height and width that the network takes.
         channels: 1 for grey, 3 for colour.
-        cache: "none" leaves files as they are, "auto" those that take more than ``HOST_CACHE_BYTES``.
+        cache: "none" leaves files as they are, "auto" those that take more than ``HOST_CACHE_BYTES``; with both, arrays are resized one by one
+            where all that are chosen would take more.
         max_megapixels: Larger images are refused.
 
     Returns:
@@ -48,19 +71,44 @@ def decode_splits(
         InputError: A file that can't be read as an image.
     """
     kept: dict[int, Split] = {}
-    for number, split in {id(split): split for split, _ in splits.values()}.items():
+    each = {id(split): split for split, _ in splits.values()}
+    chosen_of = {number: np.unique(np.concatenate([chosen for other, chosen in splits.values() if other is each[number]])) for number in each}
+    arrays = {number: _array(split.images) for number, split in each.items() if isinstance(split.images, (np.ndarray, Resized))}
+    count = sum(len(chosen_of[number]) for number, images in arrays.items() if images.shape[1:3] != image_size)
+    at_once = cache in ("host", "device") or _fit_resized(count, image_size, channels)
+    for number, split in each.items():
         images: Any = split.images
-        files = None if isinstance(images, np.ndarray) else images
-        if isinstance(images, np.ndarray):
-            images = as_channels(images, channels)
+        files = None if number in arrays else images
+        if number in arrays:
+            images = as_channels(arrays[number], channels)
             if images.shape[1:3] != image_size:
-                images = np.stack([fit(image, image_size) for image in images])
+                images = _resized(images, image_size, chosen_of[number]) if at_once else Resized(images, image_size)
         elif cache != "none" and (cache != "auto" or _fit_into_memory(images, channels, max_megapixels)):
-            used = set(np.concatenate([chosen for other, chosen in splits.values() if other is split]).tolist())
+            used = set(chosen_of[number].tolist())
             images = [decode(image, channels, max_megapixels) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
             images = _stacked(images, (*image_size, channels))
         kept[number] = Split(images, split.targets, files)
     return {name: (kept[id(split)], chosen) for name, (split, chosen) in splits.items()}
+
+
+def _resized(images: Array, image_size: tuple[int, int], chosen: Array) -> Array:
+    """Brings the chosen images of an array to a size; the others stay black, and take no memory."""
+    resized = np.zeros((len(images), *image_size, images.shape[3]), np.uint8)
+    for index in chosen:
+        resized[index] = fit(images[index], image_size)
+    return resized
+
+
+def _array(images: Array | Resized) -> Array:
+    return images.images if isinstance(images, Resized) else images
+
+
+def _fit_resized(count: int, image_size: tuple[int, int], channels: int) -> bool:
+    if (size := count * math.prod(image_size) * channels) > HOST_CACHE_BYTES:
+        pixels, all_once = "x".join(map(str, image_size)), "cache: host resizes them all at once"
+        rank_zero_info(f"{count:,} images of {pixels} pixels take {size / 2**30:.1f} GiB: they are resized one by one ({all_once}).")
+        return False
+    return True
 
 
 def _stacked(images: list[Array], shape: tuple[int, int, int]) -> list[Array] | Array:

@@ -286,6 +286,9 @@ class ImageDataModule(L.LightningDataModule):
         if self.num_workers is not None:
             return self.num_workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
+        # Ranks of one machine share its cores, unless SLURM has bound each to its own.
+        if self.trainer is not None and str(cores) != os.environ.get("SLURM_CPUS_PER_TASK"):
+            cores //= max(self.trainer.num_devices, 1)
         return min(max(cores - 1, 1), 8)
 
     def state_dict(self) -> dict[str, Any]:

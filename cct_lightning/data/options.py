@@ -53,7 +53,7 @@ class DataOptions:
         batch_size: Images in a training batch, over all devices.
         image_size: Side of the images given to the network, or height and width, pixels; null: the data set's own.
         cache: device keeps the images on the GPU, host in memory, none reads files each time; auto: images of the network's size on the GPU up
-            to 2 GiB, others in memory up to 4 GiB.
+            to 2 GiB, others in memory up to 4 GiB. A named set whose resized images take more is resized one by one with auto and none.
         val_fraction: Share of each class of the training images that is set aside for validation, where the set brings none.
         test_fraction: Share set aside for the test before that, where the data set is one heap (digits, a folder without splits).
         split_seed: Seed of these splits; apart from the run's, so that all runs are tested on the same images.
@@ -67,8 +67,8 @@ class DataOptions:
         crop_pct: Share of the image that evaluation sees, along each side; the rest is cut off.
         max_megapixels: Images of more millions of pixels are refused, by their header, before they are decoded.
         augment: Augmentation of the training images.
-        num_workers: Processes that read or augment images one by one; null: one for each core but one. Images in memory of the network's size,
-            up to 96 pixels, are cut and augmented a batch at a time and need none.
+        num_workers: Processes of each device that read or augment images one by one; null: one for each core but one, shared by the devices. Images
+            in memory of the network's size, up to 96 pixels, are cut and augmented a batch at a time and need none.
         seed: Of order and augmentation; null: the run's.
 
     Raises:

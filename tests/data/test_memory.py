@@ -4,10 +4,10 @@ import pytest
 import torch
 from pictures import write_images
 
-from cct_lightning import ImageDataModule, InputError
+from cct_lightning import AugmentConfig, ImageDataModule, InputError
 from cct_lightning.data.files import decode
 from cct_lightning.data.folders import read_folder
-from cct_lightning.data.memory import as_channels, to_tensors
+from cct_lightning.data.memory import Resized, as_channels, to_tensors
 from cct_lightning.data.preparation import fit, normalize
 
 
@@ -86,6 +86,32 @@ def test_files_that_take_more_than_memory_stay_files(tmp_path, monkeypatch):
         data = ImageDataModule("image_folder", root=str(tmp_path), image_size=24)
         data.setup("fit")
         assert isinstance(data.splits["train"][0].images, np.ndarray) == kept
+
+
+def test_arrays_that_take_too_much_memory_when_resized_are_resized_one_by_one(monkeypatch, caplog):
+    def batches(cache, channels=1):
+        data = ImageDataModule(
+            "digits", image_size=100, in_chans=channels, cache=cache, per_class=3, seed=0, num_workers=0, batch_size=30, val_fraction=0,
+            augment=AugmentConfig(crop_scale=(0.5, 1.0), flip=0.5), test_fraction=0.01,
+        )  # fmt: skip
+        data.setup("fit")
+        return data, [batch.images for name in ("train", "test") for batch in data._loader(name, train=name == "train")]
+
+    for channels in (1, 3):
+        held, at_once = batches("auto", channels)
+        assert held.splits["train"][0].images.shape == (1797, 100, 100, channels)
+        used = sum(len(chosen) for _, chosen in held.splits.values())
+        needed = used * 100 * 100 * channels  # images that are not used take nothing
+        with monkeypatch.context() as patch, caplog.at_level("INFO"):
+            patch.setattr("cct_lightning.data.memory.HOST_CACHE_BYTES", needed - 1)
+            for cache in ("auto", "none"):
+                light, one_by_one = batches(cache, channels)
+                assert isinstance(light.splits["train"][0].images, Resized)
+                assert all(torch.equal(one, two) for one, two in zip(at_once, one_by_one, strict=True))
+            assert f"{used} images of 100x100 pixels take 0.0 GiB: they are resized one by one" in caplog.text
+            assert isinstance(batches("host", channels)[0].splits["train"][0].images, np.ndarray)
+            patch.setattr("cct_lightning.data.memory.HOST_CACHE_BYTES", needed)
+            assert isinstance(batches("none", channels)[0].splits["train"][0].images, np.ndarray)
 
 
 def test_tensors_on_the_host_are_the_arrays_themselves():

@@ -276,6 +276,20 @@ def test_r19_a_large_image_is_refused_by_its_header_and_the_limit_is_a_key(tmp_p
         assert len(read_all(tmp_path, cache, max_megapixels=0.5)[0].images) == 9
 
 
+@pytest.mark.parametrize(("cores", "devices", "bound", "workers"), [
+    (16, 1, None, 8), (16, 4, None, 3), (4, 4, None, 1), (2, 1, None, 1), (7, 2, None, 2), (6, 4, "6", 5), (64, 8, "32", 7),
+])  # fmt: skip
+def test_workers_share_the_cores_of_a_machine_among_its_devices(monkeypatch, cores, devices, bound, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    if bound:
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", bound)
+    data = ImageDataModule("digits")
+    data.trainer = type("Trainer", (), {"num_devices": devices})()
+    assert data._workers() == workers
+    assert ImageDataModule("digits", num_workers=5)._workers() == 5
+
+
 @pytest.mark.parametrize(("begun", "now", "cap"), [("auto", "auto", 1000), ("none", "auto", 2**30), ("none", "host", 1000)])
 def test_r12_images_are_augmented_the_way_the_run_began_wherever_they_are_kept(tmp_path, monkeypatch, begun, now, cap):
     write_images(tmp_path / "train", 2, 8, 24)
