@@ -20,7 +20,7 @@ from cct_lightning.plain_yaml import read_yaml_file
 # Tells the processes that a launch starts on this machine the folder that the first one has made.
 VARIABLE = "CCT_RUN_DIR"
 BEST, LAST = "best.ckpt", "last.ckpt"
-IMAGES = "images.csv.gz"  # what the run was trained on
+IMAGES, LEFT_OUT = "images.csv.gz", "left_out.csv"  # what the run was trained on, and which images could not be read
 
 # What launchers tell a process of its place: torchrun, SLURM, and Lightning's own, which starts one process on each machine by NODE_RANK.
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
@@ -164,7 +164,7 @@ class RunFolder:
 
     def discard_unless_begun(self) -> None:
         """Removes the folder of a run that never began: it holds nothing, or its configuration and what it shall train on, at most told to W&B."""
-        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"config.yaml", IMAGES, "wandb"}:
+        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"config.yaml", IMAGES, LEFT_OUT, "wandb"}:
             shutil.rmtree(self.path)
 
     @cached_property

@@ -7,6 +7,7 @@ import cct_lightning
 from cct_lightning.commands.recipes import recipe_paths
 
 COMMANDS = {
+    "check": "read all images before a training does: cct check DIR",
     "fit": "train: cct fit -c digits [--model.pooling class_token] [any key]",
     "finetune": "train on a folder or a CSV of your own: cct finetune DIR [--model.pretrained SOURCE] [any key]",
     "resume": "go on with a run that was stopped: cct resume runs/digits/20261120-095029",

@@ -16,7 +16,7 @@ from cct_lightning.errors import InputError, RunError, did_you_mean
 from cct_lightning.wording import shortened
 
 # Plain torch: these need no Lightning, which takes 10 s to import.
-LIGHT = ("predict", "embed", "export")
+LIGHT = ("check", "predict", "embed", "export")
 LINE = 1000  # characters of an error's line, which may repeat what was typed
 
 

@@ -61,11 +61,16 @@ def decode(image: Array | Path, in_chans: int, max_megapixels: float = MAX_MEGAP
     if isinstance(image, np.ndarray):
         return image
     with open_image(image, max_megapixels) as opened:
-        if isinstance(opened, PIL.PngImagePlugin.PngImageFile) and opened.fp is not None:
-            place = opened.fp.tell()
-            check_png(opened.fp)
-            opened.fp.seek(place)
-        return to_uint8(opened, in_chans)
+        return read_pixels(opened, in_chans)
+
+
+def read_pixels(opened: PIL.Image.Image, in_chans: int) -> Array:
+    """Reads the pixels of a file that ``open_image`` opened, see ``decode``."""
+    if isinstance(opened, PIL.PngImagePlugin.PngImageFile) and opened.fp is not None:
+        place = opened.fp.tell()
+        check_png(opened.fp)
+        opened.fp.seek(place)
+    return to_uint8(opened, in_chans)
 
 
 @contextmanager

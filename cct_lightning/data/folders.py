@@ -33,6 +33,11 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__"))) if folder.is_dir() else []
 
 
+def class_images(folder: Path) -> list[Path]:
+    """Returns the image files of a class, sorted; hidden ones and files of other kinds are passed over."""
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+
+
 def split_folder(root: Path, split: str) -> Path | None:
     """Returns the folder of a split, under any of its names, or None."""
     return next((folder for folder in class_folders(root) if folder.name.lower() in SPLITS[split]), None)
@@ -76,7 +81,7 @@ def read_folder(root: Path, split: str, download: bool = False) -> Split | None:
     files: list[Path] = []
     targets: list[int] = []
     for target, name in enumerate(names):
-        members = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+        members = class_images(folder / name)
         if not members:
             raise InputError(f"{folder / name} holds no image ({', '.join(sorted(SUFFIXES))}): every class needs at least one.")
         files += members

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
+from cct_lightning.data.bad_images import Readable
 from cct_lightning.data.files import Array, decode
 from cct_lightning.data.folders import Split
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.data.preparation import fit
+from cct_lightning.errors import InputError
 from cct_lightning.randomness import generator
 
 
@@ -159,6 +162,10 @@ class BatchDataset(Dataset[Batch]):
         augment: For training; None resizes and takes the centre.
         crop_pct: Share of the image that the centre shows, for evaluation.
         max_megapixels: Larger files are refused.
+        place: What ``cct check`` takes for them.
+
+    Raises:
+        InputError: Images of a batch can't be read; names all of them.
     """
 
     def __init__(
@@ -169,9 +176,10 @@ class BatchDataset(Dataset[Batch]):
         augment: SampleAugment | None = None,
         crop_pct: float = 1.0,
         max_megapixels: float = MAX_MEGAPIXELS,
+        place: str = "DIR",
     ) -> None:
         self.split, self.image_size, self.in_chans, self.augment, self.crop_pct = split, image_size, in_chans, augment, crop_pct
-        self.max_megapixels = max_megapixels
+        self.max_megapixels, self.place = max_megapixels, place
 
     def __len__(self) -> int:
         return len(self.split)
@@ -179,12 +187,23 @@ class BatchDataset(Dataset[Batch]):
     def __getitem__(self, batch: BatchKey) -> Batch:
         images = np.empty((len(batch.indices), *self.image_size, self.in_chans), np.uint8)
         for row, index in enumerate(batch.indices):
-            image = decode(self.split.images[index % len(self.split)], self.in_chans, self.max_megapixels)
+            with self._named_together(batch):
+                image = decode(self.split.images[index % len(self.split)], self.in_chans, self.max_megapixels)
             images[row] = self.augment(image, batch.epoch, index) if self.augment else fit(image, self.image_size, self.crop_pct)
         # (B, H, W, C) in memory is channels_last for torch, the layout convolutions like best
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         rows = np.array(batch.indices, np.int64) % len(self.split)
         return Batch(pixels, torch.from_numpy(self.split.targets[rows].astype(np.int64)), torch.from_numpy(rows), batch.epoch, batch.number)
+
+    @contextmanager
+    def _named_together(self, batch: BatchKey) -> Iterator[None]:
+        """Has an error over one image name all of the batch that can't be read."""
+        try:
+            yield
+        except InputError:
+            rows = np.unique(np.array(batch.indices, np.int64) % len(self.split))
+            with Readable({"": (self.split, rows)}, self.in_chans, self.max_megapixels, self.place).named_together():
+                raise
 
 
 def make_loader(dataset: BatchDataset, sampler: KeyedSampler, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:

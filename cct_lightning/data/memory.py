@@ -16,6 +16,7 @@ from cct_lightning.data.files import Array, decode, open_image
 from cct_lightning.data.folders import Split
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.data.preparation import fit
+from cct_lightning.errors import InputError
 
 HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here, and none those of arrays,
 DEVICE_CACHE_BYTES = 2 * 2**30  # and on a GPU up to here
@@ -136,8 +137,11 @@ def _fit_into_memory(files: Sequence[Path], channels: int, max_megapixels: float
 
 
 def _decoded_bytes(file: Path, channels: int, max_megapixels: float) -> int:
-    with open_image(file, max_megapixels) as image:
-        return image.width * image.height * channels
+    try:
+        with open_image(file, max_megapixels) as image:
+            return image.width * image.height * channels
+    except InputError:
+        return 0  # it may be left out; else whoever decodes it says what is wrong
 
 
 def to_tensors(images: Array, targets: Array, cache: Cache, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The LightningDataModule: which images are for what, and how they reach the device."""
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from cct_lightning.data.augment.mixing import draw_mix, mix_batch
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
+from cct_lightning.data.bad_images import Bad, Readable, numbers_of, used_images
 from cct_lightning.data.files import Array
 from cct_lightning.data.fingerprint import Fingerprint, Past
 from cct_lightning.data.folders import Split, folder_class_names, no_test_images, read_table, split_folder
@@ -81,6 +83,7 @@ class ImageDataModule(L.LightningDataModule):
         self.val_fraction, self.test_fraction, self.split_seed = options.val_fraction, options.test_fraction, options.split_seed
         self.fraction, self.per_class, self.sampler = options.fraction, options.per_class, options.sampler
         self.crop_pct, self.augment, self.max_megapixels = options.crop_pct, options.augment, options.max_megapixels
+        self.on_bad_image = options.on_bad_image
         self.seed = torch.initial_seed() if options.seed is None else options.seed
         self.splits: dict[str, tuple[Split, Array]] = {}  # images, and which of them are meant
         self._encode: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -89,6 +92,7 @@ class ImageDataModule(L.LightningDataModule):
         self._road: Road | None = None  # that the run has taken
         self.past: Past | None = None  # of a run that goes on
         self.fingerprint: Fingerprint | None = None  # of what a training reads
+        self.bad: list[Bad] = []  # images that are left out since they can't be read
         self.accepted: list[str] = []  # what became of the images while the run was stopped, where that was accepted
         self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # images and targets of a split in memory, by its id
 
@@ -141,7 +145,7 @@ class ImageDataModule(L.LightningDataModule):
             if absent := sorted(set(range(self.num_classes)) - set(np.unique(split.targets[chosen]).tolist())):
                 which = ", ".join(self.class_names[label] for label in absent[:5])
                 rank_zero_info(f"{len(absent)} of {self.num_classes} classes have no {name} image: {which}{', ...' if len(absent) > 5 else ''}")
-        self._keep(self.cache)
+        self._decode(read, stage)
 
     def _keep(self, cache: Cache) -> None:
         self.splits = decode_splits(self.splits, self.image_size, self.in_chans, cache, self.max_megapixels)
@@ -154,10 +158,28 @@ class ImageDataModule(L.LightningDataModule):
             told = self.past.compare(self.fingerprint)
             self.accepted = [*self.past.accepted, *([told] if told else [])]
 
+    def _decode(self, read: Mapping[str, Split | None], stage: str) -> None:
+        """Leaves out what can't be read where that is asked for, and decodes what fits into memory; of the rest it tries what time allows."""
+        images = Readable(used_images(read, self.splits), self.in_chans, self.max_megapixels, self._place)
+        if self.on_bad_image == "skip":
+            goes_on = self.past is not None and self.fingerprint is not None and self.past.digest == self.fingerprint.digest
+            known = self.past.left_out if self.past is not None and goes_on else None
+            self.splits, self.bad = images.leave_out(self.splits, known)
+        with images.named_together():
+            self._keep(self.cache)
+        if stage == "fit" and self.on_bad_image == "stop":
+            images.look_ahead(self.splits)
+
+    @property
+    def _place(self) -> str:
+        """What ``cct check`` takes for these images."""
+        own = self._table is not None or self.dataset == "image_folder"
+        return shlex.quote(str(self.root)) if own else shlex.join([self.dataset, "--data.root", str(self.root)])
+
     def about_images(self) -> dict[str, Any]:
         """Returns what a run that is stopped must know of its images to go on, in plain values."""
         assert self.fingerprint is not None
-        return {"digest": self.fingerprint.digest, "accepted": self.accepted}
+        return {"digest": self.fingerprint.digest, "accepted": self.accepted, "left_out": numbers_of(self.bad)}
 
     def _order(self, label: int, members: Array, purpose: str) -> Array:
         """Shuffles the images of a class, the same way for every size of a subset, so that small ones lie in larger ones."""
@@ -256,7 +278,7 @@ class ImageDataModule(L.LightningDataModule):
                 f"and crop_pct=1 (it is {self.crop_pct:g}): leave cache out, or resize the images of {self.root}."
             )
         augment = SampleAugment(*about) if train else None
-        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels)
+        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels, self._place)
         return make_loader(dataset, sampler, self._workers(), pin_memory=device.type == "cuda")
 
     def _goes_by_batches(self, split: Split, batched: bool) -> bool:

@@ -70,6 +70,9 @@ class DataOptions:
         num_workers: Processes of each device that read or augment images one by one; null: one for each core but one, shared by the devices. Images
             in memory of the network's size, up to 96 pixels, are cut and augmented a batch at a time and need none.
         seed: Of order and augmentation; null: the run's.
+        on_bad_image: stop refuses images that can't be read; before the first epoch all are tried that fit into memory, else what can be done in
+            3 s: headers of all, then pixels of some. skip reads all of them before the first epoch and leaves out those that can't be read, up
+            to 1 %; no other image is split, numbered or augmented differently.
 
     Raises:
         InputError: A number is out of range.
@@ -94,6 +97,7 @@ class DataOptions:
     augment: AugmentConfig = AugmentConfig()
     num_workers: int | None = None
     seed: int | None = None
+    on_bad_image: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         check_range("data.val_fraction", self.val_fraction, 0, 1, exclusive="high")

@@ -28,6 +28,7 @@ from cct_lightning.tasks.divergence import DivergenceError
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import Opened
+from cct_lightning.wording import printable
 
 T = TypeVar("T")
 
@@ -195,6 +196,7 @@ class Session:
             steps_per_epoch=steps_per_epoch(trainer),
             changed_data=self.data.accepted,
             trained=trained,
+            left_out=[printable(str(bad.path)) for bad in self.data.bad],
         )
         if trainer.is_global_zero:
             self._tell(summary)

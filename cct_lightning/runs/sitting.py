@@ -9,8 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from cct_lightning.data.bad_images import table_of
 from cct_lightning.data.module import ImageDataModule
-from cct_lightning.run_folder import RunFolder, replacing
+from cct_lightning.run_folder import LEFT_OUT, RunFolder, replacing
 from cct_lightning.runs.lightning_private import inside_epoch, logged_step, mend_loops, unlogged
 from cct_lightning.runs.metrics_file import MetricsFile
 from cct_lightning.runs.stopping import Stopping
@@ -61,6 +62,9 @@ class Sitting(Callback):
         if past is None or past.digest != now.digest or not self.folder.images_file.is_file():
             with replacing(self.folder.images_file) as file:
                 now.write(file)
+        if self.data.bad and (past is None or past.digest != now.digest):
+            with replacing(self.folder.path / LEFT_OUT) as file:
+                file.write(table_of(self.data.bad).encode(errors="surrogateescape"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning logs the values of an epoch after its checkpoint is written: the next sitting would miss them after a kill in between.

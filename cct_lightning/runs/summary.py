@@ -14,7 +14,8 @@ from lightning.pytorch import Trainer
 
 import cct_lightning
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
-from cct_lightning.wording import part_epochs, percent
+from cct_lightning.run_folder import LEFT_OUT
+from cct_lightning.wording import part_epochs, percent, some
 
 
 def about(num_parameters: int, flops_per_image: int | None) -> dict[str, Any]:
@@ -67,6 +68,7 @@ class Summary:
         steps_per_epoch: Of the optimizer; None where that is not known.
         changed_data: What became of the images while the run was stopped, where it went on all the same.
         trained: Whether its training came to its end; where it is not finished, it was stopped in the measures that follow.
+        left_out: Images that could not be read and were left out.
     """
 
     recipe: str
@@ -98,6 +100,7 @@ class Summary:
     steps_per_epoch: int | None = None
     changed_data: Sequence[str] | None = None
     trained: bool = False
+    left_out: Sequence[str] | None = None
 
 
 def device_name(trainer: Trainer) -> str:
@@ -136,6 +139,7 @@ def describe(summary: Summary) -> str:
         else f"  network              {summary.num_parameters:,} parameters",
         f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)",
         *(f"  changed data         {line}" for line in summary.changed_data or ()),
+        *([f"  left out             {len(bad)} image(s) that can't be read: {some(bad)} ({LEFT_OUT})"] if (bad := summary.left_out) else []),
         f"  files                {run_dir}: config.yaml, metrics.csv, summary.json"
         + "".join(f", {name}" for name in ("pictures", "report.html") if Path(run_dir, name).exists())
         + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),

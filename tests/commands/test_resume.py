@@ -11,6 +11,7 @@ from pictures import write_images
 import cct_lightning
 from cct_lightning import InputError
 from cct_lightning.data.fingerprint import Past
+from cct_lightning.data.sets import _digits
 from cct_lightning.runs.sitting import Sitting
 
 SMALL = (
@@ -148,6 +149,7 @@ def test_r02b_arrays_of_other_content_are_told(cct, stopped, monkeypatch):
         return digits
 
     monkeypatch.setattr(sklearn.datasets, "load_digits", load_digits)
+    monkeypatch.setattr("cct_lightning.data.sets._digits", _digits.__wrapped__)  # which reads them once in a process
     with pytest.raises(InputError, match="the set of train images has the same size and other content"):
         cct_lightning.resume(run)
     assert cct_lightning.resume(run, accept_changed_data=True).summary.changed_data

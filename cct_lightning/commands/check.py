@@ -1,0 +1,257 @@
+"""``cct check``: what is typed, checked without torch, and what is said of a data set once all of it has been read."""
+
+import csv
+import io
+import json
+import os
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from cct_lightning.commands.finetune import TABLES
+from cct_lightning.commands.keys import allowed, check_keys, check_value
+from cct_lightning.commands.recipes import find_recipe, read_recipe
+from cct_lightning.commands.words import CONFIG, read_words
+from cct_lightning.data.options import DataOptions
+from cct_lightning.errors import InputError, check_range, did_you_mean
+from cct_lightning.run_folder import replacing
+from cct_lightning.wording import percent, some, table
+
+if TYPE_CHECKING:
+    from cct_lightning.data.check import Seen
+    from cct_lightning.data.findings import Finding, Listing
+
+KEYS = ("data.dataset", "data.root", "data.num_workers", "data.on_bad_image", "data.max_megapixels")
+HELP = """cct check DIR [-c RECIPE] [--key value] ...
+
+Reads every image before a training would, on all cores, and says what it found. DIR is what `cct finetune` takes: class folders, or train and val
+(and test) with such folders, or a CSV. It may be the name of a data set, too, or be left out behind -c RECIPE.
+
+What blocks a training (exit code 1)
+  unreadable images            all of them, read as a training reads them; up to 1 % don't block with --data.on_bad_image skip
+  empty class, other classes   a class folder without an image; a class that one split has and train has not, or the other way round
+  no data set                  fewer than two classes, splits without train, a CSV that can't be used
+What is worth a look (exit code 0)
+  duplicate                    the same bytes of a file, or pixels of an array, within a split, across splits or in two classes; says where it is
+                               one file by a link, or one name but for case or unicode form
+  near duplicate               of images that are no duplicates: 9 x 9 thumbnails in grey are brighter to the right and below in the same cells, but
+                               for 6 of 128. Finds copies that were saved anew, scaled or brightened; no crops, no mirrored or turned ones. Images
+                               with a side under 32 pixels and those without contrast are left out; drawings and series look alike more easily.
+  tiny class, classes alike    fewer than 10 training images; two classes whose names differ in case or unicode form alone
+  odd mode, odd size           neither L nor RGB; sides of 1 to more than 5, or the shorter one under an eighth of the median
+  passed over                  files that are no images by their names, folders that are no split
+
+  --out DIR                    where problems.csv, a row for each, and report.json are written (default: runs/check/NAME)
+  --data.dataset NAME          image_folder, csv or a named set
+  --data.root PATH             where it lies
+  --data.num_workers N         processes that read (default: one for each core)
+  --data.on_bad_image stop|skip, --data.max_megapixels X
+                               as the training will have them
+
+Exit code: 0 where nothing blocks a training; 1 where something does; 2 where the command is wrong."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is checked: a data set by name and where it lies, and how."""
+
+    dataset: str
+    root: Path
+    out: Path
+    workers: int | None
+    skips: bool
+    max_megapixels: float
+    typed: str
+
+
+def prepare(arguments: list[str]) -> Place:
+    """Reads and checks the words behind ``check``; nothing heavy is imported.
+
+    Raises:
+        InputError: An unknown key, data set or recipe; nothing to check, or more than one thing.
+    """
+    typed = read_words(arguments, "check")
+    keys: dict[str, Any] = {}
+    for option in typed.options:
+        if option.key == CONFIG:
+            keys |= {key: value for key, value in read_recipe(find_recipe(option.value or ""), trains=True).items() if key in KEYS}
+        elif option.key == "out":
+            keys["out"] = option.value
+        else:
+            check_keys({option.key: "command line"})
+            if option.key not in KEYS:
+                raise InputError(f"--{option.key} means nothing to check, which reads images as they are. It takes --out and {', '.join(KEYS)}.")
+            check_value(option.key, option.value, "command line")
+            keys[option.key] = option.value
+    if len(typed.alone) > 1:
+        raise InputError(f"check takes one data set, and {len(typed.alone)} words were given: {' '.join(typed.alone[:5])}")
+    if typed.alone:
+        keys |= _of_word(typed.alone[0], keys.get("data.root"))
+    if "data.dataset" not in keys:
+        raise InputError("check needs your images: cct check DIR, a CSV, the name of a data set, or -c RECIPE.")
+    root = Path(str(keys.get("data.root", DataOptions.root))).expanduser()
+    dataset, workers = str(keys["data.dataset"]), keys.get("data.num_workers")
+    own = dataset in ("image_folder", "csv")
+    if own and not root.exists():
+        raise InputError(f"There is no folder or file {root}.")
+    name = root.resolve().name if own else dataset
+    out = Path(keys["out"]).expanduser() if "out" in keys else Path("runs", "check", name or "root")
+    if workers not in (None, "null") and not str(workers).isdecimal():
+        raise InputError(f"data.num_workers={workers}: it takes a whole number, 0 or more.")
+    count = None if workers in (None, "null") else int(str(workers))
+    try:
+        limit = float(keys.get("data.max_megapixels", DataOptions.max_megapixels))
+    except ValueError:
+        raise InputError(f"data.max_megapixels={keys['data.max_megapixels']}: it takes a number.") from None
+    check_range("data.max_megapixels", limit, 0, exclusive="low")
+    return Place(dataset, root, out, count, keys.get("data.on_bad_image") == "skip", limit, typed.alone[0] if typed.alone else str(root))
+
+
+def _of_word(word: str, root: object) -> dict[str, Any]:
+    place = Path(word).expanduser()
+    if place.is_dir():
+        return {"data.dataset": "image_folder", "data.root": word}
+    if place.is_file():
+        if place.suffix.lower() not in TABLES:
+            raise InputError(f"{word} is neither a folder of class folders nor a .csv with the columns path and label.")
+        return {"data.dataset": "csv", "data.root": word}
+    names = allowed("data.dataset") or ()
+    if word not in names:
+        raise InputError(f"There is no folder, file or data set {word}.{did_you_mean(word, names)}")
+    return {"data.dataset": word, **({} if root is None else {"data.root": root})}
+
+
+def main(arguments: list[str]) -> None:
+    """Runs ``cct check`` with the words behind it."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return
+    place = prepare(arguments)
+    from cct_lightning.data.check import cores, counted, examine_all
+    from cct_lightning.data.findings import find, list_images
+
+    began = time.perf_counter()
+    listing = list_images(place.dataset, place.root)
+    _make(place.out)
+    workers = cores() if place.workers is None else place.workers
+    found = examine_all(listing.images, workers, place.max_megapixels)
+    try:
+        seen = list(counted(found, len(listing.images), lambda about: about.error is not None))
+    except KeyboardInterrupt:
+        print("interrupted: no report was written", file=sys.stderr)
+        sys.exit(130)
+    seconds = time.perf_counter() - began
+    findings = find(listing, seen)
+    blocks = _blocking(findings, len(seen), place.skips)
+    try:
+        _write(place.out, listing, seen, findings, blocks, seconds)
+    except OSError as error:
+        raise InputError(f"{place.out} can't be written ({error.strerror or error}): name another folder with --out DIR.") from error
+    print("\n".join(_told(place, listing, seen, findings, blocks, seconds)))
+    sys.exit(1 if blocks else 0)
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} can't be made ({error.strerror}): name another folder with --out DIR.") from None
+
+
+def _blocking(found: Sequence["Finding"], total: int, skips: bool) -> list["Finding"]:
+    """Returns what blocks a training; bad images that it leaves out don't."""
+    from cct_lightning.data.check import MOST_BAD
+
+    bad = sum(finding.problem == "unreadable" for finding in found)
+    spared = skips and bad <= MOST_BAD * total
+    return [finding for finding in found if finding.blocks and not (spared and finding.problem == "unreadable")]
+
+
+def _write(out: Path, listing: "Listing", seen: Sequence["Seen"], found: Sequence["Finding"], blocks: Sequence["Finding"], seconds: float) -> None:
+    from cct_lightning.data.findings import Finding
+
+    with replacing(out / "problems.csv") as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(Finding._fields)
+        rows.writerows(found)
+        text.flush()
+        text.detach()
+    good = [about for about in seen if about.error is None]
+    report = {
+        "root": str(listing.base),
+        "images": len(seen),
+        "bytes": sum(about.num_bytes for about in good),
+        "blocks_a_training": bool(blocks),
+        "problems": Counter(finding.problem for finding in found),
+        "splits": {split: Counter(_labels(listing, split)) for split in dict.fromkeys(listing.splits)},
+        "formats": Counter(about.format or "array" for about in good),
+        "modes": Counter(about.mode for about in good),
+        "sizes": Counter(f"{about.size[1]}x{about.size[0]}" for about in good),
+        "seconds": round(seconds, 2),
+    }
+    with replacing(out / "report.json") as file:
+        file.write((json.dumps(report, indent=2) + "\n").encode())
+
+
+def _labels(listing: "Listing", split: str) -> list[str]:
+    return [label for name, label in zip(listing.splits, listing.labels, strict=True) if name == split]
+
+
+def _told(
+    place: Place, listing: "Listing", seen: Sequence["Seen"], found: Sequence["Finding"], blocks: Sequence["Finding"], seconds: float
+) -> list[str]:
+    """Returns the report as it is printed."""
+    good = [about for about in seen if about.error is None]
+    size = sum(about.num_bytes for about in good)
+    lines = [f"{place.typed}: {len(seen):,} images, {size / 1e6:,.1f} MB, read in {seconds:.1f} s ({len(seen) / max(seconds, 1e-9):,.0f} images/s)"]
+    rows = []
+    for split in dict.fromkeys(listing.splits):
+        counts = Counter(_labels(listing, split)).most_common()
+        (most, many), (least, few) = counts[0], counts[-1]
+        rows.append([split, f"{sum(count for _, count in counts):,}", f"{len(counts):,}", f"{most} {many:,}", f"{least} {few:,}"])
+    if rows:
+        lines += table(("split", "images", "classes", "most", "fewest"), rows, ("split", "most", "fewest"))
+    if good:
+        formats, modes = (Counter(values).most_common() for values in ((about.format or "array" for about in good), (about.mode for about in good)))
+        smallest, largest = (pick(good, key=lambda about: about.size[0] * about.size[1]).size for pick in (min, max))
+        middle = [median(about.size[side] for about in good) for side in (1, 0)]
+        lines.append(f"  {', '.join(f'{name} {count:,}' for name, count in [*formats, *modes])}; "
+                     f"{smallest[1]} x {smallest[0]} to {largest[1]} x {largest[0]} pixels, median {middle[0]:.0f} x {middle[1]:.0f}")  # fmt: skip
+    blocking = {finding.problem for finding in blocks}
+    for title, of_kind in (("blocks a training", blocking), ("worth a look", {finding.problem for finding in found} - blocking)):
+        if of_kind:
+            lines.append(title)
+            lines += [line for problem in dict.fromkeys(f.problem for f in found) if problem in of_kind for line in _kind(problem, found)]
+    lines.append("" if blocks else "nothing blocks a training")
+    lines.append(f"written: {place.out / 'problems.csv'} ({len(found):,} rows), report.json")
+    if not blocks and place.dataset in ("image_folder", "csv"):
+        lines += ["next", f"  {shlex.join(['cct', 'finetune', str(place.root)])}"]
+    return [line for line in lines if line]
+
+
+def _kind(problem: str, found: Sequence["Finding"]) -> list[str]:
+    """Tells one kind of problem: how many, the first of them, and of duplicates where they lie."""
+    of_kind = [finding for finding in found if finding.problem == problem]
+    lines = [f"  {problem:16}{len(of_kind):>7,}  {some([_short(finding) for finding in of_kind])}"]
+    if "duplicate" in problem:
+        across = [finding for finding in of_kind if finding.split != finding.other_split]
+        torn = [finding for finding in of_kind if finding.label != finding.other_label]
+        share = percent(len({finding.path for finding in across}) / max(len(of_kind), 1), 0)
+        lines += [f"  {'across splits':>16}{len(across):>7,}  {share} of them: a test measures what was trained on"] if across else []
+        lines += [f"  {'in two classes':>16}{len(torn):>7,}  {some([_short(finding) for finding in torn])}"] if torn else []
+    return lines
+
+
+def _short(finding: "Finding") -> str:
+    where = finding.path or " ".join(filter(None, (finding.split, finding.label)))
+    if finding.other:
+        return f"{where} = {finding.other}" if finding.problem == "duplicate" else f"{where} ~ {finding.other}"
+    detail = os.linesep.join(finding.detail.splitlines()[:1])
+    return f"{where} ({detail})" if where and detail else where or detail

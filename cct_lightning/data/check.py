@@ -1,0 +1,190 @@
+"""Images read before they are trained on: which can't be, and what each of the others is."""
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import repeat
+from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import PIL.Image
+
+from cct_lightning.data.files import Array, open_image, read_pixels
+from cct_lightning.data.options import MAX_MEGAPIXELS
+from cct_lightning.errors import InputError
+from cct_lightning.wording import clock, reason
+
+MOST_BAD = 0.01  # share of the images that data.on_bad_image=skip leaves out, at most
+ADVICE = ": mend it or move it out of the data set."  # ends what ``files`` says of a bad image
+CHUNK = 32  # images that a process is given at a time
+FEW = 200  # are read in this process: others take as long to start
+SMALLEST = 32  # pixels of the shorter side: in smaller images too little is seen to call two of them near duplicates
+
+
+class Seen(NamedTuple):
+    """What there is to say of an image.
+
+    Attributes:
+        error: Why it can't be read; None where it can.
+        num_bytes: Of the file, or of the array.
+        content: Digest of these bytes.
+        format: As Pillow names it; empty of arrays.
+        mode: Likewise, of what is stored.
+        size: (H, W), pixels.
+        look: 128 bits that near duplicates share nearly all of, see ``look_of``; None of images too small or too plain.
+    """
+
+    error: str | None = None
+    num_bytes: int = 0
+    content: str = ""
+    format: str = ""
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    look: bytes | None = None
+
+
+def look_of(pixels: Array) -> bytes | None:
+    """Describes how an image looks in 128 bits: for each cell of a 9 x 9 thumbnail in grey whether its neighbour is brighter, to the right and below.
+
+    Copies that were saved anew, scaled, made a little brighter or given a small mark keep nearly all of the bits; crops, mirrored and turned
+    images don't. The difference hash of Neal Krawetz ("Kind of Like That", 2013), in both directions.
+
+    Returns:
+        16 bytes; None of an image with a side shorter than ``SMALLEST``, or without contrast.
+    """
+    height, width = pixels.shape[:2]
+    if min(height, width) < SMALLEST:
+        return None
+    every = max(min(height, width) // 128, 1)
+    image = PIL.Image.fromarray(pixels[::every, ::every].squeeze()).convert("L").resize((9, 9), PIL.Image.Resampling.BOX)
+    cells = np.asarray(image).astype(np.int16)
+    if cells.std() < 4:
+        return None
+    right, below = cells[:8, 1:] > cells[:8, :8], cells[1:, :8] > cells[:8, :8]
+    return np.packbits(np.concatenate([right.ravel(), below.ravel()])).tobytes()
+
+
+def examine(image: Path | Array, max_megapixels: float = MAX_MEGAPIXELS) -> Seen:
+    """Reads an image as a training does, and says what it is."""
+    if isinstance(image, np.ndarray):
+        return Seen(None, image.nbytes, _digest(image.tobytes()), "", "L" if image.shape[-1] == 1 else "RGB", image.shape[:2], look_of(image))
+    try:
+        with open_image(image, max_megapixels) as opened:
+            format, mode, size = opened.format or "", opened.mode, (opened.height, opened.width)
+            pixels = read_pixels(opened, 3)
+        content = image.read_bytes()
+        return Seen(None, len(content), _digest(content), format, mode, size, look_of(pixels))
+    except InputError as error:
+        return Seen(why_bad(error, image))
+    except OSError as error:
+        return Seen(f"can't be read ({reason(error, 80)})")
+
+
+def why_bad(error: InputError, image: Path) -> str:
+    """Cuts the file's name and the advice out of what is said of an image that can't be read."""
+    return str(error).removeprefix(f"{image} ").removesuffix(ADVICE)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _examine_some(images: Sequence[Path | Array], max_megapixels: float) -> list[Seen]:
+    return [examine(image, max_megapixels) for image in images]
+
+
+def examine_all(images: Sequence[Path | Array], workers: int, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Seen]:
+    """Reads images in processes of their own, and yields what they are in their order.
+
+    Args:
+        images: Files or arrays.
+        workers: Processes; 0 and few images are read by the caller.
+        max_megapixels: Larger files are refused.
+
+    Raises:
+        InputError: A process was killed.
+    """
+    if workers < 1 or len(images) < FEW:
+        yield from (examine(image, max_megapixels) for image in images)
+        return
+    chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")  # this process may have threads
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, context, _leave_interrupts_to_the_caller)
+    try:
+        for found in pool.map(_examine_some, chunks, repeat(max_megapixels)):
+            yield from found
+    except BrokenProcessPool:
+        raise InputError(
+            "A process that reads images was killed, by the system or by a decoder that failed. With --data.num_workers 0 they are read one by one."
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_interrupts_to_the_caller() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
+
+
+Found = TypeVar("Found")
+
+
+def counted(found: Iterable[Found], total: int, is_bad: Callable[[Found], bool], now: Callable[[], float] = time.monotonic) -> Iterator[Found]:
+    """Hands on what is found, and says how far it is: on a terminal in one line that is drawn anew, in a log file every half minute."""
+    drawn, began = sys.stderr.isatty(), now()
+    every, told, bad = 0.2 if drawn else 30.0, now(), 0
+    for number, seen in enumerate(found, start=1):
+        bad += is_bad(seen)
+        yield seen
+        if now() - told >= every:
+            told = now()
+            speed = number / (told - began)
+            line = f"reading images  {number:,} of {total:,}  {speed:,.0f} images/s  {clock((total - number) / speed)} left  {bad:,} bad"
+            print(f"\r\x1b[K{line}" if drawn else line, end="" if drawn else "\n", file=sys.stderr, flush=True)
+    if drawn:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+BLOCKS = 8  # of 16 bits: two looks that differ in fewer bits than there are blocks agree in one of them
+NEAR = 6  # bits of 128 that near duplicates differ in, at most
+WINDOW = 64  # images of one block that are compared with those that follow in order, so that a million of them take no hour
+_ONES = np.array([bin(number).count("1") for number in range(2**16)], np.uint8)
+
+
+def near_duplicates(looks: Sequence[bytes | None]) -> list[tuple[int, int, int]]:
+    """Finds images that look alike: their looks differ in up to ``NEAR`` bits.
+
+    Returns:
+        (image, the nearest of those before it, differing bits), for each image that has one.
+    """
+    known = np.array([index for index, look in enumerate(looks) if look is not None])
+    if len(known) < 2:
+        return []
+    blocks = np.frombuffer(b"".join(look for look in looks if look is not None), np.uint16).reshape(-1, BLOCKS)
+    nearest, other = np.full(len(known), NEAR + 1), np.full(len(known), len(known))
+    for block in range(BLOCKS):
+        order = np.lexsort([blocks[:, (block + place) % BLOCKS] for place in reversed(range(BLOCKS))])
+        for step in range(1, min(WINDOW, len(order) - 1) + 1):
+            one, two = order[:-step], order[step:]
+            same = blocks[one, block] == blocks[two, block]
+            if not same.any():
+                break
+            one, two = one[same], two[same]
+            bits = _ONES[blocks[one] ^ blocks[two]].sum(axis=1, dtype=np.int64)
+            early, late = np.minimum(one, two), np.maximum(one, two)
+            better = (bits < nearest[late]) | ((bits == nearest[late]) & (early < other[late]))
+            nearest[late[better]], other[late[better]] = bits[better], early[better]
+    return [(int(known[late]), int(known[other[late]]), int(nearest[late])) for late in np.flatnonzero(nearest <= NEAR)]
