@@ -5,7 +5,7 @@ with info a measurement. --dry runs every part on a CPU, with stand-ins for what
 
 tests      those marked gpu
 augment    the augmentation on the device is the one on the CPU, within a grey level; nothing in it waits for the device
-graph      the recorded step takes eager's steps: schedule, clipping, MixUp that ends, EMA, validation between, dropout, checkpoints, memory, --find-lr
+graph      the recorded step takes eager's steps: schedule, clipping, MixUp that ends, EMA, validation, dropout, checkpoints, memory, --find-lr
 compile    the compiled step likewise; no compilation more for batches of evaluation; names of the state dict; EMA and maps on it
 sync       twenty steps of each engine in which nothing waits for the device
 resume     with deterministic kernels the same run twice is equal to the bit, also when it was stopped; without them this is only told
@@ -22,7 +22,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,11 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from cct_lightning.callbacks import EMA, PoolingMaps
 
 from benchmarks.common import machine
 from benchmarks.gpu.harness import ADAMW, MUON, Told, apart, equal_or, fit, furthest, stand_ins
 from cct_lightning import AugmentConfig, create_model
-from cct_lightning.callbacks import EMA, PoolingMaps
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.runs.search import RateRamp
 from cct_lightning.training.engine import StepGraph
@@ -322,9 +322,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file that gets a line of JSON for each finding")
     options = parser.parse_args()
     _quiet()
-    told, device = Told(options.out), "cpu" if options.dry else "cuda"
+    out = options.out.absolute() if options.out else None
+    told, device = Told(out), "cpu" if options.dry else "cuda"
     told(None, "machine", machine(device, torch.get_num_threads(), L))
-    with tempfile.TemporaryDirectory() as folder, stand_ins() if options.dry else nullcontext():
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), stand_ins() if options.dry else nullcontext():
         checks = Checks(device, told, Path(folder))
         for name in options.parts or PARTS:
             began = time.perf_counter()

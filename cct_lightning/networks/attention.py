@@ -89,7 +89,11 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 def _random_mask(like: Tensor, keep: float) -> Tensor:
     """Draws integers of the shape and width of ``like``: all bits set with probability ``keep``, else 0."""
     size, bits = like.element_size(), 8 * like.element_size() - 1
-    words = torch.empty(-(-like.numel() * size // 8), dtype=torch.int64, device=like.device).random_()  # 63 random bits: never negative
+    count = -(-like.numel() * size // 8)
+    if torch.compiler.is_compiling():  # which can't trace random_, and draws otherwise anyway
+        words = torch.randint(0, 2**63 - 1, (count,), device=like.device)
+    else:
+        words = torch.empty(count, dtype=torch.int64, device=like.device).random_()  # 63 random bits: never negative
     draws = words.view(INTEGERS[size])[: like.numel()].view(like.shape).bitwise_and_(2**bits - 1)
     return draws.sub_(round(keep * 2**bits)).bitwise_right_shift_(bits)  # the sign bit, spread: set where draw < keep
 

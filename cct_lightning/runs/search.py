@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.tuner import Tuner
+from torch import Tensor
 
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError
@@ -41,7 +42,11 @@ class RateRamp(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         for group, share in zip(trainer.optimizers[0].param_groups, self.shares, strict=True):
-            group["lr"] = self.rates[trainer.global_step] * share
+            rate = self.rates[trainer.global_step] * share
+            if isinstance(group["lr"], Tensor):  # a recorded step reads its rate there
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if len(self.losses) < trainer.global_step:  # the first batch of a step, where gradients accumulate

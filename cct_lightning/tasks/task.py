@@ -186,6 +186,9 @@ class Task(L.LightningModule, ABC):
         self._check_numbers(dict(self.named_parameters()))
         self.log("train/loss_epoch", self._epoch_loss / (self.trainer.fit_loop.epoch_loop.batch_idx + 1), sync_dist=True)
 
+    def on_fit_end(self) -> None:
+        self._graph = None  # its memory is as large as a step's
+
     def on_train_end(self) -> None:
         torch.manual_seed(self.seed)  # whatever is built next starts from the run's seed, not from the last step's
 

@@ -3,7 +3,9 @@
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,8 +28,16 @@ def choose_engine(engine: Engine, device: torch.device, steps: float) -> Literal
     """
     if engine != "auto":
         return engine
-    able = importlib.util.find_spec("triton") is not None and shutil.which(os.environ.get("CC", "cc")) is not None  # what inductor needs
-    return "compile" if device.type == "cuda" and able and steps >= COMPILE_FROM_STEPS else "eager"
+    return "compile" if device.type == "cuda" and steps >= COMPILE_FROM_STEPS and can_compile() else "eager"
+
+
+def can_compile() -> bool:
+    """Tells whether triton can compile kernels for a GPU here: it builds its launcher with a C compiler and Python's headers, which images
+    without development packages lack."""
+    compiler = any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]))
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's own; as triton 3.6 does
+    headers = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
+    return importlib.util.find_spec("triton") is not None and compiler and headers.is_file()
 
 
 def check_graph(device: torch.device, world_size: int, precision: str, optimizer: str, trainer_keys: dict[str, Any]) -> None:
@@ -94,7 +104,8 @@ class StepGraph:
         self.loss, self.optimizer, self.clip_norm = loss, optimizer, clip_norm
         self.images, self.targets = images.clone(), targets.clone()
         for group in optimizer.param_groups:
-            group["lr"], group["capturable"] = torch.as_tensor(group["lr"], device=images.device), True
+            # float32 whatever the default is, which precision bf16-true changes: fused kernels read rates as float
+            group["lr"], group["capturable"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=images.device), True
         optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # of the runs before the capture
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._warm_up()

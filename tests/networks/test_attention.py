@@ -71,3 +71,11 @@ def test_weights_are_dropped_with_the_probability_that_was_asked(dtype):
     assert set(mask.unique().tolist()) == {-1, 0}
     shares = (mask != 0).flatten()[: 1001000 // 4 * 4].view(-1, 4).double().mean(0)  # every lane of a random word
     assert shares.tolist() == pytest.approx([0.9] * 4, abs=0.003)  # 4 deviations of 250,000 draws
+
+
+@pytest.mark.parametrize("road", sorted({road for *_, road in ROADS}))
+def test_every_road_is_compiled_whole(road, monkeypatch):
+    monkeypatch.setattr("cct_lightning.networks.attention.ROADS", (("any", None, None, road),))
+    traced = torch.compile(SelfAttention(16, 2, attn_drop=0.1).train(), backend="eager", fullgraph=True)
+    traced(torch.randn(2, 9, 16, requires_grad=True)).sum().backward()
+    assert traced.qkv.weight.grad.abs().sum() > 0

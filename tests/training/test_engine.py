@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cct_lightning import AugmentConfig, ImageDataModule, InputError, LitClassifier, OptimConfig, ScheduleConfig
+from cct_lightning.runs.search import RateRamp
 from cct_lightning.tasks import task as module
 from cct_lightning.training import engine
 from cct_lightning.training.engine import StepGraph, check_graph, choose_engine
@@ -21,9 +22,20 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
     ("eager", GPU, 100_000, True, "eager"),
 ])  # fmt: skip
 def test_auto_compiles_long_runs_on_a_gpu_that_can(monkeypatch, given, device, steps, able, chosen):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if able else None)
-    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/cc")
+    monkeypatch.setattr(engine, "can_compile", lambda: able)
     assert choose_engine(given, device, steps) == chosen
+
+
+@pytest.mark.parametrize(("lacking", "able"), [(None, True), ("triton", False), ("compiler", False), ("headers", False)])
+def test_what_triton_needs_is_looked_for(monkeypatch, tmp_path, lacking, able):
+    (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if lacking == "triton" else object())
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name.endswith("gcc") and lacking != "compiler" else None)
+    monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path / "none" if lacking == "headers" else tmp_path)})
+    assert engine.can_compile() is able
+    monkeypatch.setenv("CC", "nvc")
+    assert not engine.can_compile()  # triton takes what CC names, or fails
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -66,6 +78,35 @@ def trained(monkeypatch, chosen, epochs=2, ckpt_path=None, callbacks=(), **optio
     )  # fmt: skip
     trainer.fit(lit, data, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
     return lit, trainer
+
+
+def test_a_recorded_step_is_let_go_with_the_run_and_takes_the_rates_of_the_search(monkeypatch):
+    eager, _ = trained(monkeypatch, "eager", callbacks=[RateRamp()])
+    rates = []
+
+    class Rates(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if pl_module._graph is not None:
+                recorded = pl_module._graph.optimizer.param_groups[0]["lr"]
+                rates.append((recorded, float(recorded)))
+
+    graph, _ = trained(monkeypatch, "graph", callbacks=[ramp := RateRamp(), Rates()])
+    assert graph._graph is None
+    assert len({id(tensor) for tensor, _ in rates}) == 1  # what the graph reads
+    assert [rate for _, rate in rates] == pytest.approx(ramp.rates[1:10])
+    torch.testing.assert_close(graph.model.state_dict(), eager.model.state_dict(), atol=2e-5, rtol=1e-4)
+
+
+def test_the_rates_of_a_recorded_step_are_float32_whatever_the_default_is():
+    weight = torch.ones(3, requires_grad=True)
+    torch.set_default_dtype(torch.bfloat16)  # as precision bf16-true does around a step
+    try:
+        optimizer, ones = torch.optim.AdamW([weight], 1e-3, fused=True), torch.ones(2, 3)
+        step = StepGraph(lambda x, y: (x * weight - y).square().mean(), optimizer, ones, ones, None, again)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert step.optimizer.param_groups[0]["lr"].dtype == torch.float32
+    assert all(state["step"].dtype == torch.float32 for state in step.optimizer.state.values())
 
 
 @pytest.mark.parametrize("optim", [OptimConfig(lr=1e-3, clip_norm=0.5), OptimConfig("muon", lr=1e-3, betas=(0.9, 0.99))])
