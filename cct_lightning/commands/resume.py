@@ -13,7 +13,6 @@ from cct_lightning.run_folder import RunFolder, find_run
 from cct_lightning.runs.options import WHERE
 
 if TYPE_CHECKING:
-    from cct_lightning.data.fingerprint import Past
     from cct_lightning.weights.files import Opened
 
 EXTEND, ACCEPT = "extend-to", "accept-changed-data"
@@ -97,16 +96,6 @@ def check_checkpoint(request: Request, opened: "Opened") -> None:
     _check_cache(request.words, run, checkpoint)
     if request.epochs is not None:
         _check_length(request.epochs, run, checkpoint, about["recipe"]["trainer"]["max_epochs"])
-
-
-def past_images(request: Request, opened: "Opened") -> "Past":
-    """Returns what the run's last.ckpt, once checked, says of the images it was trained on."""
-    from cct_lightning.data.fingerprint import Past
-
-    run, checkpoint = request.run, opened.content
-    assert run is not None
-    said = checkpoint["sitting"].get("images")
-    return Past.read(said, run.images_file, run.path, run.last, checkpoint["global_step"], request.accepts_images)
 
 
 def _check_same_run(run: RunFolder, trained: Mapping[str, Any], extends: bool) -> None:

@@ -13,7 +13,8 @@ from cct_lightning.commands.finetune import from_scratch, own_keys
 from cct_lightning.commands.messages import quieten, raised_by_lightning
 from cct_lightning.commands.parser import CLI
 from cct_lightning.commands.requests import Request
-from cct_lightning.commands.resume import check_checkpoint, past_images
+from cct_lightning.commands.resume import check_checkpoint
+from cct_lightning.data.fingerprint import Past
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import RunFolder, is_first_rank, recipe_name
 from cct_lightning.runs.full_disk import full_disk
@@ -50,7 +51,7 @@ def train(request: Request) -> Session:
         stack.callback(end_tracking)  # the first to be called
         setting = cli.build(folder.path)
         if last is not None:
-            cli.datamodule.past = past_images(request, last)
+            cli.datamodule.past = _past_images(request, last)
         session = Session(setting, folder, cli.model, cli.datamodule, request.search, last)
         del opened, last, source  # from here on they would only take memory
         cli.weights = None
@@ -88,6 +89,14 @@ def _open_last(request: Request) -> Opened:
         raise InputError(f"{error}\n  Without it the run can't go on; it can start anew: cct fit -c {request.run.config_file}") from None
     check_checkpoint(request, opened)
     return opened
+
+
+def _past_images(request: Request, opened: Opened) -> Past:
+    """Returns what the run's last.ckpt, once checked, says of the images it was trained on."""
+    run, checkpoint = request.run, opened.content
+    assert run is not None
+    said = checkpoint["sitting"].get("images")
+    return Past.read(said, run.images_file, run.path, run.last, checkpoint["global_step"], request.accepts_images)
 
 
 def _with_source(request: Request, place: Path) -> tuple[list[str], Opened | None]:

@@ -17,6 +17,7 @@ from cct_lightning.data.augment.mixing import draw_mix, mix_batch
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.bad_images import Bad, Readable, numbers_of, used_images
+from cct_lightning.data.division import set_aside, subset
 from cct_lightning.data.files import Array
 from cct_lightning.data.fingerprint import Fingerprint, Past
 from cct_lightning.data.folders import Split, folder_class_names, no_test_images, read_table, split_folder
@@ -27,7 +28,6 @@ from cct_lightning.data.preparation import normalize
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.options import as_size, keywords_of
-from cct_lightning.randomness import generator
 
 BATCHED_PIXELS = 96  # longest side up to which images are augmented a batch at a time; above, albumentations is as fast and needs less memory
 Loader = DataLoader[Batch] | MemoryLoader
@@ -140,7 +140,7 @@ class ImageDataModule(L.LightningDataModule):
         if self.val_fraction and "val" not in self.splits:
             val, kept = self._set_aside(train, kept, self.val_fraction, "val")
             self.splits["val"] = (train, val)
-        self.splits["train"] = (train, self._subset(train, kept))
+        self.splits["train"] = (train, subset(train.targets, kept, self.fraction, self.per_class, self.split_seed))
         for name, (split, chosen) in self.splits.items():
             if absent := sorted(set(range(self.num_classes)) - set(np.unique(split.targets[chosen]).tolist())):
                 which = ", ".join(self.class_names[label] for label in absent[:5])
@@ -181,30 +181,11 @@ class ImageDataModule(L.LightningDataModule):
         assert self.fingerprint is not None
         return {"digest": self.fingerprint.digest, "accepted": self.accepted, "left_out": numbers_of(self.bad)}
 
-    def _order(self, label: int, members: Array, purpose: str) -> Array:
-        """Shuffles the images of a class, the same way for every size of a subset, so that small ones lie in larger ones."""
-        order: Array = torch.randperm(len(members), generator=generator(self.split_seed, purpose, label)).numpy()
-        return members[order]  # type: ignore[no-any-return]
-
     def _set_aside(self, split: Split, kept: Array, share: float, purpose: str) -> tuple[Array, Array]:
-        """Takes the share of each class out of ``kept``; returns (taken, left), sorted. At least one image of each class stays left."""
-        taken = []
-        for label in np.unique(split.targets[kept]):
-            members = self._order(int(label), kept[split.targets[kept] == label], purpose)
-            taken.append(members[: min(max(round(share * len(members)), 1), len(members) - 1)])
-        out = np.sort(np.concatenate(taken))
-        if not len(out):
+        taken, left = set_aside(split.targets, kept, share, purpose, self.split_seed)
+        if not len(taken):
             raise InputError(f"data.root={self.root}: no class has two images, so none can be set aside for {purpose}; give a {purpose} folder.")
-        return out, np.setdiff1d(kept, out)
-
-    def _subset(self, split: Split, kept: np.ndarray) -> Array:
-        if self.fraction == 1.0 and self.per_class is None:
-            return kept
-        chosen = []
-        for label in np.unique(split.targets[kept]):
-            members = self._order(int(label), kept[split.targets[kept] == label], "subset")
-            chosen.append(members[: min(max(round(self.fraction * len(members)), 1), self.per_class or len(members))])
-        return np.sort(np.concatenate(chosen))
+        return taken, left
 
     @property
     def class_counts(self) -> list[int]:
