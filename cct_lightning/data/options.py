@@ -10,7 +10,7 @@ from cct_lightning.data.augment.options import AugmentConfig
 from cct_lightning.errors import check_range
 from cct_lightning.options import as_size
 
-MAX_MEGAPIXELS = 100.0  # an image of so many takes up to 1.7 GB while it is decoded
+MAX_MEGAPIXELS = 100.0  # an image of so many takes up to 1.6 GB while it is decoded
 
 
 @dataclass(frozen=True)

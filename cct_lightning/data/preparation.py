@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from cct_lightning.data.files import Array
+
+STRIP = 16  # times the sides that are asked for: a strip of 1 x 100,000 pixels is enlarged no further, of longer ones the middle
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -56,6 +59,8 @@ def fit(image: Array, image_size: tuple[int, int], crop_pct: float = 1.0) -> Arr
     if image.shape[:2] == image_size and crop_pct == 1.0:
         return image
     factor = max(height / image.shape[0], width / image.shape[1]) / crop_pct
+    rows, columns = (max(side - math.ceil(STRIP * asked / factor), 0) // 2 for side, asked in zip(image.shape, image_size, strict=False))
+    image = image[rows : image.shape[0] - rows, columns : image.shape[1] - columns]
     high, wide = max(round(image.shape[0] * factor), height), max(round(image.shape[1] * factor), width)
     image = resize(image, high, wide)
     top, left = (high - height) // 2, (wide - width) // 2

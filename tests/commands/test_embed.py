@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from pictures import write_images
 from trained import NAMES, write_checkpoint, write_export
@@ -53,6 +54,16 @@ def test_a_file_holds_what_python_computes_whatever_the_batch(cct, tmp_path, fil
     space = {}
     exec(import_, space)
     np.testing.assert_array_equal(eval(load, space), found["features"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+def test_r19_what_is_no_regular_file_is_named_apart_and_so_is_what_is_too_large(cct, tmp_path, files):
+    os.mkfifo(tmp_path / "photos" / "x.png")
+    PIL.Image.new("L", (400, 300)).save(tmp_path / "photos" / "z.png")
+    assert cct("embed", "best.ckpt", "photos", "--out", "a.npz", "--data.max_megapixels", 0.1).code == 0
+    found = arrays(tmp_path / "a.npz")
+    assert found["bad_paths"].tolist() == ["photos/x.png", "photos/z.png"]
+    assert [str(error)[:20] for error in found["errors"]] == ["is no regular file", "has 0.12 megapixels,"]
 
 
 def test_files_that_can_not_be_read_are_named_apart(cct, tmp_path, files):
@@ -125,6 +136,7 @@ def test_a_kill_leaves_the_old_file(tmp_path):
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
+import PIL.Image
 from cct_lightning.commands.embed import write_features
 
 def endless():

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from pictures import write_images
@@ -97,6 +98,22 @@ def test_a_bad_file_is_a_row_and_not_the_end(cct, tmp_path, files):
     assert cct("predict", "best.ckpt", "none.png", "photos", "--out", "a.jsonl").code == 0
     assert json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0]) == {"path": "none.png", "error": "there is no such file"}
     assert cct("predict", "best.ckpt", files[4]).code == 1  # all of them
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+def test_r19_what_is_no_regular_file_is_a_row_and_so_is_what_is_too_large(cct, tmp_path, files):
+    os.mkfifo(tmp_path / "photos" / "x.png")
+    (tmp_path / "photos" / "y.png").symlink_to("/dev/zero")
+    PIL.Image.new("L", (400, 300)).save(tmp_path / "photos" / "z.png")
+    outcome = cct("predict", "best.ckpt", "photos", "--data.max-megapixels", 0.1)
+    assert outcome.code == 0, outcome.err
+    assert [(row["path"], row["error"]) for row in read_csv(outcome.out) if row["error"]] == [
+        ("photos/x.png", "is no regular file"),
+        ("photos/y.png", "is no regular file"),
+        ("photos/z.png", "has 0.12 megapixels, and data.max_megapixels=0.1 allows no more: make it smaller, or set the key higher"),
+    ]
+    assert "15 image(s), 2 of them bad" in cct("predict", "best.ckpt", "photos").err
+    assert "--data.max_megapixels=0 is out of range: it must be more than 0." in cct("predict", "best.ckpt", "photos", "--data.max_megapixels", 0).err
 
 
 def test_no_number_is_written_as_nan(cct, tmp_path, files):

@@ -256,7 +256,7 @@ def read_all(folder, cache, **options):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
 @pytest.mark.parametrize("cache", ["auto", "none"])
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["FIFO", "device"])
+@pytest.mark.parametrize("make", [lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")], ids=["FIFO", "device"])
 def test_r19_what_is_no_regular_file_stops_a_training_and_does_not_hang_it(tmp_path, cache, make):
     write_images(tmp_path / "train", 2, 4, 16)
     make(tmp_path / "train" / "class0000" / "x.png")

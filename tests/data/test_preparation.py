@@ -34,3 +34,21 @@ def test_what_shrinks_or_grows_along_both_sides_is_resized_at_once(size, method,
 def test_the_centre_is_what_evaluation_sees():
     image = SOURCE.integers(0, 256, (40, 60, 3), dtype=np.uint8)
     assert np.array_equal(fit(image, (40, 40)), image[:, 10:50])
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9])
+@pytest.mark.parametrize("shape", [(2, 200), (9, 700), (100, 6401), (3, 47)])
+def test_of_a_long_strip_only_the_middle_is_enlarged(shape, crop_pct):
+    image = cv2.resize(SOURCE.integers(0, 256, (shape[0], 40, 3), dtype=np.uint8), shape[::-1])
+    factor = 32 / shape[0] / crop_pct
+    high, wide = round(shape[0] * factor), round(shape[1] * factor)
+    whole = resize(image, high, wide)[(high - 32) // 2 :, (wide - 32) // 2 :][:32, :32]
+    for turned, expected in ((image, whole), (image.transpose(1, 0, 2), whole.transpose(1, 0, 2))):
+        assert np.abs(fit(turned, (32, 32), crop_pct).astype(int) - expected).max() <= 8  # it may lie half a pixel beside it
+
+
+def test_a_strip_of_a_million_pixels_takes_no_more_memory_than_it_needs(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cv2, "resize", lambda image, size, interpolation: asked.append(size) or np.zeros((*size[::-1], 3), np.uint8))
+    assert fit(np.zeros((1, 1_000_000, 3), np.uint8), (224, 224)).shape == (224, 224, 3)
+    assert asked == [(224 * 16, 224)]
