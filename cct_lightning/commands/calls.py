@@ -12,6 +12,7 @@ from cct_lightning.commands import finetune as finetuning
 from cct_lightning.commands import fit as fitting
 from cct_lightning.commands import resume as resuming
 from cct_lightning.commands.keys import flatten
+from cct_lightning.commands.permissions import IMPORT, PATH
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.running import train
 from cct_lightning.errors import InputError
@@ -20,12 +21,20 @@ from cct_lightning.runs.run import Run
 Recipe = str | PathLike[str]
 
 
-def fit(recipe: Recipe | Sequence[Recipe], keys: Mapping[str, Any] | None = None) -> Run:
+def fit(
+    recipe: Recipe | Sequence[Recipe],
+    keys: Mapping[str, Any] | None = None,
+    *,
+    allow_import: Sequence[str] = (),
+    allow_path: Sequence[str | PathLike[str]] = (),
+) -> Run:
     """Trains a recipe: ``cct fit -c RECIPE --key value ...``, to the bit.
 
     Args:
         recipe: A recipe's name or path, or several, of which each is laid over those before.
         keys: Keys to set, by dotted names as ``{"model.pooling": "map"}`` or in groups as ``{"model": {"pooling": "map"}}``.
+        allow_import: Packages of your own whose classes recipes and keys may name; they run with all your rights. ``__main__`` is the program.
+        allow_path: Folders outside the run's that a recipe's callbacks and loggers may write to.
 
     Returns:
         The run, with its folder, its summary and its best checkpoint.
@@ -36,7 +45,7 @@ def fit(recipe: Recipe | Sequence[Recipe], keys: Mapping[str, Any] | None = None
     """
     recipes = [recipe] if isinstance(recipe, str | PathLike) else list(recipe)
     named = [word for path in recipes for word in ("-c", str(path))]
-    return _train(fitting.prepare([*named, *_words(keys)]))
+    return _train(fitting.prepare([*named, *_words(keys), *_allowed(allow_import, allow_path)]))
 
 
 def finetune(
@@ -45,6 +54,8 @@ def finetune(
     *,
     pretrained: str | PathLike[str] | Run | None = None,
     recipe: Recipe | Sequence[Recipe] = (),
+    allow_import: Sequence[str] = (),
+    allow_path: Sequence[str | PathLike[str]] = (),
 ) -> Run:
     """Trains on images of your own: ``cct finetune IMAGES --model.pretrained PRETRAINED --key value ...``.
 
@@ -53,6 +64,8 @@ def finetune(
         keys: Keys to set, as in ``fit``.
         pretrained: Weights to start from: a run, or what ``model.pretrained`` takes; None: trained from scratch.
         recipe: Recipes that are laid over the default one.
+        allow_import: As in ``fit``.
+        allow_path: As in ``fit``.
 
     Returns:
         As ``fit``.
@@ -63,12 +76,18 @@ def finetune(
     """
     recipes = [recipe] if isinstance(recipe, str | PathLike) else list(recipe)
     source = pretrained.folder if isinstance(pretrained, Run) else pretrained
-    words = [word for path in recipes for word in ("-c", str(path))] + _words(keys)
+    words = [word for path in recipes for word in ("-c", str(path))] + _words(keys) + _allowed(allow_import, allow_path)
     return _train(finetuning.prepare([str(images), *([] if source is None else ["--model.pretrained", str(source)]), *words]))
 
 
 def resume(
-    run: str | PathLike[str] | Run, keys: Mapping[str, Any] | None = None, *, extend_to: int | None = None, accept_changed_data: bool = False
+    run: str | PathLike[str] | Run,
+    keys: Mapping[str, Any] | None = None,
+    *,
+    extend_to: int | None = None,
+    accept_changed_data: bool = False,
+    allow_import: Sequence[str] = (),
+    allow_path: Sequence[str | PathLike[str]] = (),
 ) -> Run:
     """Goes on with a run that was stopped, or with one that has ended to more epochs: ``cct resume RUN --extend-to EPOCHS``.
 
@@ -77,6 +96,8 @@ def resume(
         keys: Where it is computed, such as ``{"trainer.accelerator": "cpu"}``.
         extend_to: Epochs in all.
         accept_changed_data: Whether it may go on with other images than it was trained on; summary and config.yaml then say so.
+        allow_import: As in ``fit``; what the run was allowed at its start is not remembered.
+        allow_path: Likewise.
 
     Returns:
         The run; as it was, where it has ended and shall not have more epochs.
@@ -86,8 +107,9 @@ def resume(
         KeyboardInterrupt: Ctrl-C.
     """
     folder = run.folder if isinstance(run, Run) else run
-    accepts = [f"--{resuming.ACCEPT}"] if accept_changed_data else []
-    request = resuming.prepare([str(folder), *([] if extend_to is None else ["--extend-to", str(extend_to)]), *accepts, *_words(keys)])
+    flags = [f"--{resuming.ACCEPT}"] if accept_changed_data else []
+    flags += [] if extend_to is None else ["--extend-to", str(extend_to)]
+    request = resuming.prepare([str(folder), *flags, *_words(keys), *_allowed(allow_import, allow_path)])
     assert request.run is not None
     if resuming.say_finished(request):
         return Run.read(request.run.path)
@@ -101,6 +123,14 @@ def _train(request: Request) -> Run:
     if session.stopped_by:
         raise SystemExit(128 + session.stopped_by)
     return Run(session.folder.path, session.summary)
+
+
+def _allowed(imports: Sequence[str], paths: Sequence[str | PathLike[str]]) -> list[str]:
+    """Writes what is allowed as it is typed."""
+    for name, given in (("allow_import", imports), ("allow_path", paths)):
+        if isinstance(given, str | PathLike):
+            raise InputError(f"{name}={given!r} is one: give a list, such as {name}=[{str(given)!r}].")
+    return [f"--{IMPORT}={name}" for name in imports] + [f"--{PATH}={path}" for path in paths]
 
 
 def _words(keys: Mapping[str, Any] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """``cct test`` and ``cct validate``: what is typed, checked without torch, and what the checkpoint says before it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from cct_lightning.commands.fit import SEARCHES
@@ -36,7 +37,7 @@ def prepare(arguments: list[str], command: str) -> Request:
     from cct_lightning.commands.checks import check_given  # help and errors in keys do without
 
     check_given(command, request.keys, str(checkpoint))
-    return Request(command, request.words, request.keys, request.recipes, checkpoint=checkpoint, calibrates=calibrates)
+    return replace(request, checkpoint=checkpoint, calibrates=calibrates)
 
 
 def task_of(about: Mapping[str, Any] | None) -> str:

@@ -1,5 +1,7 @@
 """``cct fit``: what is typed, checked without torch."""
 
+from dataclasses import replace
+
 from cct_lightning.commands.requests import Request, read_request
 from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
@@ -35,4 +37,4 @@ def prepare(arguments: list[str], command: str = "fit") -> Request:
         from cct_lightning.commands.checks import check_given  # help and errors in keys do without
 
         check_given(command, request.keys)
-    return Request(command, request.words, request.keys, request.recipes, search=searches[0] if searches else None)
+    return replace(request, search=searches[0] if searches else None)

@@ -25,6 +25,10 @@ EVALUATION = (
     "--calibrate also fits one temperature to the validation images, so that of what is predicted to 80 %, about 80 % are right (arXiv 1706.04599).\n"
     "It is kept beside the checkpoint, in best.calibration.json; predict, export and cct_lightning.load use it, and no predicted class changes.",
 )
+ALLOW = """  --allow-import PACKAGE   recipes, checkpoints and keys may name classes of this package besides those of cct-lightning and Lightning
+                           (trainer.callbacks: mycode.Note); it runs with all your rights, so no file can allow it, and each `cct resume`
+                           of the run needs it again. PYTHONPATH=. finds modules that lie in the folder you stand in.
+  --allow-path DIR         callbacks and loggers of a recipe may write to this folder, too; else to the run's alone, in a recipe {run}/NAME."""
 # Of the commands but fit: what follows the command, and what is worth knowing.
 HELP = {
     "finetune": (
@@ -84,6 +88,7 @@ def print_keys(command: str) -> None:
         print(text)
         if command == "resume":
             print("\n".join(f"  --{key} {known_keys()[key].type}".replace(" | None", "") for key in WHERE))
+            print(f"\n{ALLOW}")
         return
     for key in known_keys().values():
         group, _, name = key.name.partition(".")
@@ -102,4 +107,5 @@ def print_keys(command: str) -> None:
         "        trainer.precision left out: bf16-mixed where the hardware computes it (GPUs since 2020, CPUs with avx512_bf16 or AMX), else 32-true."
     )
     print("\n  --find-lr, --find-batch-size  look for the rate where the loss falls fastest, the largest batch that fits; nothing is trained then.")
+    print(f"\n{ALLOW}")
     print("\n  --print_config prints the whole configuration as a recipe.")

@@ -107,6 +107,16 @@ def shorten(message: str) -> str:
     return "\n".join(lines)
 
 
+def not_allowed(path: str) -> InputError:
+    """Makes the error of a class or function that may not be imported."""
+    package = path.partition(".")[0]
+    return InputError(
+        f"{path} is code of neither cct-lightning nor Lightning, or runs whatever it is given: it was not imported.\n"
+        f"  Where you know it, allow it for this call, as also for each `cct resume` of the run: --allow-import {package}\n"
+        f"  (in Python allow_import=[{package!r}]). A recipe, checkpoint or config.yaml can't allow it by itself. It then runs with all your rights."
+    )
+
+
 class Parser(LightningArgumentParser):
     """Ends with one short error instead of 55 lines of usage."""
 
@@ -121,6 +131,8 @@ class Parser(LightningArgumentParser):
         ):
             key = re.sub(r"^(fit|test|validate)\.", "", next(filter(None, found.groups())))
             raise InputError(f"there is no key {key!r} here.{did_you_mean(key, known_keys(), listed=0)}")
+        if found := re.search(r"Importing '([\w.]+)' is not allowed", message):
+            raise not_allowed(found[1])
         if found := re.search(r'argument data\.(\w+) --> model|Linked "model\.(\w+)" must be given', message):
             name = next(filter(None, found.groups()))
             raise InputError(f"model.{name} flows from the data to the model: set it there (data.image_size), or leave it out.")

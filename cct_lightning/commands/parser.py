@@ -10,6 +10,7 @@ from cct_lightning.commands.messages import Parser
 from cct_lightning.commands.requests import Request
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.runs.imports import allowing
 from cct_lightning.runs.loggers import in_words, put
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.runs.trainer import Setting
@@ -36,17 +37,18 @@ class CLI(LightningCLI):
     def __init__(self, request: Request, words: list[str], weights: Opened | None = None, task: str | None = None) -> None:
         self.request, self.weights, self.task = request, weights, task or request.task or DEFAULT
         self.trains = request.checkpoint is None
-        super().__init__(
-            task_class(self.task),
-            ImageDataModule,
-            args=in_words(words),
-            run=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            parser_class=Parser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        with allowing(request.permissions.imports):
+            super().__init__(
+                task_class(self.task),
+                ImageDataModule,
+                args=in_words(words),
+                run=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                parser_class=Parser,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(self.trainer_class, "trainer")
@@ -92,11 +94,13 @@ class CLI(LightningCLI):
         """Builds the task (``model``) and the data (``datamodule``); returns all that is known of the run.
 
         Args:
-            folder: Where loggers write that were given none.
+            folder: Where loggers write that were given none, and what ``{run}`` stands for.
         """
         config = self.config.clone()
-        config.trainer.logger = put(config.trainer.logger, folder)
-        built = self.parser.instantiate_classes(config)
+        for name in ("callbacks", "logger", "plugins", "profiler", "strategy"):
+            config.trainer[name] = put(config.trainer[name], folder)
+        with allowing(self.request.permissions.imports):
+            built = self.parser.instantiate_classes(config)
+            text = self.parser.dump(self.config, skip_none=False, format="yaml")
         self.model, self.datamodule = built.model, built.data
-        text = self.parser.dump(self.config, skip_none=False, format="yaml")
         return Setting(self.request.command, text, dict(built.trainer), built.wandb, built.checkpoint, self.request.run is not None)

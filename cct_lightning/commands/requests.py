@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cct_lightning.commands.keys import check_keys, check_value, groups, known_keys
+from cct_lightning.commands.permissions import FLAGS, Permissions
 from cct_lightning.commands.recipes import find_recipe, read_recipe
 from cct_lightning.commands.words import CONFIG, Option, Typed
 from cct_lightning.errors import InputError
@@ -26,6 +27,7 @@ class Request:
         run: The run that goes on, for resume.
         epochs: How many it shall have in all, where it shall have more than planned.
         checkpoint: What is measured, for test and validate.
+        permissions: What is allowed besides, by who calls.
         accepts_images: Whether the run that goes on may do so with other images than it was trained on.
         calibrates: Whether they then fit a temperature to the validation images.
     """
@@ -38,6 +40,7 @@ class Request:
     run: RunFolder | None = None
     epochs: int | None = None
     checkpoint: Path | None = None
+    permissions: Permissions = Permissions()
 
     @property
     def task(self) -> str | None:
@@ -64,20 +67,22 @@ def read_request(command: str, typed: Typed, flags: tuple[str, ...] = ()) -> Req
     keys: dict[str, Any] = {}
     where: dict[str, str] = {}
     recipes: list[Path] = []
+    permissions = Permissions.read(typed)
     for option in typed.options:
         if option.key == CONFIG:
             path = find_recipe(option.value or "")
             found = read_recipe(path, trains)
+            permissions.check_places(found, str(path))
             recipes.append(path)
             words += ["--config", str(path)]
             keys, where = keys | found, where | dict.fromkeys(found, str(path))
-        elif option.key not in flags:
+        elif option.key not in (*flags, *FLAGS):
             _check_option(option, command)
             words += option.words
             if option.key != "print_config":
                 keys[option.key], where[option.key] = option.value, "command line"
     check_keys(where)
-    return Request(command, tuple(words), keys, tuple(recipes))
+    return Request(command, tuple(words), keys, tuple(recipes), permissions=permissions)
 
 
 def _check_option(option: Option, command: str) -> None:

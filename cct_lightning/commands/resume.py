@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from cct_lightning.commands.keys import check_keys, check_value, flatten
+from cct_lightning.commands.permissions import FLAGS, Permissions
 from cct_lightning.commands.recipes import read_recipe
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.words import CONFIG, Option, read_words
@@ -28,20 +29,22 @@ def prepare(arguments: list[str]) -> Request:
     run = find_run(typed.alone[0] if len(typed.alone) == 1 else None)
     for option in typed.options:
         _check_option(option, run)
-    read_recipe(run.config_file, trains=False)
+    permissions = Permissions.read(typed)
+    permissions.check_places(read_recipe(run.config_file, trains=False), str(run.config_file))
     epochs = typed.last(EXTEND)
     # The checkpoint holds all weights; the file that the run started from may be gone.
     words = ["--config", str(run.config_file), "--model.pretrained", "null"]
-    words += [word for option in typed.options if option.key not in (EXTEND, ACCEPT) for word in option.words]
+    words += [word for option in typed.options if option.key not in (EXTEND, ACCEPT, *FLAGS) for word in option.words]
     words += [] if epochs is None else ["--trainer.max_epochs", epochs]
     accepts = any(option.key == ACCEPT for option in typed.options)
-    return Request(
-        "resume", tuple(words), run=run, recipes=(run.config_file,), epochs=None if epochs is None else int(epochs), accepts_images=accepts
-    )
+    longer = None if epochs is None else int(epochs)
+    return Request("resume", tuple(words), run=run, recipes=(run.config_file,), epochs=longer, accepts_images=accepts, permissions=permissions)
 
 
 def _check_option(option: Option, run: RunFolder) -> None:
     key, value = option.key, option.value
+    if key in FLAGS:
+        return
     if key in (CONFIG, "ckpt_path"):
         raise InputError(f"resume takes no {option.name}: the run's own config.yaml and last.ckpt say all. Another run: cct fit -c {run.config_file}")
     if key == EXTEND:

@@ -12,6 +12,7 @@ from lightning.pytorch import loggers
 
 from cct_lightning.errors import InputError
 from cct_lightning.plain_yaml import read_yaml
+from cct_lightning.runs.imports import may_import
 
 RUN = "{run}"  # stands for the run's folder wherever a logger's save_dir is read: the folder is made after that, and anew when a run is repeated
 MODE = "yaml_with_loggers"  # what the parser's loader is called
@@ -19,8 +20,10 @@ MODE = "yaml_with_loggers"  # what the parser's loader is called
 
 def _needs_folder(name: object) -> bool:
     """Tells whether a logger, by its short name or its dotted one, can't be made without save_dir. Those with a default of their own keep it."""
+    module, _, short = str(name).rpartition(".")
+    if module and not may_import(str(name)):
+        return False  # the parser says so
     try:
-        module, _, short = str(name).rpartition(".")
         kind = getattr(import_module(module) if module else loggers, short)
         return inspect.signature(kind).parameters["save_dir"].default is inspect.Parameter.empty
     except (ImportError, AttributeError, KeyError, TypeError, ValueError):
@@ -71,7 +74,7 @@ jsonargparse.set_loader(MODE, _load, exceptions=(yaml.YAMLError,))
 
 
 def put(value: Any, folder: Path) -> Any:
-    """Returns what the parser made of ``trainer.logger`` with the run's folder in its place.
+    """Returns what the parser made of a part of the trainer, such as ``trainer.logger``, with the run's folder wherever a text begins with ``{run}``.
 
     Args:
         value: Parsed, not instantiated; stays as it is, for config.yaml: a run that is repeated has a folder of its own.
@@ -79,8 +82,9 @@ def put(value: Any, folder: Path) -> Any:
     """
     if isinstance(value, list):
         return [put(one, folder) for one in value]
-    if not isinstance(value, jsonargparse.Namespace) or value.get("init_args.save_dir") != RUN:
-        return value
-    value = value.clone()
-    value["init_args.save_dir"] = str(folder)
-    return value
+    if isinstance(value, jsonargparse.Namespace):
+        changed = {name: new for name, one in vars(value).items() if (new := put(one, folder)) is not one}
+        return jsonargparse.Namespace(**{**vars(value), **changed}) if changed else value  # type: ignore[no-untyped-call]
+    if isinstance(value, dict):
+        return {name: put(one, folder) for name, one in value.items()}
+    return f"{folder}{value.removeprefix(RUN)}" if isinstance(value, str) and value.startswith(RUN) else value

@@ -173,7 +173,7 @@ def test_weights_of_another_network_are_refused(cct, tmp_path):
 def test_an_interrupted_run_says_what_is_there(cct, tmp_path):
     (tmp_path / "stop.py").write_text(STOP)
     sys.path.insert(0, str(tmp_path))
-    outcome = cct("fit", "-c", "digits", *SHORT, "--trainer.max_epochs", 5, "--trainer.callbacks+=stop.Stop")
+    outcome = cct("fit", "-c", "digits", *SHORT, "--trainer.max_epochs", 5, "--trainer.callbacks+=stop.Stop", "--allow-import", "stop")
     sys.path.remove(str(tmp_path))
     assert outcome.code == 130
     summary = json.loads(only(tmp_path.glob("runs/digits/*/summary.json")).read_text())
@@ -325,7 +325,7 @@ def test_two_processes_make_one_run(overlay, cct, cct_on_two_processes, tmp_path
         "--trainer.max_epochs", "2", "--data.batch_size", "64", "--data.per_class", "64", "--model.drop_path", "0", "--model.optim.lr", "3e-4",
         "--wandb.mode", "disabled", "--trainer.enable_progress_bar", "false",
     ]  # fmt: skip
-    two = ["-c", overlay, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.callbacks", "[spy.Spy]"]
+    two = ["-c", overlay, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.callbacks", "[spy.Spy]", "--allow-import", "spy"]
     done = cct_on_two_processes("fit", "-c", "digits", *two, *words)
     assert done.code == 0, done.err[-3000:]
     run = only(tmp_path.glob("runs/digits/*"))  # one folder

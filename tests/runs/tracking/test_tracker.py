@@ -372,7 +372,7 @@ class Fault(Callback):
 @pytest.mark.slow
 def test_the_death_of_wandbs_process_ends_the_tracking_and_not_the_training(tmp_path):
     (tmp_path / "fault.py").write_text(FAULT)
-    command = [sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", *SHORT, "--trainer.callbacks+=fault.Fault"]
+    command = [sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", *SHORT, "--trainer.callbacks+=fault.Fault", "--allow-import", "fault"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     words = [*map(str, command), "--trainer.callbacks.signal_name=SIGKILL"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
@@ -394,7 +394,7 @@ def test_a_hung_process_of_wandbs_is_killed(cct, tmp_path, monkeypatch):
     processes = []
     init = wandb.init
     monkeypatch.setattr(wandb, "init", lambda **named: (init(**named), processes.append(wandb.setup()._connection._proc._process))[0])
-    words = ("--trainer.callbacks+=fault.Fault", "--trainer.callbacks.signal_name=SIGSTOP", "--wandb.mode", "offline")
+    words = ("--trainer.callbacks+=fault.Fault", "--trainer.callbacks.signal_name=SIGSTOP", "--wandb.mode", "offline", "--allow-import", "fault")
     outcome = cct("fit", "-c", "digits", *SHORT, *words)
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[-1].startswith("W&B tracking ended (it did not answer within 1 s); the run's figures are in runs/digits/")
@@ -446,7 +446,8 @@ def test_an_offline_run_holds_all_of_it_once(cct, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
     outcome = cct(
         "fit", "-c", "digits", *SHORT, "--trainer.max_epochs", 3, "--model.pooling", "map", "--seed_everything", 5, "--wandb.tags", "[a, b]",
-        "--wandb.log_model", "best", "--trainer.callbacks+=painter.Painter", "--trainer.logger+=TensorBoardLogger", "--trainer.logger.save_dir=tb",
+        "--wandb.log_model", "best", "--trainer.callbacks+=painter.Painter", "--allow-import", "painter",
+        "--trainer.logger+=TensorBoardLogger", "--trainer.logger.save_dir=tb",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     run = run_of(tmp_path)
