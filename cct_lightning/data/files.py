@@ -6,13 +6,13 @@ What a file holds decides how it becomes uint8, never how bright this image happ
 |---|---|---|
 | 1, L, P, RGB | up to 8 bits a channel | what Pillow reads: 0..255, palettes looked up |
 | LA, PA, RGBA | with transparency | the same, transparency left out |
-| CMYK, YCbCr | 8 bits a channel | RGB as Pillow converts it |
+| CMYK, YCbCr, LAB | 8 bits a channel | RGB as Pillow converts it; LAB not for a network of grey images |
 | RGB, RGBA, CMYK | 16 bits a channel | the upper 8 bits of each |
 | I;16, I;16B, I of PNG and PGM | grey of 16 bits | v // 257: 65535 becomes 255, 300 becomes 1, and what lies in 0..255 black |
 | I;16 of TIFF | grey of 12 bits | v * 255 // 4095 |
 | I of TIFF and others | 32 bits, or 16 with a sign | refused: no largest value is known |
 | F | float, NaN or not | refused, likewise |
-| LAB, La | | refused: Pillow can't convert it |
+| La | with transparency multiplied in | refused: Pillow can't convert it |
 
 Grey becomes RGB of three equal channels, and colour becomes grey as ITU-R 601-2 weighs it, where the network takes the other. Of animations and
 files of several pages the first image is read, turned upright as its EXIF tag says.

@@ -61,8 +61,8 @@ def decode_splits(
         splits: As read; several may choose from the same images.
         image_size: Height and width that the network takes.
         channels: 1 for grey, 3 for colour.
-        cache: "none" leaves files as they are, "auto" those that take more than ``HOST_CACHE_BYTES``; with both, arrays are resized one by one
-            where all that are chosen would take more.
+        cache: "none" leaves files as they are, "auto" those of the splits that take more than ``HOST_CACHE_BYTES`` with those before, the training
+            images first; with both, arrays are resized one by one where all that are chosen would take more.
         max_megapixels: Larger images are refused.
 
     Returns:
@@ -72,11 +72,12 @@ def decode_splits(
         InputError: A file that can't be read as an image.
     """
     kept: dict[int, Split] = {}
-    each = {id(split): split for split, _ in splits.values()}
+    each = {id(splits[name][0]): splits[name][0] for name in sorted(splits, key=lambda name: name != "train")}
     chosen_of = {number: np.unique(np.concatenate([chosen for other, chosen in splits.values() if other is each[number]])) for number in each}
     arrays = {number: _array(split.images) for number, split in each.items() if isinstance(split.images, (np.ndarray, Resized))}
     count = sum(len(chosen_of[number]) for number, images in arrays.items() if images.shape[1:3] != image_size)
     at_once = cache in ("host", "device") or _fit_resized(count, image_size, channels)
+    left = HOST_CACHE_BYTES
     for number, split in each.items():
         images: Any = split.images
         files = None if number in arrays else images
@@ -84,10 +85,12 @@ def decode_splits(
             images = as_channels(arrays[number], channels)
             if images.shape[1:3] != image_size:
                 images = _resized(images, image_size, chosen_of[number]) if at_once else Resized(images, image_size)
-        elif cache != "none" and (cache != "auto" or _fit_into_memory(images, channels, max_megapixels)):
-            used = set(chosen_of[number].tolist())
-            images = [decode(image, channels, max_megapixels) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
-            images = _stacked(images, (*image_size, channels))
+        elif cache != "none":
+            needed = _bytes_needed(images, channels, max_megapixels, left) if cache == "auto" else 0
+            if needed is not None:
+                left, used = left - needed, set(chosen_of[number].tolist())
+                images = [decode(image, channels, max_megapixels) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
+                images = _stacked(images, (*image_size, channels))
         kept[number] = Split(images, split.targets, files)
     return {name: (kept[id(split)], chosen) for name, (split, chosen) in splits.items()}
 
@@ -123,17 +126,17 @@ def _stacked(images: list[Array], shape: tuple[int, int, int]) -> list[Array] | 
     return stacked
 
 
-def _fit_into_memory(files: Sequence[Path], channels: int, max_megapixels: float) -> bool:
-    """Tells whether the decoded images take up to ``HOST_CACHE_BYTES``, by the headers of some files where that leaves no doubt, else of all."""
+def _bytes_needed(files: Sequence[Path], channels: int, max_megapixels: float, most: int) -> int | None:
+    """Returns what the decoded images take, about, by the headers of some files where that leaves no doubt, else of all; None: more than ``most``."""
     some = files[:: max(len(files) // 256, 1)]
-    if len(files) * max(_decoded_bytes(file, channels, max_megapixels) for file in some) <= HOST_CACHE_BYTES // 4:
-        return True
+    if (about := len(files) * max(_decoded_bytes(file, channels, max_megapixels) for file in some)) <= most // 4:
+        return about
     total = 0
     for file in files:
         total += _decoded_bytes(file, channels, max_megapixels)
-        if total > HOST_CACHE_BYTES:
-            return False
-    return True
+        if total > most:
+            return None
+    return total
 
 
 def _decoded_bytes(file: Path, channels: int, max_megapixels: float) -> int:

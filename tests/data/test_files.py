@@ -108,8 +108,9 @@ DEEP = np.array([[0, 250, 255, 256], [300, 4095, 32768, 65535]], np.uint16)
     lambda path: PIL.Image.fromarray(DEEP).save(path / "a.tif", compression="tiff_lzw"),
     lambda path: PIL.Image.fromarray(DEEP.astype(">u2")).save(path / "a.tif"),
     lambda path: write_tiff(path / "a.tif", 65535 - DEEP, 16, photometric=0),
+    lambda path: PIL.Image.fromarray(DEEP).save(path / "a.jp2"),
     lambda path: (path / "a.pgm").write_bytes(b"P5 4 2 65535\n" + DEEP.astype(">u2").tobytes()),
-], ids=["png", "tiff", "lzw", "big-endian tiff", "white-is-zero tiff", "pgm"])  # fmt: skip
+], ids=["png", "tiff", "lzw", "big-endian tiff", "white-is-zero tiff", "jpeg 2000", "pgm"])  # fmt: skip
 def test_r07_sixteen_bits_are_scaled_by_their_range_and_not_by_the_brightest(tmp_path, write, in_chans):
     write(tmp_path)
     (file,) = tmp_path.glob("a.*")
@@ -127,8 +128,20 @@ def test_r07_a_dark_image_of_sixteen_bits_stays_dark(tmp_path):
 
 
 def test_r07_twelve_bits_are_scaled_by_their_range(tmp_path):
-    file = write_tiff(tmp_path / "a.tif", np.array([[0, 17, 2048, 4095]], np.uint16), 12)
-    assert decode(file, 1)[0, :, 0].tolist() == [0, 1, 127, 255]
+    twelve = np.array([[0, 17, 2048, 4095]], np.uint16)
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 1 4095\n" + twelve.astype(">u2").tobytes())
+    for file in (write_tiff(tmp_path / "a.tif", twelve, 12), tmp_path / "a.pgm"):
+        assert decode(file, 1)[0, :, 0].tolist() == [0, 1, 127, 255]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("kind", ["<u2", ">u2"])
+def test_r07_sixteen_bits_are_turned_upright(tmp_path, name, kind):
+    image = PIL.Image.fromarray(np.array([[0, 257, 514], [771, 1028, 1285]], kind))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    image.save(tmp_path / name, exif=exif)
+    assert decode(tmp_path / name, 1)[..., 0].tolist() == [[3, 0], [4, 1], [5, 2]]
 
 
 def test_r07_sixteen_bits_of_colour_keep_the_upper_eight(tmp_path):

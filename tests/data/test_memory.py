@@ -88,6 +88,17 @@ def test_files_that_take_more_than_memory_stay_files(tmp_path, monkeypatch):
         assert isinstance(data.splits["train"][0].images, np.ndarray) == kept
 
 
+def test_the_cap_holds_for_all_splits_together_and_the_training_images_come_first(tmp_path, monkeypatch):
+    for name, each in (("train", 10), ("val", 4), ("test", 4)):
+        write_images(tmp_path / name, 2, each, 24)
+    image = 24 * 24 * 3
+    for images_allowed, kept in ((36, {"train", "val", "test"}), (35, {"train", "val"}), (20, {"train"}), (19, {"val", "test"})):
+        monkeypatch.setattr("cct_lightning.data.memory.HOST_CACHE_BYTES", images_allowed * image)
+        data = ImageDataModule("image_folder", root=str(tmp_path), image_size=24)
+        data.setup("fit")
+        assert {name for name, (split, _) in data.splits.items() if isinstance(split.images, np.ndarray)} == kept
+
+
 def test_arrays_that_take_too_much_memory_when_resized_are_resized_one_by_one(monkeypatch, caplog):
     def batches(cache, channels=1):
         data = ImageDataModule(
