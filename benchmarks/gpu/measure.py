@@ -1,0 +1,265 @@
+"""Measures on one GPU, row after row: python -m benchmarks.gpu.measure --root DIR --out FILE [--seconds 540] [--dry] [ROW ...]
+
+FILE gets a line of JSON after each row; rows that stand there are not measured again, so a lease that is cut off goes on with the next call. No
+row is begun that would not end within --seconds by its estimate. DIR holds CIFAR-10. --dry runs them on a CPU, tiny, all but
+loop, which tests and `python -m benchmarks.loop` run there.
+
+card         the speed of bf16 products of large matrices, and of copies in the card's memory
+step         images/s and share of that speed: ours by engine and batch, vit-pytorch and timm compiled under bf16 (benchmarks/step.py's contestants)
+ablation     ours, compiled and recorded, channels_last, augmented on the device; then each of these left out alone
+loop         `cct fit` against the bare recorded loop (benchmarks/loop.py)
+cifar10_*    the recipes by time: last weights, tested once, seconds from the first batch and from Enter (benchmarks/time_to_accuracy.py's runs)
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+import cct_lightning
+from benchmarks.common import machine
+from benchmarks.gpu.harness import again
+from benchmarks.step import GPU_ROWS, network
+from cct_lightning import AugmentConfig
+from cct_lightning.data.augment.per_batch import BatchAugment
+from cct_lightning.training.engine import StepGraph
+from cct_lightning.training.optimizers import create_optimizer
+from cct_lightning.training.options import OptimConfig
+
+FLOPS = {row.arch: row.flops for row in GPU_ROWS}  # of forward and backward of an image
+BATCHES = (128, 512, 2048, 4096)
+PIECES = ("compile", "graph", "channels_last", "augment")
+RECIPES = ("cifar10_1min", "cifar10_3min", "cifar10_9min")
+
+
+class Row(NamedTuple):
+    """Something to measure.
+
+    Attributes:
+        name: By which it is asked for, and known in the file.
+        seconds: That it takes by estimate, on an H100.
+        measure: Returns the figures.
+    """
+
+    name: str
+    seconds: float
+    measure: Callable[[], dict[str, Any]]
+
+
+class Step:
+    """A training step on random images.
+
+    Args:
+        name: ours, vit-pytorch or timm, as in benchmarks/step.py.
+        arch: Of ours; the others have as many tokens, layers, heads and channels.
+        batch_size: Images of a step.
+        pieces: What ours is given, of ``PIECES``; the others are compiled.
+        device: cuda, or cpu for a dry run.
+    """
+
+    def __init__(self, name: str, arch: str, batch_size: int, pieces: tuple[str, ...], device: str) -> None:
+        torch.manual_seed(0)
+        self.device, ours = device, name == "ours"
+        self.model = network(name, arch).train().to(device)
+        optimizer = create_optimizer(self.model, OptimConfig(lr=1e-4)) if ours else torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        images = torch.randint(0, 256, (batch_size, 3, 32, 32), dtype=torch.uint8, device=device)
+        targets = torch.randint(0, 10, (batch_size,), device=device)
+        self.images, self.targets, self.optimizer = images, F.one_hot(targets, 10).float(), optimizer
+        self.augment = BatchAugment(AugmentConfig(shift=4, flip=0.5, cutout=8), (32, 32), (0.5,) * 3, (0.25,) * 3, 0) if "augment" in pieces else None
+        self.format = torch.channels_last if "channels_last" in pieces else torch.contiguous_format
+        if "compile" in pieces:
+            self.model.compile(**({} if device == "cuda" else {"backend": "eager"}))
+        self.epoch = 0
+        self.take: Callable[[torch.Tensor, torch.Tensor], object] = self._plain
+        if "graph" in pieces:
+            self.take = StepGraph(self._loss, optimizer, self._batch(), self.targets, None, *(() if device == "cuda" else (again,)))
+
+    def __call__(self) -> None:
+        self.take(self._batch(), self.targets)
+
+    def _batch(self) -> torch.Tensor:
+        self.epoch += 1
+        images = self.images if self.augment is None else self.augment(self.images, self.epoch, torch.arange(len(self.images)))
+        return images.to(torch.float32).to(memory_format=self.format).div_(255)
+
+    def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device, torch.bfloat16):
+            return F.cross_entropy(self.model(images), targets)
+
+    def _plain(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+        self._loss(images, targets).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def timed(call: Callable[[], object], device: str, rounds: int, calls: int) -> list[float]:
+    """Returns the seconds of a call in each round, after one round of warming up."""
+    seconds = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - began) / calls)
+    return seconds[1:]
+
+
+def in_a_process(pipe: Connection, arguments: tuple[Any, ...], device: str, calls: int) -> None:
+    """Sends the seconds of a step, of its preparation, and the peak of the memory; or says why there are none."""
+    try:
+        began = time.perf_counter()
+        step = Step(*arguments, device)
+        timed(step, device, 0, 3)
+        ready = time.perf_counter() - began
+        seconds = timed(step, device, 5 if device == "cuda" else 1, calls)
+        pipe.send((seconds, ready, torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0))
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+
+
+def step(name: str, arch: str, batch_size: int, pieces: tuple[str, ...], device: str) -> dict[str, Any]:
+    """Times a step in a process of its own, whose memory is its own; on a CPU in this one."""
+    batch_size = batch_size if device == "cuda" else 4
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    arguments = (other, (name, arch, batch_size, pieces), device, 20 if device == "cuda" else 1)
+    if device == "cpu":
+        in_a_process(*arguments)
+        found = pipe.recv()
+    else:
+        process = context.Process(target=in_a_process, args=arguments)
+        process.start()
+        other.close()
+        found = pipe.recv() if pipe.poll(240) else "more than 240 s"
+        if isinstance(found, str):
+            process.kill()
+        process.join()
+    if isinstance(found, str):
+        return {"error": found}
+    seconds, ready, memory = found
+    rates = sorted(batch_size / took for took in seconds)
+    median = statistics.median(rates)
+    figures = {"images_per_second": median, "least": rates[0], "most": rates[-1], "n": len(rates), "seconds_to_first": ready, "GiB": memory}
+    return figures | ({} if name == "timm" else {"tflops": median * FLOPS[arch] / 1e12})
+
+
+def card(device: str) -> dict[str, Any]:
+    """Measures bf16 products and copies."""
+    side, size = (8192, 2**30) if device == "cuda" else (128, 2**16)
+    matrix, block = torch.randn(side, side, device=device, dtype=torch.bfloat16), torch.empty(size, dtype=torch.uint8, device=device)
+    out, copy = torch.empty_like(matrix), torch.empty_like(block)
+    products = timed(lambda: torch.mm(matrix, matrix, out=out), device, 5, 20)
+    copies = timed(lambda: copy.copy_(block), device, 5, 20)
+    return {"tflops": 2 * side**3 / statistics.median(products) / 1e12, "GB_per_second": 2 * size / statistics.median(copies) / 1e9, "n": 5}
+
+
+def loop(root: Path) -> dict[str, Any]:
+    """Runs benchmarks/loop.py; its lines are the figures."""
+    words = ["--device", "cuda", "--root", str(root), "--arch", "cct_7_3x1_32", "--batch", "512"]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.loop", *words], capture_output=True, text=True, timeout=300)
+    return {"lines": done.stdout.strip().splitlines()[-5:]} if done.returncode == 0 else {"error": done.stderr[-500:]}
+
+
+def recipe(name: str, seed: int, device: str, root: Path) -> dict[str, Any]:
+    """Runs a recipe as it is, in a process of its own; on a CPU two steps of it, in this one."""
+    kept = ("test_accuracy", "steps", "seconds", "cpu_seconds", "images_per_second", "device", "seed")
+    keys: dict[str, Any] = {"seed_everything": seed, "data.root": str(root), "wandb.mode": "disabled", "trainer.enable_progress_bar": False}
+    if device == "cpu":
+        keys |= {"model.engine": "eager", "trainer.max_steps": 2, "trainer.accelerator": "cpu", "data.batch_size": 8, "data.per_class": 4}
+        keys |= {"model.arch": "cct_2_3x2_32", "trainer.limit_test_batches": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        keys["trainer.default_root_dir"] = folder
+        began = time.perf_counter()
+        if device == "cpu":
+            cct_lightning.fit(name, keys)
+        else:
+            words = [word for key, value in keys.items() for word in (f"--{key}", str(value).lower() if isinstance(value, bool) else str(value))]
+            done = subprocess.run([sys.executable, "-m", "cct_lightning", "fit", "-c", name, *words], capture_output=True, text=True, timeout=580)
+            if done.returncode:
+                return {"error": done.stderr[-500:]}
+        took = time.perf_counter() - began
+        (path,) = Path(folder).glob(f"{name}/*/summary.json")
+        summary = json.loads(path.read_text())
+    return {key: summary[key] for key in kept} | {"seconds_from_enter": took}
+
+
+def rows(device: str, root: Path) -> Iterator[Row]:
+    """Yields all rows, the most wanted first."""
+    yield Row("card", 10, partial(card, device))
+    for arch in ("cct_7_3x1_32", "cct_2_3x2_32"):
+        for batch_size in BATCHES if device == "cuda" else BATCHES[:1]:
+            engines = {
+                "compile+graph": PIECES[:3],
+                "compile": ("compile", "channels_last"),
+                "graph": ("graph", "channels_last"),
+                "eager": ("channels_last",),
+            }
+            for engine, pieces in engines.items():
+                yield Row(f"step {arch} {batch_size} ours {engine or 'eager'}", 25, partial(step, "ours", arch, batch_size, pieces, device))
+        for name in ("vit-pytorch", "timm"):
+            for batch_size in (512, 4096) if device == "cuda" else BATCHES[:1]:
+                yield Row(f"step {arch} {batch_size} {name} compile", 35, partial(step, name, arch, batch_size, ("compile",), device))
+    yield Row("cifar10_1min seed 0", 110, partial(recipe, RECIPES[0], 0, device, root))
+    if device == "cuda":
+        yield Row("loop", 90, partial(loop, root))
+    for left_out in (None, *PIECES):
+        pieces = tuple(piece for piece in PIECES if piece != left_out)
+        name = f"ablation cct_7_3x1_32 512 {'all' if left_out is None else f'without {left_out}'}"
+        yield Row(name, 30, partial(step, "ours", "cct_7_3x1_32", 512, pieces, device))
+    yield Row("cifar10_3min seed 0", 240, partial(recipe, RECIPES[1], 0, device, root))
+    yield Row("cifar10_9min seed 0", 530, partial(recipe, RECIPES[2], 0, device, root))
+    for seed in (1, 2) if device == "cuda" else ():
+        for name, seconds in zip(RECIPES, (110, 240, 530), strict=True):
+            yield Row(f"{name} seed {seed}", seconds, partial(recipe, name, seed, device, root))
+
+
+def main() -> None:
+    """Measures what the file lacks, as far as the time goes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="beginnings of rows' names; all rows without one")
+    parser.add_argument("--root", type=Path, default=Path("~/.cache/cct-lightning").expanduser(), help="folder with CIFAR-10")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=540)
+    parser.add_argument("--dry", action="store_true")
+    options = parser.parse_args()
+    began, device = time.perf_counter(), "cpu" if options.dry else "cuda"
+    os.environ.setdefault("WANDB_MODE", "disabled")
+    done = {json.loads(line)["row"] for line in options.out.read_text().splitlines()} if options.out.exists() else set()
+    print(machine(device, torch.get_num_threads()), flush=True)
+    left = 0
+    for row in rows(device, options.root.absolute()):
+        if row.name in done or (options.rows and not row.name.startswith(tuple(options.rows))):
+            continue
+        if time.perf_counter() - began + (0 if options.dry else row.seconds) > options.seconds:
+            left += 1
+            continue
+        try:
+            found = row.measure()
+        except Exception as error:
+            found = {"error": f"{type(error).__name__}: {error}"[:500]}
+        line = {"row": row.name, **found, "machine": machine(device, torch.get_num_threads()), "date": time.strftime("%Y-%m-%d")}
+        with options.out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(
+            f"{row.name}: " + ", ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()),
+            flush=True,
+        )
+    print(f"{left} row(s) left: call again" if left else "all rows stand in the file")
+
+
+if __name__ == "__main__":
+    main()
