@@ -113,12 +113,18 @@ class EMA(Callback):
             checkpoint["state_dict"] |= self.average
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes up the average of a checkpoint; a training goes on from its raw weights, anything else sees the average."""
+        """Takes up the average of a checkpoint; a training goes on from its raw weights, anything else sees the average.
+
+        Raises:
+            InputError: The average is of other weights than the network's.
+        """
         found = checkpoint.get("ema")
         self._raw = {}
         if found is None:
             self.average, self.updates = {}, 0
             return
+        if other := found["raw"].keys() ^ self._weights(pl_module).keys():
+            raise InputError(f"the checkpoint's average (ema) is none of this network's weights: {sorted(other)[0]} is only in one of the two.")
         # As the file has it: the network may be of 16 bits.
         self.average = {name: _wide(checkpoint["state_dict"][name]).to(pl_module.device, copy=True) for name in self._weights(pl_module)}
         self.updates, self._step = found["updates"], found["step"]

@@ -145,3 +145,11 @@ def raised_by_lightning(error: BaseException) -> bool:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     return frame is not None and f"{os.sep}lightning{os.sep}" in frame.tb_frame.f_code.co_filename
+
+
+def raised_while_restoring(error: BaseException) -> bool:
+    """Tells whether an error came up while Lightning took up a checkpoint."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_name not in ("_restore_modules_and_callbacks", "restore_training_state"):
+        frame = frame.tb_next
+    return frame is not None

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cct_lightning.commands.evaluate import recipe_of, task_of
 from cct_lightning.commands.finetune import from_scratch, own_keys
-from cct_lightning.commands.messages import quieten, raised_by_lightning
+from cct_lightning.commands.messages import quieten, raised_by_lightning, raised_while_restoring
 from cct_lightning.commands.parser import CLI
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.resume import check_checkpoint
@@ -18,6 +18,7 @@ from cct_lightning.data.fingerprint import Past
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import RunFolder, is_first_rank, recipe_name
 from cct_lightning.runs.full_disk import full_disk
+from cct_lightning.runs.resumption import check_resumable
 from cct_lightning.runs.session import Session
 from cct_lightning.runs.testing import Stage, evaluate
 from cct_lightning.runs.tracking.tracker import end_tracking
@@ -25,6 +26,7 @@ from cct_lightning.training.hardware import keep_freed_memory
 from cct_lightning.weights.files import Opened, open_weights
 from cct_lightning.weights.inspection import describe
 from cct_lightning.weights.sources import locate
+from cct_lightning.wording import reason
 
 
 def train(request: Request) -> Session:
@@ -87,6 +89,8 @@ def _open_last(request: Request) -> Opened:
         opened = open_weights(request.run.last)
     except InputError as error:
         raise InputError(f"{error}\n  Without it the run can't go on; it can start anew: cct fit -c {request.run.config_file}") from None
+    if opened.about is not None and opened.about["recipe"] and "sitting" in opened.content:  # else check_checkpoint says what it is
+        check_resumable(opened)
     check_checkpoint(request, opened)
     return opened
 
@@ -133,6 +137,17 @@ def _readable_errors() -> Iterator[None]:
                 f"the checkpoint's weights do not fit this network: {str(error).splitlines()[1].strip()[:150]}\n"
                 "  A flag changes the network (model.arch, model.pooling, ...): leave it out, or start a run with --model.pretrained."
             ) from error
-        if raised_by_lightning(error):  # its own checks of what it was given
+        if raised_by_lightning(error) and not raised_while_restoring(error):  # its own checks of what it was given
             raise InputError(str(error)) from error
+        _check_restoring(error)
         raise
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        _check_restoring(error)
+        raise
+
+
+def _check_restoring(error: Exception) -> None:
+    """Says of an error that came up while a checkpoint was taken up that this is not what a run writes, in a way that no check foresaw."""
+    if raised_while_restoring(error):
+        what = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"the checkpoint can't be taken up ({what}): it was changed, or written by something else.") from error

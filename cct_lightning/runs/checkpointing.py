@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from cct_lightning.errors import InputError
 from cct_lightning.run_folder import replacing
 from cct_lightning.runs.full_disk import full_disk
 from cct_lightning.weights.files import Opened, read_checkpoint
@@ -20,6 +21,11 @@ class RunCheckpoint(ModelCheckpoint):
     """Keeps a file of the run's folder, wherever that has been moved between two sittings."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if absent := self.state_dict().keys() - state_dict.keys():
+            raise InputError(
+                f"the checkpoint's state of {type(self).__name__} lacks {sorted(absent)[0]}: it was changed, or written by something else."
+            )
+
         def here(path: str) -> str:
             return str(Path(str(self.dirpath), Path(path).name)) if path else path
 

@@ -14,6 +14,7 @@ from cct_lightning.data.module import ImageDataModule
 from cct_lightning.run_folder import LEFT_OUT, RunFolder, replacing
 from cct_lightning.runs.lightning_private import inside_epoch, logged_step, mend_loops, unlogged
 from cct_lightning.runs.metrics_file import MetricsFile
+from cct_lightning.runs.resumption import check_states
 from cct_lightning.runs.stopping import Stopping
 from cct_lightning.training.hardware import cpu_seconds
 from cct_lightning.weights.files import KEY
@@ -87,6 +88,7 @@ class Sitting(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        check_states(trainer, checkpoint, self.folder.last)
         self._found = found = checkpoint[STATE]
         self.number, self.measures, self._before = found["number"] + 1, found["measures"], (found["seconds"], found["cpu_seconds"])
         self._longer = (checkpoint[KEY]["recipe"]["trainer"]["max_epochs"] or trainer.max_epochs) != trainer.max_epochs

@@ -9,13 +9,14 @@ from torch.distributed.tensor import DTensor
 from cct_lightning.errors import InputError
 from cct_lightning.training.muon import Muon, muon_groups
 from cct_lightning.training.optimizer_names import check_optimizer
+from cct_lightning.training.optimizer_states import check_state
 from cct_lightning.training.options import OptimConfig
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Builds the optimizer over the trainable parameters: our ``Muon``, or timm's of this name with layer-wise rates folded into each ``lr``.
 
-    Adam and AdamW use torch's fused kernels.
+    Adam and AdamW use torch's fused kernels. What is loaded into the optimizer is looked at by ``check_state``.
 
     Raises:
         InputError: timm has no optimizer of this name, it does not take the betas, nothing is trainable, or muon is asked for layer_decay or
@@ -35,7 +36,9 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
             raise InputError(
                 "optim.name=muon takes whole matrices, and the weights are sharded over devices: use adamw, or leave out the overlay fsdp."
             )
-        return Muon(muon_groups(model, config), config.lr, config.momentum, weight_decay=config.weight_decay, **betas)
+        muon = Muon(muon_groups(model, config), config.lr, config.momentum, weight_decay=config.weight_decay, **betas)
+        muon.register_load_state_dict_pre_hook(check_state)
+        return muon
     info = timm.optim.get_optimizer_info(name)
     if betas and not info.has_betas:
         raise InputError(f"optim.betas={config.betas} given to optim.name={config.name}, which has none: leave it out.")
@@ -45,6 +48,7 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
     )
     for group in optimizer.param_groups:
         group["lr"] *= group.pop("lr_scale", 1.0)  # timm's own schedulers read lr_scale, torch's don't
+    optimizer.register_load_state_dict_pre_hook(check_state)
     # A fused optimizer would unscale fp16 gradients itself, so Lightning 2.6 refuses to clip them before; the scaler can do it as well.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
