@@ -29,7 +29,7 @@ def did_you_mean(value: object, known: Iterable[str], listed: int = 12) -> str:
 
 
 def check_range(name: str, value: float, low: float, high: float = float("inf"), *, exclusive: str = "") -> None:
-    """Refuses a number outside low..high.
+    """Refuses a number outside low..high, and one that is not finite.
 
     Args:
         name: The key, for the message.
@@ -41,7 +41,13 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"),
     Raises:
         InputError: The number is out of range.
     """
-    if not low <= value <= high or ("low" in exclusive and value == low) or ("high" in exclusive and value == high):
+    if (
+        not low <= value <= high
+        or value in (float("inf"), float("-inf"))
+        or ("low" in exclusive and value == low)
+        or ("high" in exclusive and value == high)
+    ):
         above = f"{'more than' if 'low' in exclusive else 'at least'} {low:g}"
         below = "" if high == float("inf") else f" and {'less than' if 'high' in exclusive else 'at most'} {high:g}"
-        raise InputError(f"{name}={value} is out of range: it must be {above}{below}.")
+        finite = ", and finite" if abs(value) == float("inf") else ""
+        raise InputError(f"{name}={value} is out of range: it must be {above}{below}{finite}.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from cct_lightning.commands.ranges import check_number
 from cct_lightning.data.options import DataOptions
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.networks.presets import VARIANTS
@@ -142,11 +143,12 @@ def allowed(key: str) -> tuple[str, ...] | None:
 
 
 def check_value(key: str, value: object, where: str) -> None:
-    """Refuses a name that does not exist, before anything heavy is imported.
+    """Refuses a name that does not exist and a number out of range, before anything heavy is imported.
 
     Raises:
-        InputError: The key takes one of a few names, and this is none of them.
+        InputError: The key takes one of a few names, and this is none of them; or the number is out of its range.
     """
+    check_number(key, value, where)
     names = allowed(key)
     if names is None or str(value) in names or value in (None, "null") or (key == "model.arch" and str(value).startswith("timm/")):
         return
