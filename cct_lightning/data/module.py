@@ -250,7 +250,7 @@ class ImageDataModule(L.LightningDataModule):
         train = train and self.augment.is_random  # without augmentation training sees what evaluation does, crop_pct and all
         about = (self.augment, self.image_size, tuple(self.mean), tuple(self.std), self.seed)
         batched = isinstance(split.images, np.ndarray) and max(self.image_size) <= BATCHED_PIXELS and (train or self.crop_pct == 1.0)
-        if self._goes_by_batches(split, batched) if train else batched:
+        if self._goes_by_batches(split, batched) if train and self.augment.changes_images else batched:
             images, targets = self._in_memory(split, device)
             return MemoryLoader(images, targets, sampler, device, BatchAugment(*about) if train else None)
         if self.cache == "device":

@@ -294,8 +294,7 @@ def test_workers_share_the_cores_of_a_machine_among_its_devices(monkeypatch, cor
 def test_r12_images_are_augmented_the_way_the_run_began_wherever_they_are_kept(tmp_path, monkeypatch, begun, now, cap):
     write_images(tmp_path / "train", 2, 8, 24)
 
-    def read(cache, state=None):
-        augment = AugmentConfig(crop_scale=(0.5, 1.0), shift=2, flip=0.5, policy="randaugment", erase=0.5)
+    def read(cache, state=None, augment=AugmentConfig(crop_scale=(0.5, 1.0), shift=2, flip=0.5, policy="randaugment", erase=0.5)):
         data = ImageDataModule("image_folder", root=str(tmp_path), image_size=24, cache=cache, seed=0, num_workers=0, batch_size=4, augment=augment)
         data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
         data.trainer.state.fn = TrainerFn.FITTING
@@ -309,4 +308,7 @@ def test_r12_images_are_augmented_the_way_the_run_began_wherever_they_are_kept(t
     monkeypatch.setattr("cct_lightning.data.memory.HOST_CACHE_BYTES", cap)  # of another version
     again, noted = read(now, state)
     assert noted == state
+    mixed = [read(cache, augment=AugmentConfig(mixup=0.5)) for cache in ("none", "host")]  # images are mixed behind both roads
+    assert mixed[0][1]["road"] is mixed[1][1]["road"] is None
+    assert all(torch.equal(one, two) for one, two in zip(mixed[0][0], mixed[1][0], strict=True))
     assert all(torch.equal(one, two) for one, two in zip(images, again, strict=True))

@@ -42,7 +42,12 @@ class AugmentConfig:
     @property
     def is_random(self) -> bool:
         """Whether an image may look different from one epoch to the next."""
-        return bool(self.crop_scale or self.shift or self.flip or self.policy != "none" or self.cutout or self.erase or self.mixup or self.cutmix)
+        return bool(self.changes_images or self.mixup or self.cutmix)
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether something is drawn for each image, before any are mixed."""
+        return bool(self.crop_scale or self.shift or self.flip or self.policy != "none" or self.cutout or self.erase)
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None:
