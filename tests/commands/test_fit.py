@@ -31,7 +31,7 @@ def test_a_run_leaves_everything_in_its_folder(cct, tmp_path):
     outcome = cct("fit", "-c", "digits", *SHORT)
     assert outcome.code == 0, outcome.err
     run = only(tmp_path.glob("runs/digits/*"))
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.csv", "summary.json", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.csv", "summary.json", "checkpoints", "images.csv.gz"}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "best-digits-test"}
 
     summary = json.loads((run / "summary.json").read_text())
@@ -330,7 +330,7 @@ def test_two_processes_make_one_run(overlay, cct, cct_on_two_processes, tmp_path
     assert done.code == 0, done.err[-3000:]
     run = only(tmp_path.glob("runs/digits/*"))  # one folder
     assert done.out.count("test accuracy") == 1  # one summary
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.csv", "summary.json", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.csv", "summary.json", "checkpoints", "images.csv.gz"}
     seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
     for epoch in range(2):
         train = [index for rank in seen for index in rank["train"][epoch]]
