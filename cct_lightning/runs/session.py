@@ -96,6 +96,8 @@ class Session:
             except (RunError, OSError) as error:
                 if (failed := error if isinstance(error, RunError) else full_disk(error)) is None:
                     raise
+                if isinstance(error, DivergenceError) and not self.trainer.is_global_zero:
+                    sys.exit(1)  # all stop after the same step, and the first one tells it
                 failed.args = (f"{failed}\n  {self._whole_files(isinstance(error, DivergenceError))}",)
                 raise failed from error.__cause__
         return None

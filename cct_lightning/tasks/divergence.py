@@ -52,5 +52,5 @@ def check_numbers(trainer: Trainer, loss: Tensor, tensors: Mapping[str, Tensor],
     ways += [f"more digits (--trainer.precision 32-true; it was {trainer.precision})"] if "16" in str(trainer.precision) else []
     raise DivergenceError(
         f"the training diverged after step {sound}, found at step {trainer.global_step} (epoch {trainer.current_epoch + 1}): "
-        f"{what or 'on another device'}.\n  Try {', or '.join(ways)}."
+        f"{what or 'on another device'}.\n  Try {'; '.join(ways)}."
     )

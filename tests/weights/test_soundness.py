@@ -103,6 +103,15 @@ def test_what_is_not_finite_is_named_and_what_only_overflows_a_sum_is_not():
         check_finite({**fine, **bad, "epoch": 3}, "x.pth")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_stays_in_the_norms_that_a_gpu_computes_at_once(value):
+    large = [torch.full((9,), 1e4, dtype=torch.float16), torch.ones(3, 3)]
+    spoiled = torch.ones(1000)
+    spoiled[7] = value
+    assert [norm.isfinite().item() for norm in torch._foreach_norm([torch.ones(2), spoiled, large[1]], 1)] == [True, False, True]
+    assert not_finite({"large": large[0], "spoiled": spoiled}) == ["spoiled"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_r06_weights_that_are_not_finite_are_opened_nowhere(cct, tmp_path, value):
     content = torch.load(write_checkpoint(tmp_path / "a.ckpt"), weights_only=True)
