@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from cct_lightning.commands.keys import check_value, groups, known_keys
 from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.files import find_images
-from cct_lightning.errors import InputError, check_range, did_you_mean
+from cct_lightning.errors import InputError, RunError, check_range, did_you_mean
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.plain_yaml import read_yaml
@@ -208,10 +208,22 @@ def print_usage(text: str) -> None:
 
 @contextmanager
 def _opened(out: Path | None) -> Iterator[IO[str]]:
-    """Opens the file, or the screen; names of files that are no UTF-8 come out as they are."""
+    """Opens the file, or the screen; names of files that are no UTF-8 come out as they are.
+
+    Raises:
+        RunError: There is no room for the file.
+    """
     place = out if out is not None else sys.stdout.fileno()
-    with open(place, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=out is not None) as file:
-        yield file
+    try:
+        with open(place, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=out is not None) as file:
+            yield file
+    except BrokenPipeError:
+        sys.exit(0)  # the reader (head, less) has gone
+    except OSError as error:
+        if error.filename:  # of an image, say: what a write raises has no name
+            raise
+        where = "the screen or pipe" if out is None else f"--out {out}"
+        raise RunError(f"{where} can't be written to its end: {error.strerror}. It holds the predictions up to there.") from error
 
 
 def row_writer(file: IO[str], kind: str, top_k: int) -> Callable[["Prediction"], None]:

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_r19_what_is_no_regular_file_is_a_row_and_so_is_what_is_too_large(cct, t
 
 def test_no_number_is_written_as_nan(cct, tmp_path, files):
     content = torch.load("best.ckpt", weights_only=True)
-    content["state_dict"]["model.head.bias"] += torch.nan
+    content["state_dict"]["model.head.weight"].fill_(3e38)  # a number, of which the sum is none
     torch.save(content, "broken.ckpt")
     outcome = cct("predict", "broken.ckpt", files[0], "--format", "jsonl")
     assert outcome.code == 1
@@ -178,6 +179,19 @@ def test_rows_survive_what_ends_the_command(cct, tmp_path, files, monkeypatch):
     assert seen == [0, 4, 8]
     assert [row["path"] for row in read_csv((tmp_path / "a.csv").read_text())] == files[:8]
     assert "interrupted: 8 image(s), none bad" in outcome.out
+
+
+def test_r05_a_disk_that_fills_costs_one_line(cct, tmp_path, files):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    try:
+        outcome = cct("predict", "best.ckpt", "photos", "--out", "a.csv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome.code == 1, outcome
+    assert (tmp_path / "a.csv").stat().st_size == 300
+    assert "error: --out a.csv can't be written to its end: File too large. It holds the predictions up to there.\n" in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 def test_the_reader_of_the_rows_may_leave(cct, monkeypatch):
