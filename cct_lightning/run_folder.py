@@ -1,9 +1,6 @@
 """A run's folder, runs/<recipe>/<time>: every path in it, and how it is made, found from a word, held, read, written whole and discarded."""
 
-import csv
-import io
 import json
-import math
 import os
 import shutil
 import time
@@ -12,14 +9,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import IO, Any
 
 from cct_lightning.errors import InputError
 from cct_lightning.plain_yaml import read_yaml_file
+from cct_lightning.side_files import read_json, read_table, read_text, to_number
 
 # Tells the processes that a launch starts on this machine the folder that the first one has made.
 VARIABLE = "CCT_RUN_DIR"
 BEST, LAST = "best.ckpt", "last.ckpt"
+_SHARE, _TEXT = (float, int, NoneType), (str, NoneType)
+# Of what summary.json says, the types that those rely on who read it.
+SUMMARY: dict[str, type | tuple[type, ...]] = {
+    "finished": bool, "recipe": str, "run_dir": str, "arch": str, "pooling": str, "device": str, "best_checkpoint": _TEXT, "last_checkpoint": _TEXT,
+    **dict.fromkeys(("epochs", "steps", "num_parameters", "devices", "seed", "resumed"), int), "test": dict, "load_report": (dict, NoneType),
+    **dict.fromkeys(("val_accuracy", "val_accuracy_last", "val_accuracy_raw", "test_accuracy", "images_per_second", "seconds", "cpu_seconds",
+                     "flops_per_image", "test_confidence", "label_smoothing", "steps_per_epoch"), _SHARE),
+}  # fmt: skip
 IMAGES, LEFT_OUT = "images.csv.gz", "left_out.csv"  # what the run was trained on, and which images could not be read
 
 # What launchers tell a process of its place: torchrun, SLURM, and Lightning's own, which starts one process on each machine by NODE_RANK.
@@ -169,8 +176,9 @@ class RunFolder:
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
-        """What summary.json says."""
-        return read_json(self.summary_file)
+        """What summary.json says; nothing where that is damaged."""
+        found = read_json(self.summary_file)
+        return found if all(isinstance(found[name], kind) for name, kind in SUMMARY.items() if name in found) else {}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""
@@ -185,7 +193,7 @@ class RunFolder:
     @cached_property
     def config_text(self) -> str:
         """config.yaml as it is written."""
-        return _read(self.config_file)
+        return read_text(self.config_file)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -317,32 +325,3 @@ def find_network(word: str | Path) -> Path:
         raise InputError(f"{folder} is a run without checkpoints: it was stopped before its first epoch ended, or keeps none.")
     below = "".join(f" The newest below it: {path}" for path in newest(base=folder))
     raise InputError(f"{folder} holds no network: neither a run's checkpoints (best.ckpt, last.ckpt) nor an export (config.json).{below}")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the dictionary of a JSON file, nothing where there is none or a damaged one."""
-    try:
-        found = json.loads(_read(path))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a CSV file by the names of their columns, none where there is no file."""
-    return list(csv.DictReader(io.StringIO(_read(path), newline="")))
-
-
-def to_number(text: object) -> float:
-    """Returns a number that a file holds as text, NaN where it is none."""
-    try:
-        return float(str(text))
-    except ValueError:
-        return math.nan

@@ -69,7 +69,7 @@ def _check_option(option: Option, run: RunFolder) -> None:
 def say_finished(request: Request) -> bool:
     """Tells whether a run has ended by itself and shall not have more epochs; if so says what can be done with it."""
     run = request.run
-    if run is None or request.epochs is not None or not run.summary.get("finished"):
+    if run is None or request.epochs is not None or not run.summary.get("finished") or not {"epochs", "steps"} <= run.summary.keys():
         return False
     print(f"{run.path} is finished: {run.summary['epochs']} epochs, {run.summary['steps']} steps.")
     if run.key("trainer.max_steps") == -1:

@@ -1,6 +1,7 @@
 """The files that a run keeps: the best epoch and the last, written whole."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import replacing
 from cct_lightning.runs.full_disk import full_disk
+from cct_lightning.side_files import set_aside
 from cct_lightning.weights.files import Opened, read_checkpoint
-from cct_lightning.weights.soundness import tensors_in
+from cct_lightning.weights.soundness import check_archive, tensors_in
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -74,6 +76,23 @@ class BestCheckpoint(RunCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.accuracy = state_dict["accuracy"]
+        if self.best_model_path and (told := _lost(Path(self.best_model_path))):
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                print(f"{told}; the next epoch that is validated takes its place")
+            self.best_model_path = self.kth_best_model_path = ""
+            self.best_k_models, self.best_model_score, self.accuracy = {}, None, None
+
+
+def _lost(path: Path) -> str:
+    """Says that a checkpoint is gone or damaged, and sets it aside; the empty string where it is whole."""
+    try:
+        if path.is_file():
+            check_archive(path)
+            return ""
+    except InputError:
+        with suppress(FileNotFoundError):  # another process was quicker
+            return set_aside(path)
+    return f"{path} is gone"
 
 
 class WholeFileIO(TorchCheckpointIO):

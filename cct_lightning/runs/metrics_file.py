@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from cct_lightning.run_folder import replacing
+from cct_lightning.side_files import DAMAGED, mended, set_aside
 
 
 class MetricsWriter(ExperimentWriter):
@@ -22,7 +24,7 @@ class MetricsWriter(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self._path = Path(self.metrics_file_path)
-        rows = self._read() if self._path.is_file() else []
+        rows = self._take_up() if self._path.is_file() else []
         self.metrics_keys = rows[0] if rows else []
         self.rows = max(len(rows) - 1, 0)
 
@@ -36,6 +38,22 @@ class MetricsWriter(ExperimentWriter):
         except OSError as error:  # of a full disk has no name
             error.filename = error.filename or str(self._path)
             raise
+
+    def _take_up(self) -> list[list[str]]:
+        """Returns header and rows of what is there, mended where it is damaged: a kill or a full disk may have left half a row."""
+        found = mended(self._path.read_bytes().decode("utf-8", errors="replace"), ("epoch", "step"))
+        if found is None:
+            print(f"{set_aside(self._path)}; a new one begins")
+            return []
+        rows, damaged = found
+        if not rows:
+            self._path.unlink()  # Lightning would look for a header in it
+        if damaged:
+            shutil.copyfile(self._path, self._path.with_name(self._path.name + DAMAGED))
+            self._write(rows)
+            told = f"{len(damaged)} damaged row{'s' * (len(damaged) > 1)} mended, without the cells that could not be read"
+            print(f"{self._path}: {told}; {self._path.name}{DAMAGED} is the file as it was")
+        return rows
 
     def _read(self) -> list[list[str]]:
         with self._path.open(encoding="utf-8", newline="") as file:

@@ -8,9 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
-from cct_lightning.run_folder import RunFolder, read_json, replacing
+from cct_lightning.run_folder import RunFolder, replacing
 from cct_lightning.runs.curves import Series, draw_curves
 from cct_lightning.runs.page_parts import _percent, _test, details, escape, interval, more_pictures
+from cct_lightning.side_files import read_json
 from cct_lightning.wording import duration, part_epochs, reason
 
 PICTURE_BYTES = 3_500_000  # of all pictures together: base64 makes 4.7 MB of them

@@ -10,7 +10,8 @@ from typing import Any
 
 import PIL.Image
 
-from cct_lightning.run_folder import RunFolder, read_table, to_number
+from cct_lightning.run_folder import RunFolder
+from cct_lightning.side_files import read_table, to_number
 from cct_lightning.wording import percent
 
 LARGE = 250_000  # bytes of a PNG from which on it is worth packing anew

@@ -16,6 +16,7 @@ from cct_lightning.runs.lightning_private import inside_epoch, logged_step, mend
 from cct_lightning.runs.metrics_file import MetricsFile
 from cct_lightning.runs.resumption import check_states
 from cct_lightning.runs.stopping import Stopping
+from cct_lightning.side_files import set_aside
 from cct_lightning.training.hardware import cpu_seconds
 from cct_lightning.weights.files import KEY
 
@@ -144,3 +145,5 @@ def _mark_unfinished(folder: RunFolder) -> None:
     """Has the summary of an earlier sitting say that the run goes on; its figures stay until there are new ones."""
     if folder.summary:
         folder.write_summary({**folder.summary, "finished": False})
+    elif folder.summary_file.is_file():
+        print(set_aside(folder.summary_file))
