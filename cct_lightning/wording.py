@@ -49,6 +49,34 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+# What a spreadsheet computes begins with one of these, also in a CSV; the last four are their full-width forms.
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+PLACES = ("path", "file", "other")  # columns of files
+
+
+def as_cells(columns: Sequence[str], row: Sequence[object]) -> list[object]:
+    """Writes a row for a CSV in which no cell is a formula, whatever the names of files and classes are.
+
+    Text that begins with =, +, -, @, a tab or a line's end gets an apostrophe before it, by which spreadsheets take it for text, and a path ``./``,
+    by which it stays one. A number stays as it is, also as text, such as a class of the name -1.
+
+    Args:
+        columns: Their names.
+        row: As many values.
+    """
+    return [_as_cell(value, name in PLACES) if isinstance(value, str) else value for name, value in zip(columns, row, strict=True)]
+
+
+def _as_cell(text: str, is_path: bool) -> str:
+    if not text.startswith(FORMULAS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"./{text}" if is_path else f"'{text}"
+    return text
+
+
 def shortened(name: str, width: int) -> str:
     """Cuts the middle out of a name that is wider than ``width`` characters: names of one kind begin alike."""
     return name if len(name) <= width else f"{name[: width // 2]}…{name[width // 2 - width + 1 :]}"

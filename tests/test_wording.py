@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cct_lightning.wording import clock, duration, part_epochs, percent, printable, reason, shortened, some, table
+from cct_lightning.wording import as_cells, clock, duration, part_epochs, percent, printable, reason, shortened, some, table
 
 
 @pytest.mark.parametrize(("share", "options", "text"), [
@@ -74,3 +74,14 @@ def test_the_reason_of_an_error_is_a_line():
 def test_importing_it_costs_nothing():
     code = "import sys, cct_lightning.wording; print(sorted({'torch', 'numpy', 'lightning'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("text", "cell"), [
+    ("=1+1", "'=1+1"), ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"), ("-2+3", "'-2+3"), ("@SUM(A1)", "'@SUM(A1)"), ("\t=1", "'\t=1"),
+    ("＝1", "'＝1"),
+    ("cat", "cat"), ("", ""), ("-1", "-1"), ("+0.5", "+0.5"), ("-1e-3", "-1e-3"), ("a=b", "a=b"), ("'quoted", "'quoted"), ("-", "'-"),
+])  # fmt: skip
+def test_r21_no_cell_is_a_formula_and_a_number_stays_one(text, cell):
+    assert as_cells(["class"], [text]) == [cell]
+    assert as_cells(["path"], [text]) == [cell.replace("'", "./", 1) if cell != text else text]
+    assert as_cells(["a", "b", "c"], [1, -0.5, None]) == [1, -0.5, None]

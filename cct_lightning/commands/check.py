@@ -21,7 +21,7 @@ from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.options import DataOptions
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.run_folder import replacing
-from cct_lightning.wording import percent, some, table
+from cct_lightning.wording import as_cells, percent, some, table
 
 if TYPE_CHECKING:
     from cct_lightning.data.check import Seen
@@ -180,7 +180,7 @@ def _write(out: Path, listing: "Listing", seen: Sequence["Seen"], found: Sequenc
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(Finding._fields)
-        rows.writerows(found)
+        rows.writerows(as_cells(Finding._fields, row) for row in found)
         text.flush()
         text.detach()
     good = [about for about in seen if about.error is None]

@@ -22,6 +22,7 @@ from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.plain_yaml import read_yaml
 from cct_lightning.run_folder import find_network
 from cct_lightning.tasks.options import FROM_DATA
+from cct_lightning.wording import as_cells
 
 if TYPE_CHECKING:
     from cct_lightning.inference.predictor import Prediction, Predictor
@@ -232,11 +233,12 @@ def row_writer(file: IO[str], kind: str, top_k: int) -> Callable[["Prediction"],
         return lambda prediction: print(_json_line(prediction), file=file)
     rows = csv.writer(file, lineterminator="\n")
     more = [name for place in range(2, top_k + 1) for name in (f"class_{place}", f"probability_{place}")]
-    rows.writerow(["path", "class", "probability", *more, "error"])
+    columns = ["path", "class", "probability", *more, "error"]
+    rows.writerow(columns)
 
     def write(prediction: "Prediction") -> None:
         cells = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6g}")] or [""] * (2 + len(more))
-        rows.writerow([prediction.path, *cells, prediction.error or ""])
+        rows.writerow(as_cells(columns, [prediction.path, *cells, prediction.error or ""]))
 
     return write
 

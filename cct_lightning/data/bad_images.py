@@ -18,7 +18,7 @@ from cct_lightning.data.check import ADVICE, MOST_BAD, cores, counted, why_bad
 from cct_lightning.data.files import Array, decode, open_image
 from cct_lightning.data.folders import Split
 from cct_lightning.errors import InputError
-from cct_lightning.wording import printable, some
+from cct_lightning.wording import as_cells, printable, some
 
 LOOK_SECONDS = 3.0  # a training that reads its files in every epoch looks at them for so long before the first one
 AT_ONCE = 256  # files that are handed to the threads together
@@ -61,7 +61,7 @@ def table_of(bad: Sequence[Bad]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(Bad._fields)
-    rows.writerows(bad)
+    rows.writerows(as_cells(Bad._fields, row) for row in bad)
     return text.getvalue()
 
 

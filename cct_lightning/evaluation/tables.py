@@ -10,7 +10,7 @@ from typing import Any
 
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.outcomes import LABELS, ClassRow, Confusion, Mistake, Report
-from cct_lightning.wording import percent, printable, shortened, some, table
+from cct_lightning.wording import as_cells, percent, printable, shortened, some, table
 
 FILES = ("measures.json", "classes.csv", "confusion.csv", "mistakes.csv")
 
@@ -21,6 +21,8 @@ def _finite(value: float | None) -> float | None:
 
 def write_report(report: Report, folder: Path, about: Mapping[str, Any]) -> None:
     """Writes measures.json, classes.csv, confusion.csv and mistakes.csv; a value that is none, or not finite, is null or empty.
+
+    Names in the tables are no formulas of a spreadsheet, see ``wording.as_cells``; measures.json has them as they are.
 
     Args:
         report: What was found.
@@ -43,7 +45,7 @@ def write_report(report: Report, folder: Path, about: Mapping[str, Any]) -> None
         with (folder / name).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(kind._fields)
-            writer.writerows([_cell(value) for value in row] for row in rows)
+            writer.writerows(as_cells(kind._fields, [_cell(value) for value in row]) for row in rows)
 
 
 def _cell(value: str | float | None) -> str | int:

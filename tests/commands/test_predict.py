@@ -257,7 +257,7 @@ def test_what_can_not_be_done_is_said(cct, words, message):
 
 def test_words_behind_two_dashes_are_paths(cct, tmp_path, files):
     (tmp_path / "--odd.png").write_bytes((tmp_path / files[0]).read_bytes())
-    assert [row["path"] for row in read_csv(cct("predict", "best.ckpt", "--", "--odd.png").out)] == ["--odd.png"]
+    assert [row["path"] for row in read_csv(cct("predict", "best.ckpt", "--", "--odd.png").out)] == ["./--odd.png"]  # no formula
 
 
 def test_the_help_names_every_option_and_takes_no_torch(files):
@@ -310,3 +310,19 @@ def test_predict_and_test_agree_on_every_image(cct, tmp_path):
     assert len(rows) == 40
     assert accuracy == pytest.approx(tested)
     assert 0.2 < accuracy < 1  # else any other preprocessing might give the same
+
+
+def test_r21_rows_hold_no_formulas(tmp_path, monkeypatch):
+    from cct_lightning.commands.predict import row_writer
+    from cct_lightning.inference.predictor import Prediction
+
+    told = [Prediction("=x.png", "-a", 0.5, (("-a", 0.5), ("+1", 0.25))), Prediction("@y.png", error="=no image")]
+    for kind in ("csv", "jsonl"):
+        with (tmp_path / kind).open("w") as file:
+            write = row_writer(file, kind, 2)
+            for prediction in told:
+                write(prediction)
+    first, second = csv.reader((tmp_path / "csv").read_text().splitlines()[1:])
+    assert first == ["./=x.png", "'-a", "0.5", "+1", "0.25", ""]
+    assert (second[0], second[-1]) == ("./@y.png", "'=no image")
+    assert json.loads((tmp_path / "jsonl").read_text().splitlines()[0])["path"] == "=x.png"
