@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from cct_lightning.data.findings import Finding, Listing
 
 KEYS = ("data.dataset", "data.root", "data.num_workers", "data.on_bad_image", "data.max_megapixels")
+# Has glibc keep freed memory in the processes that read: Pillow's would go back to the system and come as 500 new pages with each photograph,
+# which takes longer than to decode it (benchmarks/README.md).
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**26)}
 HELP = """cct check DIR [-c RECIPE] [--key value] ...
 
 Reads every image before a training would, on all cores, and says what it found. DIR is what `cct finetune` takes: class folders, or train and val
@@ -133,6 +136,8 @@ def main(arguments: list[str]) -> None:
         print(HELP)
         return
     place = prepare(arguments)
+    for name, value in KEPT_MEMORY.items():
+        os.environ.setdefault(name, value)
     from cct_lightning.data.check import cores, counted, examine_all
     from cct_lightning.data.findings import find, list_images
 

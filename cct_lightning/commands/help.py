@@ -59,8 +59,8 @@ before they end a run; after a kill it is that of the last epoch that ended.
 
 --extend-to EPOCHS trains a run of whole epochs on to so many in all, with the learning rates of a run of that length from there on.
 
-The images must be those that it was trained on: names, labels and sizes of all, of small sets contents, too (up to 256 MiB; of larger ones
-1,000 files). Where they lie may change (--data.root). --accept-changed-data goes on with others; summary and config.yaml then say so.
+The images must be those that it was trained on: names, labels and sizes of all; contents, too, of up to 20,000 files and 256 MiB, and of 1,000
+files of larger sets. Where they lie may change (--data.root). --accept-changed-data goes on with others; summary and config.yaml then say so.
 
 What the run is stays as in its config.yaml; where it is computed may change:""",
     ),

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import stat
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from cct_lightning.data.folders import Split
 from cct_lightning.errors import InputError
 from cct_lightning.wording import printable
 
-CONTENT_BYTES = 256 * 2**20  # files that take up to here together are read to their end, of larger sets
+CONTENT_BYTES, CONTENT_FILES = 256 * 2**20, 20_000  # up to here all files are read to their end: a second or two; of larger sets
 SAMPLE = 1000  # about so many, spread over all, and no more bytes
 WENT_ON = "from step "  # begins what is said of a run that goes on with other images
 HEADER = ("split", "name", "label", "size", "content")
@@ -55,8 +56,8 @@ class _Part(NamedTuple):
 class Fingerprint:
     """Names, sizes and labels of the images of all splits, in their order, and contents where reading them is cheap.
 
-    Arrays are read whole; files where they take up to ``CONTENT_BYTES`` together, else some ``SAMPLE`` of them. Times of change are not
-    looked at: copying a folder sets them anew, and nothing that is replaced needs to have a new one. Neither is the place of the data set.
+    Arrays are read whole; files where they are up to ``CONTENT_FILES`` and ``CONTENT_BYTES`` together, else some ``SAMPLE`` of them. Times of
+    change are not looked at: copying a folder sets them anew, and what is replaced may keep its own. Neither is the place of the data set.
     """
 
     parts: tuple[_Part, ...]
@@ -82,7 +83,8 @@ class Fingerprint:
                 parts.append(_Part(name, split.images, np.fromiter(map(_size, split.images), np.int64, len(split)), split.targets, {}))
         sizes = np.concatenate([part.sizes for part in parts if part.files is not None] or [np.zeros(0, np.int64)])
         total = int(sizes.clip(0).sum())
-        step = 1 if total <= CONTENT_BYTES else max(-(-total // CONTENT_BYTES), len(sizes) // SAMPLE)
+        whole = total <= CONTENT_BYTES and len(sizes) <= CONTENT_FILES
+        step = 1 if whole else max(-(-total // CONTENT_BYTES), len(sizes) // SAMPLE, 1)
         for number, part in enumerate(parts):
             if part.files is not None:
                 read = {index: _digest_file(part.files[index]) for index in range(0, len(part.files), step) if part.sizes[index] >= 0}
@@ -121,7 +123,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
             return [Row(row["split"], row["name"], row["label"], int(row["size"]), row["content"]) for row in csv.DictReader(file)]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, csv.Error):
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, csv.Error):
         return []
 
 

@@ -1,0 +1,83 @@
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import write_images
+
+from cct_lightning.data import fingerprint
+from cct_lightning.data.fingerprint import Fingerprint, differences, digest_of, read_rows
+from cct_lightning.data.folders import Split, folder_class_names, read_folder
+
+
+def of_folder(root):
+    return Fingerprint.take({split: read_folder(root, split) for split in ("train", "val", "test")}, folder_class_names(root), root)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_images(tmp_path / "photos", classes=2, each=5, size=8)
+
+
+def test_it_is_the_same_wherever_the_images_lie_and_whenever_they_were_written(photos, tmp_path, monkeypatch):
+    first = of_folder(photos).digest
+    os.utime(photos / "class0000/1.png", (1, 1))
+    assert of_folder(photos).digest == first
+    photos.rename(tmp_path / "moved")
+    assert of_folder(tmp_path / "moved").digest == first
+    monkeypatch.chdir(tmp_path)
+    assert of_folder(Path("moved")).digest == first
+    monkeypatch.chdir(tmp_path / "moved")
+    assert of_folder(Path()).digest == first
+
+
+def test_what_is_written_is_read_again_with_any_names(photos, tmp_path):
+    odd = photos / "class0001" / "=1,\n\"'\udce9.png"
+    (photos / "class0001/1.png").rename(odd)
+    found = of_folder(photos)
+    file = io.BytesIO()
+    found.write(file)
+    (tmp_path / "images.csv.gz").write_bytes(file.getvalue())
+    assert read_rows(tmp_path / "images.csv.gz") == [*found.rows()]
+    assert digest_of(read_rows(tmp_path / "images.csv.gz")) == found.digest
+    odd.unlink()
+    assert [*differences(found.rows(), of_folder(photos).rows())] == ["class0001/=1,\\n\"'\\udce9.png is gone"]
+
+
+def test_a_damaged_list_is_no_list(photos, tmp_path):
+    file = io.BytesIO()
+    of_folder(photos).write(file)
+    path = tmp_path / "images.csv.gz"
+    for content in (b"", b"no gzip", file.getvalue()[:-20], file.getvalue()[:30] + b"\0" + file.getvalue()[31:]):
+        path.write_bytes(content)
+        assert read_rows(path) == []
+
+
+@pytest.mark.parametrize(("limit", "value"), [("CONTENT_FILES", 9), ("CONTENT_BYTES", 100)])
+def test_of_larger_sets_the_contents_of_some_files_count(photos, monkeypatch, limit, value):
+    assert all(row.content for row in of_folder(photos).rows() if row.split == "train")
+    monkeypatch.setattr(fingerprint, limit, value)
+    monkeypatch.setattr(fingerprint, "SAMPLE", 3)
+    contents = [bool(row.content) for row in of_folder(photos).rows() if row.split == "train"]
+    assert 0 < sum(contents) < 5
+    assert contents[0]
+
+
+def test_a_fifo_is_not_opened_and_a_lost_link_is_no_error(photos):
+    os.mkfifo(photos / "class0000/a.png")
+    (photos / "class0000/b.png").symlink_to("nowhere")
+    rows = {row.name: row for row in of_folder(photos).rows()}
+    assert (rows["class0000/a.png"].size, rows["class0000/b.png"].size) == (-1, -1)
+
+
+def test_arrays_count_with_their_labels():
+    images, targets = np.zeros((6, 4, 4, 1), np.uint8), np.arange(6) % 2
+
+    def digest(images, targets):
+        return Fingerprint.take({"train": Split(images, targets), "val": None}, ["a", "b"], Path()).digest
+
+    first = digest(images, targets)
+    assert digest(images.copy(), targets.copy()) == first
+    assert digest(images + np.uint8(1), targets) != first
+    assert digest(images, 1 - targets) != first
