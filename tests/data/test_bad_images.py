@@ -136,3 +136,15 @@ def test_r07b_a_resumed_run_leaves_out_exactly_the_same_images(cct, photos, tmp_
     one, two = (torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for folder in (run, stopped))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert cct("test", stopped).code == 0
+
+
+def test_r07b_what_a_worker_can_not_read_ends_the_run_with_the_ways_out(cct, photos, monkeypatch):
+    monkeypatch.setattr(bad_images.Readable, "look_ahead", lambda *_: None)  # as if the time had been too short
+    (photos / "class0001/3.png").write_bytes(b"no image")
+    outcome = cct("fit", "-c", "digits", *SMALL, "--data.root", photos, "--data.cache", "none", "--data.num_workers", 1)
+    assert outcome.code == 2
+    first, *ways = outcome.err[outcome.err.index("error: ") :].splitlines()
+    assert first.startswith(f"error: {photos}/class0001/3.png can't be read as an image")
+    assert f"cct check {photos}" in ways[0]
+    assert "--data.on_bad_image skip" in ways[1]
+    assert len(ways) == 2
