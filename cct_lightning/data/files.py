@@ -97,7 +97,8 @@ def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[P
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:  # the latter where warnings are errors
         raise _too_large(path, int(next(iter(re.findall(r"\d+", str(error))), 0)), max_megapixels) from None
     except Exception as error:  # what a damaged file raises inside a decoder is not known beforehand
-        raise InputError(f"{path} can't be read as an image ({reason(error, 80)}): mend it or move it out of the data set.") from None
+        why = reason(error, 80).partition(" <_io")[0]  # Pillow names the file once more
+        raise InputError(f"{path} can't be read as an image ({why}): mend it or move it out of the data set.") from None
 
 
 def _opened(file: IO[bytes], max_megapixels: float) -> PIL.Image.Image:
