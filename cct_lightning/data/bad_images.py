@@ -61,7 +61,7 @@ def table_of(bad: Sequence[Bad]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(Bad._fields)
-    rows.writerows(as_cells(Bad._fields, row) for row in bad)
+    rows.writerows(as_cells(Bad._fields, [row.split, row.number, str(row.path), row.why]) for row in bad)
     return text.getvalue()
 
 

@@ -3,6 +3,7 @@ import json
 import signal
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,3 +149,12 @@ def test_r07b_what_a_worker_can_not_read_ends_the_run_with_the_ways_out(cct, pho
     assert f"cct check {photos}" in ways[0]
     assert "--data.on_bad_image skip" in ways[1]
     assert len(ways) == 2
+
+
+def test_a_table_of_bad_images_holds_no_formula():
+    table = bad_images.table_of([bad_images.Bad("train", 3, Path("=1+1.png"), "can't be read"), bad_images.Bad("val", 0, Path("a,b.png"))])
+    assert list(csv.reader(table.splitlines())) == [
+        ["split", "number", "path", "why"],
+        ["train", "3", "./=1+1.png", "can't be read"],
+        ["val", "0", "a,b.png", ""],
+    ]
