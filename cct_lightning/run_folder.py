@@ -28,13 +28,12 @@ SUMMARY: dict[str, type | tuple[type, ...]] = {
                      "flops_per_image", "test_confidence", "label_smoothing", "steps_per_epoch"), _SHARE),
 }  # fmt: skip
 IMAGES, LEFT_OUT = "images.csv.gz", "left_out.csv"  # what the run was trained on, and which images could not be read
-
-# What launchers tell a process of its place: torchrun, SLURM, and Lightning's own, which starts one process on each machine by NODE_RANK.
+# What torchrun, SLURM, and who starts one process a machine tell it of its place.
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
 
 
 def is_first_rank() -> bool:
-    """Tells whether this process is rank zero, the first on the first machine, before a trainer knows. It alone names and holds folders."""
+    """Tells whether this process is rank zero, before a trainer knows. It alone names and holds folders."""
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
@@ -69,8 +68,7 @@ class RunFolder:
     def make(cls, recipe: str, base: Path = Path("runs")) -> "RunFolder":
         """Makes base/<recipe>/<time>/, for this run alone: two runs that begin in the same second get two folders.
 
-        The processes that a launch starts on this machine are told the folder of the first one, see ``told``. Ranks on other machines write
-        nothing, and Lightning tells them where the checkpoints lie.
+        Processes that a launch starts on this machine are told it (``told``); other ranks make none, and take rank zero's (``settle``).
 
         Raises:
             InputError: It can't be made.
@@ -132,6 +130,10 @@ class RunFolder:
     @property
     def last(self) -> Path:
         return self.checkpoints / LAST
+
+    def settle(self, path: Path) -> None:
+        """Takes the folder of rank zero."""
+        object.__setattr__(self, "path", path)
 
     @contextmanager
     def told(self) -> Iterator[None]:

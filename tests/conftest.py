@@ -3,11 +3,12 @@
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from forked import Server
 
 from cct_lightning.__main__ import main
 
@@ -82,3 +83,11 @@ def cct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         return Outcome(code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Server]:
+    """Starts ``cct WORDS`` as processes of their own, without the seconds of an import: for those that are killed, stopped, or several."""
+    server = Server()
+    yield server
+    server.close()

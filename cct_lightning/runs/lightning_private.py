@@ -1,10 +1,12 @@
 """All that is known here of Lightning's private loop state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 
 def inside_epoch(trainer: Trainer) -> bool:
@@ -42,6 +44,36 @@ def own_signals(trainer: Trainer) -> None:
 
     connector.register_signal_handlers = take_none  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Launches the processes of this machine as Lightning does, but leaves it to us to watch them: its observer kills all without a word.
+
+    Attributes:
+        on_launch: Is called once they are started; ``procs`` holds them.
+    """
+
+    on_launch: Callable[[], None] | None = None
+
+    def launch(self, function: Callable[..., Any], *arguments: Any, trainer: Trainer | None = None, **named: Any) -> Any:
+        environment = self.cluster_environment
+        environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not environment.creates_processes_externally:
+            self._call_children_scripts()
+            if self.on_launch is not None:
+                self.on_launch()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*arguments, **named)
+
+
+def put_launcher(trainer: Trainer) -> Launcher | None:
+    """Gives a trainer our launcher in the place of Lightning's; None where it launches in another way, or none is to be launched."""
+    theirs = trainer.strategy.launcher
+    if type(theirs) is not _SubprocessScriptLauncher:
+        return None
+    ours = Launcher(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
+    trainer.strategy._launcher = ours
+    return ours
 
 
 def mend_loops(trainer: Trainer, validating: bool) -> None:

@@ -61,6 +61,7 @@ class Session:
         parts = Parts(setting, folder, module, data, search, opened)
         self.trainer, self.best, self.tracker = parts.trainer, parts.best, parts.tracker
         self._throughput, self._stopping, self._sitting, self._search = parts.throughput, parts.stopping, parts.sitting, search
+        self._ranks = parts.ranks
         self._flops: int | None = None
         self.stopped_by = 0
         self._summary: Summary | None = None
@@ -75,14 +76,25 @@ class Session:
             RunError: The training diverged, a disk is full; says which files are whole.
         """
         with self._stopping.listening():
-            self._begin()
-            resumed: dict[str, Any] = {"ckpt_path": self.folder.last, "weights_only": True} if self.setting.resumes else {}
-            with self.folder.told():
-                self._until_stopped(lambda: self.trainer.fit(self.module, datamodule=self.data, **resumed))
-            if self._stopping.began or not self.stopped_by:
-                self._end()
-            elif self.trainer.is_global_zero:
-                print("stopped before its first step", file=sys.stderr)
+            try:
+                self._fit()
+            except Exception as error:
+                told = self._ranks.blame(error)
+                self._ranks.close(failed=True)
+                if told is error:
+                    raise
+                raise told from error
+            self._ranks.close(failed=self.stopped_by > 0 and not self._stopping.began)
+
+    def _fit(self) -> None:
+        self._begin()
+        resumed: dict[str, Any] = {"ckpt_path": self.folder.last, "weights_only": True} if self.setting.resumes else {}
+        with self.folder.told():
+            self._until_stopped(lambda: self.trainer.fit(self.module, datamodule=self.data, **resumed))
+        if self._stopping.began or not self.stopped_by:
+            self._end()
+        elif self.trainer.is_global_zero:
+            print("stopped before its first step", file=sys.stderr)
 
     def _until_stopped(self, part: Callable[[], T]) -> T | None:
         """Does a part of the run, none after a stop; a signal may end it, and is then known as ``stopped_by``."""
@@ -166,6 +178,8 @@ class Session:
         trained = not self.stopped_by
         best_path = os.path.relpath(self.best.best_model_path) if self.best and self.best.best_model_path else None
         last_path = os.path.relpath(self.folder.last) if self.folder.last.is_file() else None
+        if trained:  # what one rank loads, all load
+            best_path, last_path = trainer.strategy.broadcast((best_path, last_path))
         raw = self._until_stopped(self._raw_accuracy)
         tested, confidence = self._until_stopped(lambda: self._test(best_path or last_path)) or ({}, None)
         summary = Summary(

@@ -25,6 +25,7 @@ from cct_lightning.runs.checkpointing import BestCheckpoint, RunCheckpoint, Whol
 from cct_lightning.runs.lightning_private import own_signals
 from cct_lightning.runs.metrics_file import MetricsFile
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
+from cct_lightning.runs.ranks import Ranks
 from cct_lightning.runs.search import LENGTHS
 from cct_lightning.runs.sitting import Sitting
 from cct_lightning.runs.stopping import Stopping
@@ -132,6 +133,7 @@ class Parts:
     Attributes:
         trainer: With all callbacks and loggers.
         throughput: Counts images per second.
+        ranks: Watches over its processes.
         stopping: Lets the run be stopped.
         sitting: Lets it be resumed.
         best: Keeps the best epoch; None without validation or checkpoints.
@@ -144,7 +146,7 @@ class Parts:
         given = {**setting.trainer, "default_root_dir": str(folder.path)}
         if not data.has_validation:
             given["limit_val_batches"] = 0
-        self.throughput, self.stopping = Throughput(), Stopping()
+        self.throughput, self.stopping, self.ranks = Throughput(), Stopping(), Ranks(folder)
         self.sitting = Sitting(folder, self.stopping, setting.keeps_checkpoints and search is None, data)
         self.best: BestCheckpoint | None = None
         self.tracker: Tracker | None = None
@@ -163,10 +165,11 @@ class Parts:
         given["callbacks"] = self._callbacks(setting, folder, as_list(given["callbacks"]))
         self.trainer = Trainer(**given)
         make_ours(self.trainer, opened)
+        self.ranks.attach(self.trainer)
 
     def _callbacks(self, setting: Setting, folder: RunFolder, given: Sequence[Callback]) -> list[Callback]:
         """Puts behind the recipe's callbacks those of every run: the best and the last checkpoint each on its own, so that last is the last."""
-        callbacks: list[Callback] = [*given, self.throughput, self.stopping, self.sitting]
+        callbacks: list[Callback] = [self.ranks, *given, self.throughput, self.stopping, self.sitting]
         if setting.trainer["enable_progress_bar"] is not False and not any(isinstance(callback, Bar) for callback in given):
             callbacks.append(ProgressBar())
         if self.best is not None:
