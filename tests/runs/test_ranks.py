@@ -67,12 +67,11 @@ def _said(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_r04_a_rank_that_is_killed_is_named_with_its_signal(two, number):
+def test_r04_a_rank_that_is_killed_is_named_with_its_signal(two):
     command, second = two()
-    os.kill(second, number)
+    os.kill(second, signal.SIGSEGV)
     assert command.wait(20) == 1, command.out
-    assert _said(command) == [f"error: rank 1 of 2 (process {second}) was killed by {number.name}."]
+    assert _said(command) == [f"error: rank 1 of 2 (process {second}) was killed by SIGSEGV."]
     assert _ends(second)
 
 
@@ -115,7 +114,8 @@ def test_r04_a_stop_by_one_signal_is_everyones(two, forks, tmp_path):
     assert re.search(r"next\n  cct resume runs", command.out)
     step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     resumed = forks.start("resume", run, cwd=tmp_path)
-    time.sleep(6)
+    size = (run / "metrics.csv").stat().st_size
+    _until(lambda: (run / "metrics.csv").stat().st_size > size + 200, resumed)
     os.kill(resumed.pid, signal.SIGINT)
     assert resumed.wait(20) == 130, resumed.out
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > step
@@ -140,17 +140,16 @@ class Fault(Callback):
 ])  # fmt: skip
 def test_r04_a_rank_that_raises_is_named(forks, tmp_path, raised, line):
     (tmp_path / "fault.py").write_text(FAULT.format(raised))
-    command = forks.start(*LONG, "--trainer.callbacks", "[fault.Fault]", cwd=tmp_path)
+    command = forks.start(*LONG, "--trainer.callbacks", "[fault.Fault]", "--allow-import", "fault", cwd=tmp_path)
     assert command.wait(60) == 1, command.out
     assert [said for said in command.out.splitlines() if said.startswith("error: ")] == [line]
     assert command.out.count("Traceback") == raised.startswith("Zero")  # of rank 1: a fault of the program
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlay", ["fsdp", "ddp"])
-def test_ranks_that_others_started_take_the_folder_of_rank_zero(forks, tmp_path, overlay):
+def test_ranks_that_others_started_take_the_folder_of_rank_zero(forks, tmp_path):
     """As torchrun starts them; without validation there is no best checkpoint, and FSDP2 waited for ever for the rank that found no last one."""
-    words = [overlay if word == "ddp" else word for word in TWO] + ["--data.val_fraction", "0", "--trainer.max_epochs", "1"]
+    words = ["fsdp" if word == "ddp" else word for word in TWO] + ["--data.val_fraction", "0", "--trainer.max_epochs", "1"]
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     told = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
