@@ -1,5 +1,6 @@
 """Carries out a request: parsed, built, trained or measured. The command line and Python call the same."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from cct_lightning.commands.parser import CLI
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.resume import check_checkpoint
 from cct_lightning.data.fingerprint import Past
-from cct_lightning.errors import InputError
+from cct_lightning.errors import InputError, RunError
 from cct_lightning.run_folder import RunFolder, is_first_rank, recipe_name
 from cct_lightning.runs.full_disk import full_disk
 from cct_lightning.runs.resumption import check_resumable
@@ -130,6 +131,10 @@ def _readable_errors() -> Iterator[None]:
     except (MisconfigurationException, ModuleNotFoundError, OSError) as error:  # of accelerators, loggers and folders that are not there
         raise full_disk(error) or InputError(str(error)) from error
     except (ValueError, RuntimeError) as error:
+        if found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*[^. ])", str(error)):
+            raise RunError(
+                f"a process that reads images (process {found[1]}) {found[2]}. Where memory is short, fewer help: --data.num_workers N."
+            ) from error
         if isinstance(error.__cause__, InputError):  # of a callback, wrapped by the parser in what it has against every other type
             raise InputError(str(error.__cause__)) from error
         if "Error(s) in loading state_dict" in str(error):

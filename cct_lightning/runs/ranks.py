@@ -324,7 +324,7 @@ class Ranks(Callback):
         if watch.rank == 0:
             watch.lose(0, f"raised {type(error).__name__}")
             return error
-        lines = str(error).strip().splitlines() or [""]
+        lines = str(error).rsplit("InputError: ", 1)[-1].strip().splitlines() or [""]  # without the traceback of a DataLoader's worker
         if not isinstance(error, InputError):
             watch.say("failed " + json.dumps(f"raised {type(error).__name__}: {lines[0][:300]}"))
         elif watch.joined:

@@ -1,5 +1,6 @@
 import csv
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from pictures import write_images
 
 from cct_lightning import LitClassifier
 from cct_lightning.commands import running
+from cct_lightning.runs.stopping import Stopping
 from cct_lightning.weights.files import KEY
 
 CHECKOUT = Path(__file__).parents[2]
@@ -287,6 +289,27 @@ def test_an_image_that_breaks_while_training_is_named(cct, tmp_path, workers):
     assert outcome.code == 2, outcome.err
     assert re.search(r"error: .*3\.png can't be read as an image", outcome.err)
     assert "Traceback" not in outcome.err[outcome.err.index("error: ") :]
+
+
+def test_r19_a_killed_process_that_reads_images_costs_one_line(cct, tmp_path, monkeypatch):
+    write_images(tmp_path / "images", 2, 40)
+
+    def kill(self, trainer, module, batch, batch_idx):
+        if trainer.current_epoch == 1:
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    monkeypatch.setattr(Stopping, "on_train_batch_start", kill)
+    outcome = cct(
+        "fit", "-c", "image_folder", "--data.root", "images", "--data.image_size", 32, "--model.arch", "cct_2_3x2_32", "--data.cache", "none",
+        "--data.batch_size", 8, "--data.num_workers", 1, "--trainer.max_epochs", 9, "--trainer.enable_progress_bar", "false",
+    )  # fmt: skip
+    assert outcome.code == 1
+    (line,) = [line for line in outcome.err.splitlines() if "INFO" not in line and line.strip()]
+    assert re.fullmatch(
+        r"error: a process that reads images \(process \d+\) .*: Killed. Where memory is short, fewer help: --data.num_workers N.", line
+    )
+    assert list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt"))
 
 
 @pytest.fixture(scope="module")
