@@ -1,5 +1,6 @@
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,3 +141,30 @@ def test_r03_what_nohup_ignores_stays_ignored(fit, signalled):
         assert fit()[0].code == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_ranks_ask_each_other_about_once_a_second_and_not_each_step(monkeypatch):
+    asked, clock = [], [0.0]
+    monkeypatch.setattr("cct_lightning.runs.stopping.time.monotonic", lambda: clock[0])
+
+    def reduce(told, reduce_op):
+        asked.append(clock[0])
+        return torch.maximum(told, torch.tensor([15.0 if clock[0] > 60 else 0.0, 0.0]))  # another rank got a SIGTERM
+
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce)
+    stopping, trainer = Stopping(), SimpleNamespace(world_size=2, strategy=strategy)
+    stopping._ask_soon()
+    steps = 0
+    while not stopping._is_asked(trainer):
+        steps += 1
+        clock[0] += 0.005
+    assert 60 < clock[0] < 62
+    assert len(asked) < 75 < steps / 100
+    assert stopping.received == signal.SIGTERM
+    clock[0] += 1  # a validation of longer steps
+    stopping._ask_soon()
+    asked.clear()
+    for _ in range(10):
+        clock[0] += 3
+        stopping._is_asked(trainer)
+    assert len(asked) == 10
