@@ -304,7 +304,7 @@ def test_r19_a_killed_process_that_reads_images_costs_one_line(cct, tmp_path, mo
         "fit", "-c", "image_folder", "--data.root", "images", "--data.image_size", 32, "--model.arch", "cct_2_3x2_32", "--data.cache", "none",
         "--data.batch_size", 8, "--data.num_workers", 1, "--trainer.max_epochs", 9, "--trainer.enable_progress_bar", "false",
     )  # fmt: skip
-    assert outcome.code == 1
+    assert outcome.code == 1, outcome.err
     (line,) = [line for line in outcome.err.splitlines() if "INFO" not in line and line.strip()]
     assert re.fullmatch(
         r"error: a process that reads images \(process \d+\) .*: Killed. Where memory is short, fewer help: --data.num_workers N.", line
