@@ -1,6 +1,7 @@
 """Numbers out of range, refused with the key's name before anything heavy is imported: of our keys by the classes that hold them, of Lightning's
 Trainer by a table, since it finds many of them only in the training, or never."""
 
+import math
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import NamedTuple, get_args, get_type_hints
@@ -35,6 +36,7 @@ TRAINER = {
     "overfit_batches": Range(0, share=True, zero=True),
 }  # fmt: skip
 SEEDS = 2**32 - 1
+HUGE = 10**30  # above it a number is as good as none, and may have more digits than Python writes
 
 
 @cache
@@ -82,12 +84,15 @@ def as_number(value: object) -> int | float | None:
     """Returns a number, also one that is written as text, as YAML does 1e-3 and the command line everything; None for all else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
-    if not isinstance(value, str):
-        return value
     try:
-        return int(value) if value.strip().lstrip("+-").isdecimal() else float(value.replace(".inf", "inf").replace(".nan", "nan"))
+        if isinstance(value, str):
+            whole = value.strip().lstrip("+-").isdecimal()
+            value = int(value) if whole else float(value.replace(".inf", "inf").replace(".nan", "nan"))
     except ValueError:
         return None
+    if isinstance(value, int) and abs(value) > HUGE:
+        return math.inf if value > 0 else -math.inf
+    return value
 
 
 def _check_trainers(key: str, number: float, where: str) -> None:
