@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from cct_lightning.commands.fit import SEARCHES
+from cct_lightning.commands.keys import check_value, flatten, groups_without_keys
 from cct_lightning.commands.requests import Request, read_request
 from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
@@ -46,6 +47,14 @@ def task_of(about: Mapping[str, Any] | None) -> str:
     return str(recipe.get("task", DEFAULT))
 
 
+def _check_data(recipe: dict[str, Any], where: str) -> None:
+    """Checks what a checkpoint says of its data as what a recipe says is checked."""
+    for group in groups_without_keys(recipe):
+        raise InputError(f"{where}: {group} is a group of keys, and no value.")
+    for key, value in flatten(recipe).items():
+        check_value(key, value, where)
+
+
 def recipe_of(about: Mapping[str, Any] | None, request: Request) -> dict[str, Any]:
     """Returns what a checkpoint says, as a recipe before what is typed.
 
@@ -59,7 +68,12 @@ def recipe_of(about: Mapping[str, Any] | None, request: Request) -> dict[str, An
     if not isinstance(about, Mapping) or not about.get("model"):
         raise InputError(f"{request.checkpoint} is no checkpoint of `cct fit`, or holds a network that only Python can build.")
     known: dict[str, Any] = {"task": task_of(about), "model": {**about["model"], "pretrained": None}}
+    if about["model"]["num_classes"] < 2:
+        raise InputError(
+            f"{request.checkpoint} says num_classes={about['model']['num_classes']}: a network to be measured tells two classes or more."
+        )
     if recipe := about["recipe"]:
+        _check_data({"data": recipe["data"]}, str(request.checkpoint))
         trainer = recipe.get("trainer") or {}
         known |= {"seed_everything": recipe.get("seed_everything", 0), "data": recipe["data"]}
         known["trainer"] = {"precision": trainer.get("precision"), "accelerator": trainer.get("accelerator", "auto"), "devices": 1}
