@@ -41,6 +41,8 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"),
     Raises:
         InputError: The number is out of range.
     """
+    if value is None:
+        raise InputError(f"{name} is null, and takes a number.")
     if (
         not low <= value <= high
         or value in (float("inf"), float("-inf"))

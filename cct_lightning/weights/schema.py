@@ -69,7 +69,7 @@ ABOUT: dict[str, Any] = {
 }  # fmt: skip
 PREPROCESSING: dict[str, Any] = {"image_size": list[int], "in_chans": int, "mean": list[float] | None, "std": list[float] | None, "crop_pct": float}
 RECIPE: dict[str, Any] = {"data": dict, "trainer": dict | None, "model": dict | None, "seed_everything": int | bool | None, "task": str | None}
-DATA: dict[str, Any] = {"dataset": str | None, "root": str | None, "crop_pct": float | None}
+DATA: dict[str, Any] = {"dataset": str | None, "root": str, "crop_pct": float, "image_size": int | list[int] | None}
 
 
 def check_about(about: object, where: str) -> Mapping[str, Any]:
@@ -100,7 +100,7 @@ def check_about(about: object, where: str) -> Mapping[str, Any]:
         _check_images(preprocessing, where, "preprocessing.")
     if recipe := about.get("recipe"):
         _check(recipe, RECIPE, where, "recipe.")
-        _check(recipe["data"], DATA, where, "recipe.data.")
+        _check(recipe["data"], DATA, where, "recipe.data.", partly=True)
     whole = {**dict.fromkeys(("model", "class_names", "recipe", "mean", "std", "seed")), **about}
     if model is not None:
         whole["model"] = {**{name: None for name, wanted in _model_types().items() if _fits(None, wanted)}, **model}
