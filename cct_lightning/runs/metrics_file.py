@@ -41,7 +41,7 @@ class MetricsWriter(ExperimentWriter):
 
     def _take_up(self) -> list[list[str]]:
         """Returns header and rows of what is there, mended where it is damaged: a kill or a full disk may have left half a row."""
-        found = mended(self._path.read_bytes().decode("utf-8", errors="replace"), ("epoch", "step"))
+        found = mended(self._path.read_bytes().decode("utf-8", errors="replace"), ("step",))
         if found is None:
             print(f"{set_aside(self._path)}; a new one begins")
             return []
