@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -417,16 +418,15 @@ def test_workers_obey_no_signal_but_their_parents():
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_is_resumed(fit, cct, tmp_path):
+def test_a_process_that_is_killed_is_resumed(fit, cct, forks, tmp_path, request):
     words = ("--trainer.max_epochs", 8, "--trainer.callbacks", "null")
-    command = [sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", *map(str, (*SMALL, *words))]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(1)  # as the processes of forks have
+    process = forks.start("fit", "-c", "digits", *SMALL, *words, cwd=tmp_path)
     while not any(b"\n2," in path.read_bytes() for path in tmp_path.glob("runs/*/*/metrics.csv")):  # the third epoch has begun
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+        assert process.wait(0.01) is None, process.out
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(20) == -signal.SIGKILL
     (run,) = tmp_path.glob("runs/*/*")
     assert cct("resume", run).code == 0
     _, reference = fit(*words)

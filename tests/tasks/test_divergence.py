@@ -1,9 +1,6 @@
 """Faults are injected into whole runs, on all engines: the recorded step runs here without a GPU, see tests/training/test_engine.py."""
 
-import os
 import re
-import subprocess
-import sys
 
 import lightning as L
 import pytest
@@ -116,31 +113,26 @@ def test_r06_an_epoch_whose_validation_is_no_number_is_not_the_best(cct, monkeyp
 
 
 SPOILED = """
-import os, sys
-import torch
-from cct_lightning.tasks.classification import LitClassifier
-whole = LitClassifier.training_loss
-def training_loss(self, *batch):
-    return whole(self, *batch) * (float("nan") if self.global_step == 5 and self.global_rank == 1 else 1)
-LitClassifier.training_loss = training_loss
-from cct_lightning.__main__ import main
-main()
+from lightning.pytorch import Callback
+
+class Spoiled(Callback):
+    def setup(self, trainer, module, stage):
+        whole = module.training_loss
+        module.training_loss = lambda *batch: whole(*batch) * (float("nan") if trainer.global_step == 5 and trainer.global_rank == 1 else 1)
 """
 
 
 @pytest.mark.slow
-def test_r06_all_processes_stop_where_one_diverged(tmp_path):
-    script = tmp_path / "spoiled.py"
-    script.write_text(SPOILED)
-    words = map(str, (*SMALL, "--trainer.callbacks", "null", "--trainer.strategy", "ddp", "--trainer.devices", 2, "--trainer.accelerator", "cpu"))
-    environment = {**os.environ, "WANDB_MODE": "disabled"}
-    command = [sys.executable, script, "fit", "-c", "digits", *words]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1, ended.stderr
-    assert "the training diverged after step 4, found at step 8 (epoch 2)" in ended.stderr
-    assert "last.ckpt (step 4)" in ended.stderr
-    assert ended.stderr.count("the training diverged") == 1
-    assert "Traceback" not in ended.stderr
+def test_r06_all_processes_stop_where_one_diverged(forks, tmp_path):
+    (tmp_path / "spoiled.py").write_text(SPOILED)
+    two = ("--trainer.strategy", "ddp", "--trainer.devices", 2, "--trainer.accelerator", "cpu")
+    words = (*SMALL, *two, "--trainer.callbacks", "[spoiled.Spoiled]", "--allow-import", "spoiled")
+    ended = forks.start("fit", "-c", "digits", *words, cwd=tmp_path)
+    assert ended.wait(100) == 1, ended.out
+    assert "the training diverged after step 4, found at step 8 (epoch 2)" in ended.out
+    assert "last.ckpt (step 4)" in ended.out
+    assert ended.out.count("the training diverged") == 1
+    assert "Traceback" not in ended.out
     (last,) = tmp_path.glob("runs/*/*/checkpoints/last.ckpt")
     assert torch.load(last, weights_only=True)["global_step"] == 4
 
