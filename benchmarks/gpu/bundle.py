@@ -24,7 +24,7 @@ from PIL import Image
 
 PACKAGES = (
     "albumentations==2.0.8", "albucore==0.0.24", "stringzilla", "simsimd", "pydantic", "pydantic-core", "typing-inspection", "annotated-types",
-    "jsonargparse", "typeshed-client", "docstring-parser",
+    "jsonargparse", "typeshed-client", "docstring-parser", "vit-pytorch",
 )  # fmt: skip
 PYTHON, PLATFORM = "3.12", "x86_64-manylinux_2_28"
 SIDE, ACROSS = 32, 50  # pixels of an image; images across and down a sheet
