@@ -26,11 +26,13 @@ class Throughput(Callback):
 
     Attributes:
         flops_per_image: Of the network, forward; None leaves perf/mfu out.
+        image_size: (H, W) of the images that these are for, pixels: perf/mfu is left out while a training has smaller ones; None: any.
     """
 
     def __init__(self, warmup_steps: int = 5) -> None:
         self.warmup_steps = warmup_steps
         self.flops_per_image: int | None = None
+        self.image_size: tuple[int, int] | None = None
         self.images, self.seconds = 0, 0.0
         self._since: float | None = None
         self._begun = 0.0
@@ -45,6 +47,7 @@ class Throughput(Callback):
     def _forget(self) -> None:
         """Begins what is logged next."""
         self._steps, self._images, self._waited, self._stepped = 0, 0, 0.0, 0.0
+        self._others = False  # whether images had another size
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin = trainer.global_step
@@ -63,6 +66,7 @@ class Throughput(Callback):
             self.seconds += now - self._since
             self._steps += 1
             self._images += images
+            self._others |= self.image_size is not None and tuple(batch[0].shape[2:]) != self.image_size
             self._waited += self._begun - self._since
             self._stepped += now - self._begun
             if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -80,7 +84,7 @@ class Throughput(Callback):
             found["perf/gpu_mem"] = torch.cuda.max_memory_allocated(device) / 2**30
             name = torch.cuda.get_device_name(device)
             peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
-            if peak and self.flops_per_image:
+            if peak and self.flops_per_image and not self._others:
                 found["perf/mfu"] = 3 * self.flops_per_image * rate / (peak * world_size)
         return found
 

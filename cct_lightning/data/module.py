@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
@@ -68,7 +69,9 @@ class ImageDataModule(L.LightningDataModule):
         size = options.image_size or about.image_size
         if size is None:
             raise InputError(f"data.image_size is not given, and the images of {dataset} differ in size: give the side in pixels, such as 224.")
-        self.image_size = as_size("data.image_size", size)
+        self.image_size = height, width = as_size("data.image_size", size)
+        # (H, W) of the first part of the training, and the share of its steps up to which each holds
+        self.first_sizes = [((pixels, round(pixels * width / height)), share) for pixels, share in options.image_size_schedule or ()]
         check_range("data.augment.shift", options.augment.shift, 0, min(self.image_size), exclusive="high")
         self.in_chans = options.in_chans or len(about.mean)
         self.mean = _per_channel("mean", options.mean or about.mean, self.in_chans)
@@ -320,12 +323,22 @@ class ImageDataModule(L.LightningDataModule):
             raise no_test_images(self.root, self._has_own("val"))
         return self._loader("test")
 
+    def _size_at(self, step: int) -> tuple[int, int]:
+        """Returns (H, W) of the training images at a step."""
+        if not self.first_sizes:
+            return self.image_size
+        assert self.trainer is not None
+        share = step / self.trainer.estimated_stepping_batches
+        return next((size for size, until in self.first_sizes if share < until), self.image_size)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalises on the device, and mixes neighbours while training."""
+        """Normalises on the device; while training, makes images smaller where the schedule says so, and mixes neighbours."""
         if batch.images.dtype != torch.uint8:
             return batch  # features
         images, targets = normalize(batch.images, self.mean, self.std), batch.targets
         if self.trainer is not None and self.trainer.training:
+            if (size := self._size_at(self.trainer.global_step)) != self.image_size:
+                images = F.interpolate(images, size, mode="bilinear", antialias=True)
             drawn = draw_mix(self.augment, self.seed, batch.epoch, batch.number)
             if drawn is not None:
                 images, targets = mix_batch(images, targets, self.num_classes, drawn)

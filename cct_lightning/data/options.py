@@ -52,6 +52,9 @@ class DataOptions:
             path and label, and split (train, val or test) where you split.
         batch_size: Images in a training batch, over all devices.
         image_size: Side of the images given to the network, or height and width, pixels; null: the data set's own.
+        image_size_schedule: Smaller images for the first part of the training, which costs less: pairs of the side of square images (of others the
+            height, the width follows), pixels, and the share of the run's steps up to which it holds, such as [[16, 0.35], [24, 0.75]]; then, and
+            in every evaluation, image_size. null: image_size from the first step on.
         cache: device keeps the images on the GPU, host in memory, none reads files each time; auto: images of the network's size on the GPU up
             to 2 GiB, others in memory up to 4 GiB. A named set whose resized images take more is resized one by one with auto and none.
         val_fraction: Share of each class of the training images that is set aside for validation, where the set brings none.
@@ -82,6 +85,7 @@ class DataOptions:
     root: str = "~/.cache/cct-lightning"
     batch_size: int = 128
     image_size: int | tuple[int, int] | None = None
+    image_size_schedule: list[tuple[int, float]] | None = None
     cache: Literal["auto", "device", "host", "none"] = "auto"
     val_fraction: float = 0.1
     test_fraction: float = 0.2
@@ -110,3 +114,8 @@ class DataOptions:
         check_range("data.num_workers", self.num_workers or 0, 0)
         if self.image_size is not None:
             object.__setattr__(self, "image_size", as_size("data.image_size", self.image_size))
+        before = 0.0
+        for pixels, share in self.image_size_schedule or ():
+            check_range("data.image_size_schedule: side", pixels, 1)
+            check_range("data.image_size_schedule: share", share, before, 1, exclusive="low high")
+            before = share

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,7 +37,7 @@ class Encoder(nn.Module, ABC):
     halves as well, ``embed`` and ``encode``, for what hides or drops patches between them.
 
     Attributes:
-        image_size: (H, W), pixels; images of another size are refused.
+        image_size: (H, W), pixels; images of another size are refused, but for those that ``take_sizes`` was told.
         in_chans: C.
         grid_size: (h, w) of the patch tokens.
         embed_dim: D.
@@ -100,6 +101,14 @@ class Encoder(nn.Module, ABC):
         """
         raise InputError(f"{self.title()} does not offer the tokens of its layers.")
 
+    def take_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Takes images of further sizes as well, (H, W) in pixels: a training may begin with smaller ones.
+
+        Raises:
+            InputError: The encoder takes one size alone, or can't take one of these.
+        """
+        raise InputError(f"{self.title()} takes images of one size: leave data.image_size_schedule out.")
+
     def describe_images(self) -> dict[str, Any]:
         """Describes the images it takes in the words of timm's ``pretrained_cfg``."""
         return describe_images(self.in_chans, self.image_size)
@@ -146,6 +155,11 @@ def sine_table(num_tokens: int, embed_dim: int) -> Tensor:
     column = torch.arange(embed_dim, dtype=torch.float64)
     angles = torch.arange(num_tokens, dtype=torch.float64)[:, None] / 10000 ** (2 * (column // 2) / embed_dim)
     return torch.where(column % 2 == 0, angles.sin(), angles.cos()).float()[None]
+
+
+def _resizing(grid: tuple[int, int]) -> str:
+    """Names the buffer that makes positions of this grid."""
+    return f"positions_{grid[0]}x{grid[1]}"
 
 
 class ViTEncoder(Encoder):
@@ -212,6 +226,7 @@ class ViTEncoder(Encoder):
         self.blocks = nn.ModuleList(Block(self.embed_dim, num_heads, mlp_ratio, residual_norm, rate, attn_drop, proj_drop) for rate in rates)
         self.norm = nn.LayerNorm(self.embed_dim)
         self.grad_checkpointing = False
+        self.further_sizes: frozenset[tuple[int, int]] = frozenset()
         initialise(self, "encoder")
 
     def layers(self) -> Iterable[nn.Module]:
@@ -231,6 +246,30 @@ class ViTEncoder(Encoder):
             if table is not None:
                 self.register_parameter(name, nn.Parameter(table.clone()))
 
+    def take_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Takes images of further sizes as well, (H, W) in pixels; their positions are interpolated (bilinear, averaged where the grid is coarser).
+
+        Raises:
+            InputError: The tokenizer can't take one of them.
+        """
+        self.further_sizes = frozenset(sizes) - {self.image_size}
+        for size in self.further_sizes:
+            grid = self.tokenizer.grid_size(size)
+            if self.position != "none" and grid != self.grid_size:
+                # A product, not F.interpolate, whose backward pass is not deterministic on a GPU.
+                table = self.pos_embed
+                one_hot = torch.eye(len(table[0]), device="cpu").view(1, -1, *self.grid_size)
+                matrix = F.interpolate(one_hot, grid, mode="bilinear", antialias=True)[0].flatten(1).T
+                self.register_buffer(_resizing(grid), matrix.to(table.device, table.dtype), persistent=False)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Returns the positions of a grid, (1, h * w, D)."""
+        if grid == self.grid_size:
+            return self.pos_embed
+        with torch.autocast(self.pos_embed.device.type, enabled=False):
+            resized: Tensor = self.get_buffer(_resizing(grid)) @ self.pos_embed
+            return resized
+
     def forward(self, images: Tensor) -> Tokens:
         """Encodes images (B, C, H, W) of the built size.
 
@@ -248,14 +287,16 @@ class ViTEncoder(Encoder):
         Raises:
             InputError: The images have another size or another number of channels.
         """
-        if tuple(images.shape[1:]) != (self.in_chans, *self.image_size):
+        size = (images.shape[2], images.shape[3])
+        if images.shape[1] != self.in_chans or (size != self.image_size and size not in self.further_sizes):
             raise InputError(
                 f"images of shape {tuple(images.shape)} given to a network built for (B, {self.in_chans}, {self.image_size[0]}, "
                 f"{self.image_size[1]}): resize the images, or build it with image_size={tuple(images.shape[2:])}, in_chans={images.shape[1]}."
             )
-        x = self.tokenizer(images).flatten(2).transpose(1, 2)  # (B, N, D)
+        embedded = self.tokenizer(images)
+        x = embedded.flatten(2).transpose(1, 2)  # (B, N, D)
         if self.position != "none":
-            x = x + self.pos_embed
+            x = x + self._positions((embedded.shape[2], embedded.shape[3]))
         if self.class_token != "none":
             token = self.cls_token + self.cls_pos_embed if self.class_token_position else self.cls_token
             x = torch.cat((token.expand(x.shape[0], -1, -1).to(x.dtype), x), dim=1)

@@ -147,6 +147,7 @@ class Session:
         except Exception:  # torch's counter fails on some networks of timm's; a missing figure shall stop no training
             self._flops = None
         self._throughput.flops_per_image = None if frozen else self._flops  # of a frozen part no gradients are computed
+        self._throughput.image_size = self.data.image_size
         if self.tracker is not None and self.tracker in self.trainer.loggers:  # not in a fast_dev_run
             self.tracker.begin()
         if self.setting.resumes and speaks:
@@ -159,6 +160,8 @@ class Session:
             raise InputError("model.freeze=backbone needs weights to keep: give --model.pretrained SOURCE (`cct finetune --help`), or freeze none.")
         plain = module.engine != "graph" and not isinstance(self.trainer.strategy, ModelParallelStrategy)
         if plain and not self.data.augment.is_random:
+            if self.data.first_sizes:
+                raise InputError("A frozen backbone's features are computed once, at data.image_size: leave data.image_size_schedule out.")
             self.data.use_features(module.encode)
             if self.trainer.is_global_zero:
                 print("the backbone is frozen and no augmentation is on: its features are computed once")

@@ -112,8 +112,10 @@ class Task(L.LightningModule, ABC):
         fully_shard(self.model)
 
     def on_fit_start(self) -> None:
-        """Compiles where the engine says so, and refuses what a recorded step can't honour."""
+        """Compiles where the engine says so, and refuses what a recorded step, or the network, can't honour."""
         trainer = self.trainer
+        if sizes := [size for size, _ in getattr(trainer.datamodule, "first_sizes", ())]:  # type: ignore[attr-defined]
+            self.encoder.take_sizes(sizes)
         engine = choose_engine(self.engine, self.device, trainer.estimated_stepping_batches)
         self._graph, self._records = None, engine == "graph"
         if self._records:
@@ -126,7 +128,8 @@ class Task(L.LightningModule, ABC):
             }
             check_graph(self.device, trainer.world_size, str(trainer.precision), self.optim.name, trainer_keys)
         if engine != "eager" and self.model._compiled_call_impl is None:
-            self.model.compile()  # in place: torch.compile(model) would rename the state dict's keys
+            # In place: torch.compile(model) would rename the state dict's keys. For each of some image sizes on its own: one for all is slower.
+            self.model.compile(dynamic=False if sizes else None)
 
     def on_train_batch_start(self, batch: Sequence[Any], batch_idx: int) -> None:
         reseed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
@@ -151,7 +154,8 @@ class Task(L.LightningModule, ABC):
 
     def _replay(self, images: Tensor, targets: Tensor) -> Tensor:
         """Takes the whole step, optimizer included; what Lightning then does is empty, see ``backward`` and ``optimizer_step``."""
-        if self._graph is None:
+        if self._graph is None or images.shape[2:] != self._graph.images.shape[2:]:  # data.image_size_schedule has come to another size
+            self._graph = None  # its memory first
             optimizer = self.optimizers(use_pl_optimizer=False)
             self._graph = StepGraph(self.training_loss, optimizer, images, targets, self.optim.clip_norm)  # type: ignore[arg-type]
         return self._graph(images, targets)

@@ -169,6 +169,8 @@ def test_the_share_of_a_gpus_operations_follows_from_counted_ones(monkeypatch, n
     found = callback._measures(torch.device("cuda"), 2)
     assert found["perf/gpu_mem"] == 3
     assert found.get("perf/mfu") == (pytest.approx(3e9 * 10_000 / (2 * peak)) if peak else None)
+    callback._others = True  # images of another size than the counted operations are for
+    assert "perf/mfu" not in callback._measures(torch.device("cuda"), 2)
 
 
 def test_the_folder_is_no_package_of_its_own():

@@ -313,6 +313,7 @@ def test_the_road_over_features_sees_the_centre_that_evaluation_sees(cct, photos
 @pytest.mark.parametrize(("words", "message"), [
     (("-c", "linear_probe"), "model.freeze=backbone needs weights to keep"),
     (("-c", "linear_probe", "--model.pooling", "class_token", "--model.pretrained"), "would keep encoder.cls_pos_embed, encoder.cls_token at"),
+    (("-c", "linear_probe", "--data.image_size_schedule", "[[16, 0.5]]", "--model.pretrained"), "leave data.image_size_schedule out"),
     (("--model.pretrained",), "model.pretrained is given without a value"),
 ])  # fmt: skip
 def test_a_frozen_backbone_needs_weights(cct, photos, weights, words, message):

@@ -164,6 +164,20 @@ def test_an_ordinary_trainer_gets_normalised_and_mixed_batches():
     assert [batch.epoch for batch in plain] == [1] * 20
 
 
+def test_a_training_may_begin_with_smaller_images():
+    data = ImageDataModule("digits", batch_size=64, image_size=(16, 12), image_size_schedule=[(4, 0.25), (8, 0.55)], seed=0)
+    module = Collect()
+    L.Trainer(max_steps=40, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False).fit(
+        module, data
+    )
+    sizes = [tuple(batch.images.shape[2:]) for batch in module.batches["train"]]
+    assert sizes == [(4, 3)] * 10 + [(8, 6)] * 12 + [(16, 12)] * 18
+    assert {tuple(batch.images.shape[2:]) for batch in module.batches["val"]} == {(16, 12)}
+    small, whole = module.batches["train"][10].images, module.batches["train"][30].images
+    assert small.mean().item() == pytest.approx(whole.mean().item(), abs=0.1)
+    assert small.std() < whole.std()
+
+
 def test_small_images_of_one_size_come_out_of_memory_and_others_one_by_one(tmp_path):
     write_images(tmp_path / "train", 2, 6, 24)
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from cct_lightning import ConvTokenizer, InputError, PatchTokenizer, TimmEncoder, ViTEncoder, create_model
@@ -159,6 +160,31 @@ def test_images_of_another_shape_are_refused():
         encoder()(torch.zeros(1, 3, 16, 16))
     with pytest.raises(InputError, match="in_chans=1"):
         encoder()(torch.zeros(1, 1, 16, 24))
+
+
+@pytest.mark.parametrize(("class_token", "position"), FORMS)
+def test_images_of_further_sizes_are_taken_where_asked(class_token, position):
+    net = randomise(encoder(class_token=class_token, position=position))
+    before, names = net(IMAGES), set(net.state_dict())
+    net.take_sizes([(8, 12), (16, 24)])
+    assert set(net.state_dict()) == names
+    assert all(map(torch.equal, net(IMAGES), before))
+    small = IMAGES[:, :, ::2, ::2]
+    assert net(small).patches.shape == (2, 6, 16)
+    if position != "none":
+        table = net.pos_embed.transpose(1, 2).unflatten(2, (4, 6))
+        expected = F.interpolate(table, (2, 3), mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
+        added = net.embed(small)[:, net.num_prefix_tokens :] - net.tokenizer(small).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(added, expected.expand(2, -1, -1))
+    with pytest.raises(InputError, match=r"\(2, 3, 12, 12\)"):
+        net(IMAGES[:, :, :12, :12])
+    with pytest.raises(InputError, match="image_size=10 is not a multiple of patch_size=4"):
+        net.take_sizes([(10, 12)])
+
+
+def test_a_network_of_timm_takes_one_size():
+    with pytest.raises(InputError, match=r"leave data\.image_size_schedule out"):
+        TimmEncoder.create("vit_tiny_patch16_224", "none").take_sizes([(112, 112)])
 
 
 def test_heads_must_divide_the_width():

@@ -88,12 +88,13 @@ class Stop(L.Callback):
             raise Stopped
 
 
-def fit(make, folder, *callbacks, epochs=2, ckpt_path=None, **options):
+def fit(make, folder, *callbacks, epochs=2, ckpt_path=None, sizes=None, **options):
     """Trains on 60 digits, 6 steps an epoch, with dropout and augmentation."""
     torch.manual_seed(0)
     options = {"optim": OptimConfig(lr=1e-3, clip_norm=0.5), "schedule": ScheduleConfig(warmup_epochs=1), **options}
     task = make(**options)
-    data = ImageDataModule("digits", image_size=16, batch_size=10, per_class=6, augment=AugmentConfig(shift=1, mixup=0.5), seed=0)
+    augment = AugmentConfig(shift=1, mixup=0.5)
+    data = ImageDataModule("digits", image_size=16, image_size_schedule=sizes, batch_size=10, per_class=6, augment=augment, seed=0)
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, max_epochs=epochs,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks), callbacks=list(callbacks),
@@ -102,17 +103,17 @@ def fit(make, folder, *callbacks, epochs=2, ckpt_path=None, **options):
     return task, trainer
 
 
-def stopped_and_resumed(make, folder, epoch, batch, averages):
+def stopped_and_resumed(make, folder, epoch, batch, averages, **options):
     """Trains, once to the end and once stopped there and resumed; returns both networks and trainers."""
 
     def callbacks():
         return [ModelCheckpoint(folder, every_n_train_steps=1, save_on_train_epoch_end=False), *[EMA(0.9)] * averages]
 
-    whole = fit(make, folder / "whole", *[EMA(0.9)] * averages)
+    whole = fit(make, folder / "whole", *[EMA(0.9)] * averages, **options)
     with pytest.raises(Stopped):
-        fit(make, folder, *callbacks(), Stop(epoch, batch))
+        fit(make, folder, *callbacks(), Stop(epoch, batch), **options)
     (path,) = folder.glob("*.ckpt")
-    return whole, fit(make, folder, *callbacks(), ckpt_path=path)
+    return whole, fit(make, folder, *callbacks(), ckpt_path=path, **options)
 
 
 def assert_same_to_the_bit(one, two):
@@ -137,6 +138,20 @@ def test_a_toy_task_that_is_stopped_inside_an_epoch_goes_on_to_the_bit(tmp_path,
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_that_is_stopped_goes_on_to_the_bit(tmp_path, name):
     assert_same_to_the_bit(*stopped_and_resumed(named(name), tmp_path, 0, 2, averages=False))
+
+
+def test_a_run_with_smaller_images_first_that_is_stopped_goes_on_to_the_bit(tmp_path):
+    seen = []
+
+    class Sizes(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch[0].shape[2])
+
+    # Stopped at step 4 of 12, the last with images of 8 pixels
+    sizes = [(8, 0.4), (12, 0.8)]
+    assert_same_to_the_bit(*stopped_and_resumed(named("classification"), tmp_path, 0, 4, averages=True, sizes=sizes))
+    fit(named("classification"), tmp_path, Sizes(), sizes=sizes)
+    assert seen == [8] * 5 + [12] * 5 + [16] * 2
 
 
 def test_a_toy_task_learns(tmp_path):

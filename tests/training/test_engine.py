@@ -64,14 +64,15 @@ def again(step):
     return replay, result
 
 
-def trained(monkeypatch, chosen, epochs=2, ckpt_path=None, callbacks=(), **options):
+def trained(monkeypatch, chosen, epochs=2, ckpt_path=None, callbacks=(), sizes=None, **options):
     monkeypatch.setattr(module, "check_graph", lambda *_: None)
     monkeypatch.setattr(module, "StepGraph", lambda *arguments: StepGraph(*arguments, record=again))
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)  # inductor takes half a minute, and changes the last digits
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)  # inductor takes half a minute, and changes the last digits
     torch.manual_seed(0)
     options = {"pooling": "mean", "drop_path": 0.2, "attn_drop": 0.1, "schedule": ScheduleConfig("linear", warmup_epochs=1), **options}
     lit = LitClassifier("cct_2_3x2_32", image_size=(16, 16), in_chans=1, mean=[0.3], std=[0.4], engine=chosen, **options)
-    data = ImageDataModule("digits", image_size=16, batch_size=20, per_class=10, augment=AugmentConfig(shift=1, mixup=0.5, mix_off_epoch=1), seed=0)
+    augment = AugmentConfig(shift=1, mixup=0.5, mix_off_epoch=1)
+    data = ImageDataModule("digits", image_size=16, image_size_schedule=sizes, batch_size=20, per_class=10, augment=augment, seed=0)
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, max_epochs=epochs,
         callbacks=list(callbacks),
@@ -118,6 +119,22 @@ def test_a_recorded_step_is_the_step(monkeypatch, optim):
         # learning rates are float32 on the device, Python's doubles on the host
         torch.testing.assert_close(graph.model.state_dict(), eager.model.state_dict(), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(other.callback_metrics["train/loss_epoch"], trainer.callback_metrics["train/loss_epoch"], atol=2e-3, rtol=0)
+
+
+def test_a_step_is_recorded_anew_for_every_size_of_the_images(monkeypatch):
+    recorded = []
+
+    class Sizes(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if pl_module._graph is not None and (not recorded or recorded[-1][0] is not pl_module._graph):
+                recorded.append((pl_module._graph, tuple(pl_module._graph.images.shape[2:])))
+
+    sizes = [(8, 0.3), (12, 0.6)]
+    eager, _ = trained(monkeypatch, "eager", sizes=sizes)
+    graph, trainer = trained(monkeypatch, "graph", sizes=sizes, callbacks=[Sizes()])
+    assert [size for _, size in recorded] == [(8, 8), (12, 12), (16, 16)]
+    assert trainer.global_step == 10
+    torch.testing.assert_close(graph.model.state_dict(), eager.model.state_dict(), atol=2e-5, rtol=1e-4)
 
 
 def test_a_checkpoint_of_a_recorded_run_is_one_of_every_run(monkeypatch, tmp_path):
