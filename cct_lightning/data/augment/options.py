@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cct_lightning.errors import check_range
+from cct_lightning.errors import InputError, check_range
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,8 @@ class AugmentConfig:
         crop_scale: Area of the random crop, as (least, most) share of the image's; it is resized to image_size. null: no crop.
         shift: Random shift by up to this many pixels in each direction; what comes in is black.
         flip: Probability of a horizontal flip.
+        flip_alternate: Each image is flipped in every other epoch instead, half of them in the first, which shows both sides equally often:
+            "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498).
         policy: randaugment, trivialaugment or none.
         ops: Operations that RandAugment applies to an image, each with probability 0.5.
         magnitude: Strength of RandAugment's operations, 0 to 10.
@@ -29,6 +31,7 @@ class AugmentConfig:
     crop_scale: tuple[float, float] | None = None
     shift: int = 0
     flip: float = 0.0
+    flip_alternate: bool = False
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
     ops: int = 2
     magnitude: float = 9.0
@@ -47,7 +50,7 @@ class AugmentConfig:
     @property
     def changes_images(self) -> bool:
         """Whether something is drawn for each image, before any are mixed."""
-        return bool(self.crop_scale or self.shift or self.flip or self.policy != "none" or self.cutout or self.erase)
+        return bool(self.crop_scale or self.shift or self.flip or self.flip_alternate or self.policy != "none" or self.cutout or self.erase)
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None:
@@ -55,6 +58,8 @@ class AugmentConfig:
             check_range("augment.crop_scale[1]", self.crop_scale[1], 0, 1)
         for name in ("flip", "erase"):
             check_range(f"augment.{name}", getattr(self, name), 0, 1)
+        if self.flip_alternate and self.flip not in (0, 0.5):
+            raise InputError(f"augment.flip={self.flip} and augment.flip_alternate, which flips half of the images: leave one of them out.")
         for name in ("shift", "ops", "magnitude_std", "cutout", "mixup", "cutmix", "mix_off_epoch"):
             check_range(f"augment.{name}", getattr(self, name), 0)
         check_range("augment.magnitude", self.magnitude, 0, 10)

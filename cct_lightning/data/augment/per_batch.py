@@ -168,7 +168,7 @@ class BatchAugment:
         self.config, self.image_size = config, image_size
         self.fill = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8)
         self.noise = operations.gaussian_table(mean, std)
-        self.streams = {purpose: key(seed, purpose) for purpose in ("crop", "place", "policy", "cutout", "erase", "noise")}
+        self.streams = {purpose: key(seed, purpose) for purpose in ("crop", "place", "side", "policy", "cutout", "erase", "noise")}
         if config.policy == "trivialaugment":
             self.ranges = Ranges(TRIVIALAUGMENT, trivialaugment_ranges(), nearest=True)
         else:
@@ -206,10 +206,11 @@ class BatchAugment:
             draws = self._draws("crop", epoch, indices, 23)
             boxes = crop_boxes(draws[:, :22], H, W, config.crop_scale)
             batch.images = operations.resized_crop(batch.images, batch.sent(boxes), batch.sent(draws[:, 22] < 0.5))
-        if config.shift or config.flip:
+        if config.shift or config.flip or config.flip_alternate:
             draws = self._draws("place", epoch, indices, 3)
             shifts = (draws[:, :2] * (2 * config.shift + 1)).long().sub_(config.shift)
-            (down, right), flip = batch.sent(shifts).unbind(1), batch.sent(draws[:, 2] < config.flip)
+            flips = (self._draws("side", 0, indices, 1)[:, 0] < 0.5) ^ bool(epoch % 2) if config.flip_alternate else draws[:, 2] < config.flip
+            (down, right), flip = batch.sent(shifts).unbind(1), batch.sent(flips)
             batch.images = operations.shift_and_flip(batch.images, down, right, flip, config.shift)
         if config.policy == "trivialaugment":
             cubic, choice, level, sign = self._draws("policy", epoch, indices, 4).unbind(1)

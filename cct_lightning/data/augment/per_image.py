@@ -266,7 +266,10 @@ class SampleAugment:
             image = fit(image, self.image_size)
         if config.shift:
             image = self._shift(image, source.randint(-config.shift, config.shift), source.randint(-config.shift, config.shift))
-        if source.random() < config.flip:
+        flips = source.random() < config.flip
+        if config.flip_alternate:
+            flips = (random.Random(key(self.seed, "side", index)).random() < 0.5) ^ bool(epoch % 2)
+        if flips:
             image = image[:, ::-1]
         if config.policy != "none":
             image = self._policy(np.ascontiguousarray(image), source)

@@ -171,6 +171,14 @@ def test_randaugment_applies_each_operation_with_probability_one_half():
     assert 0.47 < inverted.float().mean() < 0.53  # 3.8 standard deviations
 
 
+def test_alternate_flips_show_both_sides_in_any_two_epochs():
+    images = IMAGES[:1].expand(4000, -1, -1, -1)
+    flipped = [(augment(flip_alternate=True)(images, epoch, torch.arange(4000)) == images.flip(3)).flatten(1).all(1) for epoch in range(3)]
+    assert 0.47 < flipped[0].float().mean() < 0.53  # 3.8 standard deviations
+    assert torch.equal(flipped[0], ~flipped[1])
+    assert torch.equal(flipped[0], flipped[2])
+
+
 def test_flips_and_shifts_happen_with_their_probabilities():
     images = IMAGES[:1].expand(4000, -1, -1, -1)
     flipped = (augment(flip=0.25)(images, 0, torch.arange(4000)) == images.flip(3)).flatten(1).all(1)

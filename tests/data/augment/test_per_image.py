@@ -121,6 +121,12 @@ def test_flip_happens_with_its_probability():
     assert 200 <= flipped <= 300  # 3.6 standard deviations
 
 
+def test_alternate_flips_show_both_sides_in_any_two_epochs():
+    flipped = [[np.array_equal(augment(flip_alternate=True)(NOISE, epoch, index), NOISE[:, ::-1]) for index in range(400)] for epoch in range(3)]
+    assert 162 <= sum(flipped[0]) <= 238  # 3.8 standard deviations
+    assert flipped[0] == [not flip for flip in flipped[1]] == flipped[2]
+
+
 def test_crops_keep_to_their_share_of_the_area():
     import random
 
