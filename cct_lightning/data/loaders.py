@@ -206,6 +206,15 @@ class BatchDataset(Dataset[Batch]):
                 raise
 
 
+def default_workers(num_devices: int | None) -> int:
+    """Returns how many processes of each device read images: one for each core but one, shared by the devices of this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
+    # Ranks of one machine share its cores, unless SLURM has bound each to its own.
+    if num_devices is not None and str(cores) != os.environ.get("SLURM_CPUS_PER_TASK"):
+        cores //= max(num_devices, 1)
+    return min(max(cores - 1, 1), 8)
+
+
 def make_loader(dataset: BatchDataset, sampler: KeyedSampler, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
     """Builds the DataLoader: the sampler names whole batches, so nothing is collated."""
     return DataLoader(

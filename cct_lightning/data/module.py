@@ -1,6 +1,6 @@
 """The LightningDataModule: which images are for what, and how they reach the device."""
 
-import os
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,13 +22,14 @@ from cct_lightning.data.division import set_aside, subset
 from cct_lightning.data.files import Array
 from cct_lightning.data.fingerprint import Fingerprint, Past
 from cct_lightning.data.folders import Split, folder_class_names, no_test_images, read_table, split_folder
-from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, make_loader
+from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, default_workers, make_loader
 from cct_lightning.data.memory import Cache, decode_splits, to_tensors, write_features
 from cct_lightning.data.options import DataOptions
 from cct_lightning.data.preparation import normalize
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.options import as_size, keywords_of
+from cct_lightning.randomness import generator
 
 BATCHED_PIXELS = 96  # longest side up to which images are augmented a batch at a time; above, albumentations is as fast and needs less memory
 Loader = DataLoader[Batch] | MemoryLoader
@@ -196,6 +197,14 @@ class ImageDataModule(L.LightningDataModule):
         split, chosen = self.splits["train"]
         return np.bincount(split.targets[chosen], minlength=self.num_classes).tolist()  # type: ignore[no-any-return]
 
+    def sample_images(self, pixels: int) -> torch.Tensor:
+        """Returns training images that follow from the run's seed, without augmentation, uint8 (n, C, H, W): this many pixels, 64 images or more."""
+        split, chosen = self.splits["train"]
+        count = max(64, pixels // math.prod(self.image_size))
+        drawn = chosen[torch.randperm(len(chosen), generator=generator(self.seed, "sample"))[:count].numpy()]
+        loader = self._images(split, KeyedSampler(np.sort(drawn), 128, self.seed, train=False), torch.device("cpu"))
+        return torch.cat([batch.images.cpu() for batch in loader])
+
     def use_features(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Puts what a frozen encoder makes of the images in their place: each is computed once, when its split is first asked for.
 
@@ -263,7 +272,9 @@ class ImageDataModule(L.LightningDataModule):
             )
         augment = SampleAugment(*about) if train else None
         dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels, self._place)
-        return make_loader(dataset, sampler, self._workers(), pin_memory=device.type == "cuda")
+        devices = self.trainer.num_devices if self.trainer is not None else None
+        workers = default_workers(devices) if self.num_workers is None else self.num_workers
+        return make_loader(dataset, sampler, workers, pin_memory=device.type == "cuda")
 
     def _goes_by_batches(self, split: Split, batched: bool) -> bool:
         """Tells how training images are augmented: the way this run began, wherever they are kept now; at its begin by batches where that can be.
@@ -287,15 +298,6 @@ class ImageDataModule(L.LightningDataModule):
             assert isinstance(split.images, np.ndarray)
             self._tensors[id(split)] = to_tensors(split.images, split.targets, self.cache, device)
         return self._tensors[id(split)]
-
-    def _workers(self) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
-        # Ranks of one machine share its cores, unless SLURM has bound each to its own.
-        if self.trainer is not None and str(cores) != os.environ.get("SLURM_CPUS_PER_TASK"):
-            cores //= max(self.trainer.num_devices, 1)
-        return min(max(cores - 1, 1), 8)
 
     def state_dict(self) -> dict[str, Any]:
         """Says where the training stands: the epoch, how many of its batches are done, and how its images are augmented."""

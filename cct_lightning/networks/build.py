@@ -12,7 +12,7 @@ from cct_lightning.networks.presets import VARIANTS, Variant
 from cct_lightning.networks.tokenizers import ConvTokenizer, PatchTokenizer, Tokenizer
 
 # Options by what they are: the sizes and the form of the layers, which a network of timm brings itself, and the dropouts.
-SHAPE = ("embed_dim", "depth", "num_heads", "kernel_size", "num_conv_layers", "mlp_ratio")
+SHAPE = ("embed_dim", "depth", "num_heads", "kernel_size", "num_conv_layers", "hidden_channels", "mlp_ratio")
 FORM = ("position", "class_token_position", "residual_norm")
 DROPOUTS = ("drop_path", "attn_drop", "proj_drop")
 
@@ -44,14 +44,14 @@ def _given(options: NetworkOptions, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _preset_encoder(variant: Variant, options: NetworkOptions, class_token: ClassToken) -> Encoder:
-    if options.num_conv_layers is not None and variant.tokenizer == "patch":
-        raise InputError(
-            f"num_conv_layers={options.num_conv_layers} can't be chosen for arch={options.arch}, which cuts patches: take a cct_... arch."
-        )
+    for name in ("num_conv_layers", "hidden_channels"):
+        if (value := getattr(options, name)) is not None and variant.tokenizer == "patch":
+            raise InputError(f"{name}={value} can't be chosen for arch={options.arch}, which cuts patches: take a cct_... arch.")
     variant = replace(variant, **_given(options, SHAPE))
     tokenizer: Tokenizer
     if variant.tokenizer == "conv":
-        tokenizer = ConvTokenizer(options.in_chans, variant.embed_dim, variant.kernel_size, num_conv_layers=variant.num_conv_layers)
+        layers = {"num_conv_layers": variant.num_conv_layers, "hidden_channels": variant.hidden_channels}
+        tokenizer = ConvTokenizer(options.in_chans, variant.embed_dim, variant.kernel_size, **layers)
     else:
         tokenizer = PatchTokenizer(options.in_chans, variant.embed_dim, variant.kernel_size)
     size = options.size or (variant.image_size, variant.image_size)

@@ -1,9 +1,10 @@
-"""The initial value of every parameter: a function of the seed and the tensor's name."""
+"""The initial value of every parameter: a function of the seed and the tensor's name, and of the images where those are to be whitened."""
 
 import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cct_lightning.randomness import generator
@@ -67,3 +68,31 @@ def initialise(module: nn.Module, name: str, seed: int | None = None) -> None:
                         INITIAL[leaf](parameter, source)
                     case _:
                         raise TypeError(f"{path}.{leaf} ({type(layer).__name__}) has no initial value: add {leaf!r} to initial_values.INITIAL.")
+
+
+WHITENING_FLOOR = 0.01  # added to the variances, which are about 1 in all for normalised images: noise is not blown up
+WHITENED_PIXELS = 2_000_000  # of images to look at
+WHITENED_PATCHES = 300_000  # at least, where the images have so many
+
+
+@torch.no_grad()
+def whiten(convolution: nn.Conv2d, images: Tensor) -> None:
+    """Has a first convolution begin with filters whose outputs are uncorrelated and of about equal variance on these images.
+
+    They are the principal components of the images' patches, each over the root of its variance, the largest variances first, and the same
+    with the opposite sign, since a ReLU follows. Filters beyond twice the number of components keep their values. As in "94% on CIFAR-10 in 3.29
+    Seconds on a Single GPU" (arXiv 2404.00498).
+
+    Args:
+        convolution: Its weight (out, C, k, k) is changed in place.
+        images: (B, C, H, W), float normalised.
+    """
+    weight = convolution.weight
+    size = weight[0].numel()
+    step = max(math.isqrt(images[:, 0].numel() // WHITENED_PATCHES), 1)
+    patches = F.unfold(images.to("cpu", torch.float32), convolution.kernel_size, stride=step).transpose(1, 2).reshape(-1, size).double()
+    variances, components = torch.linalg.eigh(patches.T.cov())
+    filters = (components / (variances + WHITENING_FLOOR).sqrt()).T.flip(0)[: len(weight) // 2]
+    largest = filters.gather(1, filters.abs().argmax(1, keepdim=True))
+    filters = (filters * largest.sign()).view(-1, *weight.shape[1:]).to(weight)  # eigenvectors have no sign of their own
+    weight[: 2 * len(filters)] = torch.cat((filters, -filters))

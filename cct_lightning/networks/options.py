@@ -28,12 +28,13 @@ class NetworkOptions:
         attn_drop: Dropout of attention weights.
         proj_drop: Dropout behind positions, projections and in the MLP.
         head_hidden_dim: Width of a hidden tanh layer of the head; null: the head is one linear layer.
-        embed_dim: Width of a token; null: the arch's, as in the five keys below.
+        embed_dim: Width of a token; null: the arch's, as in the six keys below.
         depth: Number of transformer layers.
         num_heads: Heads of the attention; they divide embed_dim.
         mlp_ratio: Width of the MLP's hidden layer over embed_dim.
         kernel_size: Side of the tokenizer's kernels or patches, pixels.
         num_conv_layers: Convolutions of a CCT's tokenizer.
+        hidden_channels: Channels of all of them but the last, which has embed_dim; null: 64, as published.
 
     Raises:
         InputError: A number is out of range, or arch no name.
@@ -58,6 +59,7 @@ class NetworkOptions:
     mlp_ratio: float | None = None
     kernel_size: int | None = None
     num_conv_layers: int | None = None
+    hidden_channels: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.arch, str):
@@ -67,7 +69,7 @@ class NetworkOptions:
             )
         for name in ("drop_path", "attn_drop", "proj_drop"):
             check_range(name, getattr(self, name), 0, 1, exclusive="high")
-        for name in ("embed_dim", "depth", "num_heads", "kernel_size", "num_conv_layers", "head_hidden_dim"):
+        for name in ("embed_dim", "depth", "num_heads", "kernel_size", "num_conv_layers", "hidden_channels", "head_hidden_dim"):
             if (count := getattr(self, name)) is not None:
                 check_range(name, count, 1)
         if self.mlp_ratio is not None:

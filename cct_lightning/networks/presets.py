@@ -22,6 +22,7 @@ class Variant:
     num_classes: int
     position: Position
     pooling: str
+    hidden_channels: int = 64  # of a CCT's tokenizer
 
 
 # depth: heads, mlp_ratio, embed_dim

@@ -100,6 +100,11 @@ class LitClassifier(Task):
             self.model_config["position"] = encoder.position
         self.label_smoothing, self.freeze_part, self.loss = options.label_smoothing, options.freeze, options.loss
         self._class_weights: Tensor | None = None
+        if options.whiten != "none" and options.pretrained is not None:
+            raise InputError(
+                f"model.whiten={options.whiten} would replace the first convolution of model.pretrained={options.pretrained}: leave one of them out\n"
+                f"  (--model.whiten none, --model.pretrained null)."
+            )
         if options.freeze == "backbone":
             _freeze(self.model)
         self.collect = False  # whether an evaluation keeps what came of each image, for a report; batches then hold indices behind the targets
@@ -219,5 +224,6 @@ class LitClassifier(Task):
             raise InputError(f"{checkpoint_path} was trained with a network of its own: build it and pass it as model=.")
         module = cls(**from_config({**(about["model"] or {}), **changes}))
         module.load_state_dict(checkpoint["state_dict"])
+        module._is_started = True
         module.recipe, module.seed = about["recipe"], about["seed"]
         return module.to(map_location).eval()

@@ -16,12 +16,14 @@ import cct_lightning
 from cct_lightning.data.preparation import normalize
 from cct_lightning.errors import InputError
 from cct_lightning.networks.encoder import Encoder
+from cct_lightning.networks.initial_values import WHITENED_PIXELS, whiten
+from cct_lightning.networks.tokenizers import ConvTokenizer
 from cct_lightning.options import keywords_of
 from cct_lightning.randomness import reseed
 from cct_lightning.tasks.divergence import EVERY, check_numbers
 from cct_lightning.training.engine import StepGraph, check_graph, choose_engine, make_plain
 from cct_lightning.training.optimizers import create_optimizer
-from cct_lightning.training.options import Engine, TrainingOptions
+from cct_lightning.training.options import Engine, TrainingOptions, Whiten
 from cct_lightning.training.schedules import create_scheduler, fit_schedule
 from cct_lightning.weights.files import KEY
 from cct_lightning.weights.soundness import tensors_in
@@ -57,6 +59,7 @@ class Task(L.LightningModule, ABC):
         super().__init__()
         self.optim, self.schedule = options.optim, options.schedule
         self.engine: Engine = options.engine
+        self.whiten: Whiten = options.whiten
         self.class_names, self.mean, self.std = options.class_names, options.mean, options.std
         self.model_config, self.own_model = None, False
         self.recipe: dict[str, Any] | None = None
@@ -64,6 +67,7 @@ class Task(L.LightningModule, ABC):
         self.may_diverge = False
         self._sound_step = 0  # at which loss and weights were seen to be numbers
         self._epoch_loss = torch.zeros(())
+        self._is_started = False  # whether its weights are more than initial values
         self._graph: StepGraph | None = None
         self._records = False  # whether the run's steps are recorded
 
@@ -100,6 +104,22 @@ class Task(L.LightningModule, ABC):
     def step_inputs(self, batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Takes images and targets out of a batch; a recorded step needs the same shapes and dtypes every time."""
         return batch[0], batch[1]
+
+    def setup(self, stage: str) -> None:
+        """Has the first convolution begin with filters that whiten the images, where asked."""
+        if stage != "fit" or self.whiten == "none":
+            return
+        tokenizer, sample = getattr(self.encoder, "tokenizer", None), getattr(self.trainer.datamodule, "sample_images", None)  # type: ignore[attr-defined]
+        if not isinstance(tokenizer, ConvTokenizer):
+            raise InputError(f"model.whiten={self.whiten} is for a CCT's convolutions, and this network has none: leave it out.")
+        first = tokenizer.convs[0]
+        assert isinstance(first, nn.Conv2d)
+        if not self._is_started:
+            if sample is None or self.mean is None or self.std is None:
+                raise InputError(f"model.whiten={self.whiten} needs a data module with sample_images, as ImageDataModule has, and mean and std.")
+            whiten(first, normalize(sample(WHITENED_PIXELS), self.mean, self.std))
+            self._is_started = True
+        first.weight.requires_grad_(self.whiten == "start")
 
     def configure_model(self) -> None:
         """Shards parameters, gradients and optimizer state over all devices where the strategy is FSDP2's (``ModelParallelStrategy``)."""
@@ -251,4 +271,5 @@ class Task(L.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the loss of an epoch that was stopped."""
+        self._is_started = True
         self._epoch_loss = torch.zeros(()) + checkpoint.get(KEY, {}).get("epoch_loss", 0.0)

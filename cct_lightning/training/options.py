@@ -79,6 +79,7 @@ class LossConfig:
 
 
 Engine = Literal["auto", "eager", "compile", "graph"]
+Whiten = Literal["none", "start", "frozen"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,8 @@ class TrainingOptions:
         schedule: The learning rate over the run.
         engine: How a step runs: eager; compile (torch.compile); graph, compiled and replayed as one CUDA graph of forward, backward and
             optimizer; auto: compile on a GPU in runs of 5,000 steps and more, else eager.
+        whiten: start begins the first convolution of a CCT with filters that whiten patches of the training images; frozen keeps them, which saves
+            its part of the backward pass; none: random values.
     """
 
     class_names: list[str] | None = None
@@ -101,3 +104,4 @@ class TrainingOptions:
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     engine: Engine = "auto"
+    whiten: Whiten = "none"

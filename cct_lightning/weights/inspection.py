@@ -20,7 +20,7 @@ from cct_lightning.weights.sources import PUBLISHED
 # Of a network's description, what its tensors need; the rest is how it was trained.
 NETWORK = (
     "arch", "pooling", "position", "class_token_position", "residual_norm", "head_hidden_dim", "embed_dim", "depth", "num_heads", "mlp_ratio",
-    "kernel_size", "num_conv_layers",
+    "kernel_size", "num_conv_layers", "hidden_channels",
 )  # fmt: skip
 HEADS = {shape[2]: shape[0] for shape in SHAPES.values()}  # by width: all published networks of a width have as many
 
@@ -89,6 +89,8 @@ def _of_tensors(state: Mapping[str, Tensor], source: str, given: Mapping[str, st
         "depth": max(blocks) + 1, "num_heads": num_heads, "mlp_ratio": widths[0].shape[0] / embed_dim, "embed_dim": embed_dim,
         "kernel_size": kernel_size, "num_conv_layers": len(convs),
     }  # fmt: skip
+    if len(convs) > 1:
+        shape["hidden_channels"] = convs[0].shape[0]
     kind = "patch" if patches else "conv"
     alike = [name for name, v in VARIANTS.items() if v.tokenizer == kind and all(getattr(v, key) == value for key, value in shape.items())]
     class_token = bool(_find(state, r"classifier\.class_emb|encoder\.cls_token"))

@@ -164,7 +164,7 @@ def read_temperature(saved: Saved) -> float:
 SLACK = 10**8  # weights, 400 MB: positions of larger images, another pooling
 # Ours of sizes up to these are below 10**9 weights; counting takes torch a second of imports.
 USUAL = {"image_size": 1024, "num_classes": 50_000, "embed_dim": 1536, "depth": 32, "head_hidden_dim": 10_000, "mlp_ratio": 8, "num_conv_layers": 8,
-         "kernel_size": 32, "in_chans": 32}  # fmt: skip
+         "hidden_channels": 1536, "kernel_size": 32, "in_chans": 32}  # fmt: skip
 
 
 def build(model_config: Mapping[str, Any], source: Saved | None = None) -> ImageClassifier:

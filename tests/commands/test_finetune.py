@@ -68,7 +68,7 @@ def test_a_network_is_read_off_its_tensors(arch, reference, tmp_path):
 
 @pytest.mark.parametrize("pooling", sorted(POOLINGS))
 def test_a_network_off_the_presets_is_read_off_its_tensors(pooling, tmp_path):
-    shape = {"embed_dim": 96, "depth": 3, "num_heads": 6, "mlp_ratio": 1.5, "kernel_size": 5, "num_conv_layers": 1}
+    shape = {"embed_dim": 96, "depth": 3, "num_heads": 6, "mlp_ratio": 1.5, "kernel_size": 5, "num_conv_layers": 2, "hidden_channels": 40}
     source = create_model("cct_2_3x2_32", pooling=pooling, image_size=28, in_chans=1, **shape)
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     known = describe(open_weights(tmp_path / "weights.safetensors"), {"model.num_heads": "6"})

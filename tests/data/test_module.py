@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from pictures import write_images
 
 from cct_lightning import AugmentConfig, ImageDataModule, InputError
+from cct_lightning.data.loaders import default_workers
 
 
 def digits(**options):
@@ -178,6 +179,19 @@ def test_a_training_may_begin_with_smaller_images():
     assert small.std() < whole.std()
 
 
+def test_sampled_images_follow_from_the_seed_and_are_of_the_training_as_evaluation_sees_them(tmp_path):
+    data = digits(augment=AugmentConfig(shift=2), per_class=20)
+    images = data.sample_images(8 * 8 * 100)
+    assert (images.shape, images.dtype) == ((100, 1, 8, 8), torch.uint8)
+    assert torch.equal(images, digits(augment=AugmentConfig(flip=1.0), per_class=20).sample_images(8 * 8 * 100))
+    arrays = data.splits["train"][0].images[chosen(data, "train")]
+    assert all((arrays == image.permute(1, 2, 0).numpy()).all((1, 2, 3)).any() for image in images[:10])
+    write_images(tmp_path / "train", 2, 45, 20)
+    from_files = ImageDataModule("image_folder", root=str(tmp_path), image_size=16, cache="none", num_workers=0, seed=0, val_fraction=0.1)
+    from_files.setup("fit")
+    assert from_files.sample_images(1).shape == (64, 3, 16, 16)  # at the least
+
+
 def test_small_images_of_one_size_come_out_of_memory_and_others_one_by_one(tmp_path):
     write_images(tmp_path / "train", 2, 6, 24)
 
@@ -298,10 +312,7 @@ def test_workers_share_the_cores_of_a_machine_among_its_devices(monkeypatch, cor
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     if bound:
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", bound)
-    data = ImageDataModule("digits")
-    data.trainer = type("Trainer", (), {"num_devices": devices})()
-    assert data._workers() == workers
-    assert ImageDataModule("digits", num_workers=5)._workers() == 5
+    assert default_workers(devices) == workers
 
 
 @pytest.mark.parametrize(("begun", "now", "cap"), [("auto", "auto", 1000), ("none", "auto", 2**30), ("none", "host", 1000)])

@@ -8,7 +8,9 @@ from cct_lightning.callbacks import EMA, BatchPreview, PoolingMaps, TestReport
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from cct_lightning import AugmentConfig, ImageDataModule, InputError, OptimConfig, ScheduleConfig, create_model
+from cct_lightning import AugmentConfig, ImageDataModule, InputError, LitClassifier, OptimConfig, ScheduleConfig, create_model
+from cct_lightning.data.preparation import normalize
+from cct_lightning.networks import initial_values
 from cct_lightning.tasks.registry import TASKS, task_class
 from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import KEY
@@ -152,6 +154,40 @@ def test_a_run_with_smaller_images_first_that_is_stopped_goes_on_to_the_bit(tmp_
     assert_same_to_the_bit(*stopped_and_resumed(named("classification"), tmp_path, 0, 4, averages=True, sizes=sizes))
     fit(named("classification"), tmp_path, Sizes(), sizes=sizes)
     assert seen == [8] * 5 + [12] * 5 + [16] * 2
+
+
+@pytest.mark.parametrize("whiten", ["start", "frozen"])
+def test_a_run_with_a_whitened_start_that_is_stopped_goes_on_to_the_bit(tmp_path, whiten):
+    whole, again = stopped_and_resumed(named("classification"), tmp_path, 0, 2, averages=False, whiten=whiten)
+    assert_same_to_the_bit(whole, again)
+    first = whole[0].encoder.tokenizer.convs[0].weight
+    torch.manual_seed(0)
+    start = nn.Conv2d(1, 64, 3, bias=False)
+    data = ImageDataModule("digits", image_size=16, per_class=6, seed=0)
+    data.setup("fit")
+    initial_values.whiten(start, normalize(data.sample_images(10**6), **IMAGES))
+    assert torch.equal(first[:18], start.weight[:18]) == (whiten == "frozen")
+    assert first.requires_grad == (whiten == "start")
+    torch.testing.assert_close(first[:18], start.weight[:18], atol=0.5, rtol=0)
+
+
+def test_weights_that_are_there_are_not_whitened_again(tmp_path):
+    task, trainer = fit(named("classification"), tmp_path, epochs=1, whiten="start")
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    trained = task.state_dict()["model.encoder.tokenizer.convs.0.weight"].clone()
+    again = LitClassifier.load_from_checkpoint(tmp_path / "run.ckpt", optim=OptimConfig(lr=1e-9))
+    fit(lambda **_: again.train(), tmp_path, epochs=1)
+    torch.testing.assert_close(again.encoder.tokenizer.convs[0].weight, trained, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda **_: LitClassifier("vit_2_4_32", **NETWORK, **IMAGES, whiten="start"), "whiten=start is for a CCT's convolutions"),
+    (lambda **_: LitClassifier("cct_2_3x2_32", **NETWORK, whiten="frozen"), "and mean and std"),
+    (lambda **_: LitClassifier("cct_2_3x2_32", **NETWORK, pretrained="x.pt", whiten="frozen"), "x.pt"),
+])  # fmt: skip
+def test_what_can_not_be_whitened_is_refused(tmp_path, make, message):
+    with pytest.raises(InputError, match=message):
+        fit(make, tmp_path)
 
 
 def test_a_toy_task_learns(tmp_path):
