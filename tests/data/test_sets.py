@@ -8,6 +8,7 @@ import pytest
 from pictures import write_images
 
 from cct_lightning import InputError
+from cct_lightning.data import sets
 from cct_lightning.data.folders import read_folder, read_table
 from cct_lightning.data.sets import DATASETS, read_split
 
@@ -17,6 +18,12 @@ def test_digits_are_the_whole_set_and_uint8():
     assert split.images.shape == (1797, 8, 8, 1)
     assert (split.images.min(), split.images.max()) == (0, 255)
     assert read_split("digits", Path("nowhere"), "test") is None
+
+
+def test_digits_read_from_their_file_are_scikit_learns(monkeypatch):
+    read = sets._digits_table()
+    monkeypatch.setattr(sets, "find_spec", lambda name: None)  # where it lies elsewhere
+    assert np.array_equal(read, sets._digits_table())
 
 
 @pytest.mark.parametrize("name", ["digits"])
