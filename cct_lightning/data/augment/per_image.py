@@ -9,15 +9,13 @@ import math
 import os
 import random
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else the import asks a server for news
 
 import cv2
 import numpy as np
-from albumentations.augmentations.crops.functional import crop as crop_at
-from albumentations.augmentations.geometric.functional import warp_affine
-from albumentations.augmentations.pixel.functional import adjust_saturation_torchvision
 
 from cct_lightning.data.augment.options import AugmentConfig
 from cct_lightning.data.preparation import fit, resize, with_channels
@@ -26,6 +24,24 @@ from cct_lightning.randomness import key
 cv2.setNumThreads(0)  # images are small and DataLoader workers many: threads inside an operation only cost
 Image = np.ndarray[Any, Any]
 RATIO = (3 / 4, 4 / 3)  # width over height of a random crop, as in Inception, timm and torchvision
+
+
+class _Functions(NamedTuple):
+    """Those of albumentations."""
+
+    crop: Callable[..., Image]
+    warp_affine: Callable[..., Image]
+    adjust_saturation: Callable[..., Image]
+
+
+@cache
+def _albumentations() -> _Functions:
+    """Imports albumentations, which takes a second of a processor: runs that augment whole batches need none of it."""
+    from albumentations.augmentations.crops.functional import crop
+    from albumentations.augmentations.geometric.functional import warp_affine
+    from albumentations.augmentations.pixel.functional import adjust_saturation_torchvision
+
+    return _Functions(crop, warp_affine, adjust_saturation_torchvision)
 
 
 def _table(image: Image, table: np.ndarray) -> Image:
@@ -94,7 +110,7 @@ def _blend(other: Image, image: Image, factor: float) -> Image:
 
 def color(image: Image, factor: float) -> Image:
     """Between grey (0) and the image (1), and beyond."""
-    return image if image.shape[2] == 1 else adjust_saturation_torchvision(image, factor)
+    return image if image.shape[2] == 1 else _albumentations().adjust_saturation(image, factor)
 
 
 def contrast(image: Image, factor: float) -> Image:
@@ -123,7 +139,7 @@ def affine(image: Image, inverse: np.ndarray, fill: tuple[float, ...], cubic: bo
     centre = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     matrix = np.linalg.inv(np.linalg.inv(centre) @ np.vstack([inverse, [0, 0, 1]]) @ centre)
     method = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
-    return with_channels(warp_affine(image, matrix, method, fill, cv2.BORDER_CONSTANT, image.shape[:2]))
+    return with_channels(_albumentations().warp_affine(image, matrix, method, fill, cv2.BORDER_CONSTANT, image.shape[:2]))
 
 
 def _rotation(image: Image, degrees: float) -> np.ndarray:
@@ -255,13 +271,15 @@ class SampleAugment:
     def __init__(self, config: AugmentConfig, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], seed: int) -> None:
         self.config, self.image_size, self.mean, self.std, self.seed = config, image_size, mean, std, seed
         self.fill = tuple(round(255 * m) for m in mean)
+        if config.crop_scale is not None or config.policy != "none":
+            _albumentations()  # here, and not again in each of the loader's processes
 
     def __call__(self, image: Image, epoch: int, index: int) -> Image:
         """Turns a uint8 image (any H, any W, C) into one of image_size, (H, W, C)."""
         config, source = self.config, random.Random(key(self.seed, "sample", epoch, index))
         if config.crop_scale is not None:
             top, left, high, wide = draw_crop(source, image.shape[0], image.shape[1], config.crop_scale)
-            image = resize(crop_at(image, left, top, left + wide, top + high), *self.image_size, cubic=source.random() < 0.5)
+            image = resize(_albumentations().crop(image, left, top, left + wide, top + high), *self.image_size, cubic=source.random() < 0.5)
         else:
             image = fit(image, self.image_size)
         if config.shift:
