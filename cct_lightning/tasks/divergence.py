@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from cct_lightning.errors import RunError
+from cct_lightning.training.hardware import is_sharded
 from cct_lightning.training.options import OptimConfig
 from cct_lightning.weights.soundness import not_finite
 from cct_lightning.wording import some
@@ -35,7 +35,7 @@ def check_numbers(trainer: Trainer, loss: Tensor, tensors: Mapping[str, Tensor],
     Raises:
         DivergenceError: Says when, what, and what to try.
     """
-    local = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
+    local = {name: tensor.to_local() if is_sharded(tensor) else tensor for name, tensor in tensors.items()}
     names = not_finite({"": loss.detach(), **local})
     if "" in names:
         what = "the training loss is not a finite number"

@@ -123,9 +123,11 @@ class Task(L.LightningModule, ABC):
 
     def configure_model(self) -> None:
         """Shards parameters, gradients and optimizer state over all devices where the strategy is FSDP2's (``ModelParallelStrategy``)."""
+        if self._device_mesh is None:
+            return
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
-        if self._device_mesh is None or isinstance(self.model, FSDPModule):
+        if isinstance(self.model, FSDPModule):
             return
         for block in self.encoder.layers():
             fully_shard(block)

@@ -3,8 +3,15 @@
 import ctypes
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+    from torch.distributed.tensor import DTensor
 
 
 def default_precision(accelerator: str) -> str:
@@ -21,6 +28,12 @@ def default_precision(accelerator: str) -> str:
         able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older releases
         return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
     return "32-true"
+
+
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Tells whether a tensor lies in parts on several devices (FSDP2). Where its class was never imported, which takes a second, there is none."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 def cpu_seconds() -> float:

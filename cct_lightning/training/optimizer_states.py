@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from cct_lightning.errors import InputError
+from cct_lightning.training.hardware import is_sharded
 from cct_lightning.training.muon import Muon
 
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
@@ -28,7 +28,7 @@ def check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> N
         InputError: Names what differs.
     """
     groups, saved = optimizer.param_groups, state["param_groups"]
-    if any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"]):
+    if any(is_sharded(parameter) for group in groups for parameter in group["params"]):
         return
     ours, theirs = ([len(group["params"]) for group in some] for some in (groups, saved))
     if ours != theirs:

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+import timm.optim
 import torch
 
 from cct_lightning import InputError, OptimConfig, ScheduleConfig, create_model
@@ -217,3 +218,19 @@ def test_muon_refuses_sharded_weights():
 def test_what_an_optimizer_cannot_honour_is_refused(config, message):
     with pytest.raises(InputError, match=message):
         create_optimizer(create_model("cct_2_3x2_32"), config)
+
+
+@pytest.mark.parametrize("weight_decay", [0.06, 0.0])
+@pytest.mark.parametrize("name", ["adam", "AdamW"])
+def test_adams_made_without_timm_are_timms(name, weight_decay):
+    model = create_model("vit_2_4_32", pooling="class_token")
+    model.encoder.blocks[0].requires_grad_(False)
+    config = OptimConfig(name, lr=1e-3, weight_decay=weight_decay, betas=(0.8, 0.99))
+    ours = create_optimizer(model, config)
+    timms = timm.optim.create_optimizer_v2(model, name, lr=1e-3, weight_decay=weight_decay, betas=(0.8, 0.99), fused=True)
+    assert type(ours) is type(timms)
+    assert ours.defaults == timms.defaults
+    without = [{name: value for name, value in group.items() if name != "params"} for group in ours.param_groups]
+    assert without == [{name: value for name, value in group.items() if name != "params"} for group in timms.param_groups]
+    parameters = [[list(map(id, group["params"])) for group in optimizer.param_groups] for optimizer in (ours, timms)]
+    assert parameters[0] == parameters[1]
