@@ -11,6 +11,7 @@ import pytest
 from forked import Server
 
 from cct_lightning.__main__ import main
+from cct_lightning.runs.postponed import postpone
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
 # Where Python is told to keep no compiled modules, as in many containers, each of the interpreters compiles torch and Lightning: 8 s each.
@@ -20,6 +21,7 @@ workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if workers > 1:
     # Before torch is imported: threads that wait for cores of another worker spin, and steal the time of those that work.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(CORES // workers, 1)))
+postpone()  # as ``cct`` does
 
 
 @pytest.hookimpl(optionalhook=True)

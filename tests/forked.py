@@ -142,11 +142,15 @@ def _wait(pid: int, seconds: float) -> int | None:
 def _serve() -> None:
     from types import SimpleNamespace
 
+    from cct_lightning.runs.postponed import COMPILER, postpone, run
+
+    postpone()  # as ``cct`` does
     from lightning.pytorch.strategies.launchers import subprocess_script
 
     import cct_lightning.commands.running  # noqa: F401
     from cct_lightning.tasks.classification import LitClassifier  # noqa: F401
 
+    run(sys.modules[COMPILER])  # which trainings on several devices need
     subprocess_script.subprocess = SimpleNamespace(Popen=Forked)
     for line in sys.stdin:
         request = json.loads(line)

@@ -46,6 +46,9 @@ def _carry_out(request: Request) -> None:
     # On cores that others use, too, OpenMP's idle threads spin for milliseconds and steal the time of those that work: a run took
     # twenty times as long. 3,000 turns are some ten microseconds, and cost 4 % on a quiet machine (benchmarks/README.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    from cct_lightning.runs.postponed import postpone
+
+    postpone()
     from cct_lightning.commands.running import measure, train
 
     if request.checkpoint is not None:
