@@ -4,7 +4,9 @@ Runs the recipe of the budget as it is, `cct fit -c NAME --seed_everything S`, o
 optimizer steps, so it repeats; the time that they take is what is measured. On a CPU the runs have one thread.
 
 CPU-seconds    of all threads and children, from before the images are read until the last step: training, reading, no test.
-seconds        the same by the clock. On a shared machine only CPU-seconds compare.
+at 350         the same of cores that multiply bfloat16 at 350 GFLOP/s, by the speed measured before, in the middle of and after the run: machines
+               differ by a factor of two in it. A recipe's budget is meant so.
+seconds        by the clock. On a shared machine only CPU-seconds compare.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import timm
@@ -34,10 +37,21 @@ def mean_and_deviation(values: Sequence[float], scale: float = 1.0, digits: int 
     return f"{scale * statistics.mean(values):.{digits}f} ± {scale * deviation:.{digits}f}"
 
 
+def at_350(runs: Sequence[dict[str, Any]]) -> str:
+    """Writes the CPU-seconds that the runs would take at 350 GFLOP/s a core, and the speeds that were measured; nothing where none were."""
+    if any(run["cpu_seconds_at_350"] is None for run in runs):
+        return ""
+    speeds = [speed for run in runs for speed in run["product_speeds"]]
+    taken = [run["cpu_seconds_at_350"] for run in runs]
+    return (
+        f" of {min(speeds):.0f} to {max(speeds):.0f} GFLOP/s ({mean_and_deviation(taken, digits=1) if len(runs) > 1 else f'{taken[0]:.1f}'} at 350)"
+    )
+
+
 def main() -> None:
     """Prints a line for each run, and the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", choices=RECIPES, required=True, help="CPU-seconds of one core, or a budget on a GPU")
+    parser.add_argument("--budget", choices=RECIPES, required=True, help="CPU-seconds of one core at 350 GFLOP/s, or a budget on a GPU")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--root", default="~/.cache/cct-lightning", help="folder with CIFAR-10")
     parser.add_argument("more", nargs="*", help="further arguments of cct fit, after --")
@@ -55,12 +69,12 @@ def main() -> None:
             found.append(json.loads(latest.read_text()))
             run = found[-1]
             print(
-                f"seed {seed}: test {100 * run['test_accuracy']:.2f} %, {run['steps']} steps, {run['cpu_seconds']:.1f} CPU-seconds, "
+                f"seed {seed}: test {100 * run['test_accuracy']:.2f} %, {run['steps']} steps, {run['cpu_seconds']:.1f} CPU-seconds{at_350([run])}, "
                 f"{run['seconds']:.1f} s on {run['device']}", flush=True,
             )  # fmt: skip
     print(
         f"{name}: test accuracy {mean_and_deviation([run['test_accuracy'] for run in found], 100)} %, "
-        f"{mean_and_deviation([run['cpu_seconds'] for run in found], digits=1)} CPU-seconds, "
+        f"{mean_and_deviation([run['cpu_seconds'] for run in found], digits=1)} CPU-seconds{at_350(found)}, "
         f"{mean_and_deviation([run['seconds'] for run in found], digits=1)} s, n = {len(found)}, torch {torch.__version__}"
     )
 

@@ -25,7 +25,7 @@ SUMMARY: dict[str, type | tuple[type, ...]] = {
     "finished": bool, "recipe": str, "run_dir": str, "arch": str, "pooling": str, "device": str, "best_checkpoint": _TEXT, "last_checkpoint": _TEXT,
     **dict.fromkeys(("epochs", "steps", "num_parameters", "devices", "seed", "resumed"), int), "test": dict, "load_report": (dict, NoneType),
     **dict.fromkeys(("val_accuracy", "val_accuracy_last", "val_accuracy_raw", "test_accuracy", "images_per_second", "seconds", "cpu_seconds",
-                     "flops_per_image", "test_confidence", "label_smoothing", "steps_per_epoch"), _SHARE),
+                     "flops_per_image", "test_confidence", "label_smoothing", "steps_per_epoch", "cpu_seconds_at_350"), _SHARE),
 }  # fmt: skip
 IMAGES, LEFT_OUT = "images.csv.gz", "left_out.csv"  # what the run was trained on, and which images could not be read
 # What torchrun, SLURM, and who starts one process a machine tell it of its place.

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import statistics
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from cct_lightning.tasks.classification import LitClassifier
 from cct_lightning.tasks.divergence import DivergenceError
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
+from cct_lightning.training.hardware import REFERENCE_SPEED
 from cct_lightning.weights.files import Opened
 from cct_lightning.wording import printable
 
@@ -178,7 +180,7 @@ class Session:
         trainer = self.trainer
         last = self._sitting.measures | {name: float(value) for name, value in trainer.callback_metrics.items()}
         epochs, steps = trainer.current_epoch, trainer.global_step
-        trained = not self.stopped_by
+        trained, speeds = not self.stopped_by, self._sitting.speeds
         best_path = os.path.relpath(self.best.best_model_path) if self.best and self.best.best_model_path else None
         last_path = os.path.relpath(self.folder.last) if self.folder.last.is_file() else None
         if trained:  # what one rank loads, all load
@@ -215,6 +217,8 @@ class Session:
             steps_per_epoch=steps_per_epoch(trainer),
             changed_data=self.data.accepted,
             trained=trained,
+            product_speeds=speeds or None,
+            cpu_seconds_at_350=computed * statistics.mean(speeds) / REFERENCE_SPEED if speeds and self._sitting.number == 1 else None,
             left_out=[printable(str(bad.path)) for bad in self.data.bad],
         )
         if trainer.is_global_zero:

@@ -17,7 +17,7 @@ from cct_lightning.runs.metrics_file import MetricsFile
 from cct_lightning.runs.resumption import check_states
 from cct_lightning.runs.stopping import Stopping
 from cct_lightning.side_files import set_aside
-from cct_lightning.training.hardware import cpu_seconds
+from cct_lightning.training.hardware import cpu_seconds, product_speed
 from cct_lightning.weights.files import KEY
 
 STATE = "sitting"  # where a checkpoint keeps what ``Sitting`` needs
@@ -37,12 +37,15 @@ class Sitting(Callback):
     Attributes:
         number: Of this stretch, from 1.
         measures: Of the last validation, for a stretch without one.
+        speeds: Products of bfloat16 that a core computed at the start, in the middle and at the end of the training, GFLOP/s; none elsewhere than on
+            one CPU device that computes in bfloat16.
     """
 
     def __init__(self, folder: RunFolder, stopping: Stopping, saves: bool, data: ImageDataModule) -> None:
         self.folder, self.stopping, self.saves, self.data = folder, stopping, saves, data
         self.number = 1
         self.measures: dict[str, float] = {}
+        self.speeds: list[float] = []
         self._before = (0.0, 0.0)  # seconds of earlier sittings, and of their processors
         self._began = (time.perf_counter(), cpu_seconds())
         self._found: dict[str, Any] | None = None  # what a checkpoint says, until it is used
@@ -94,7 +97,19 @@ class Sitting(Callback):
         self.number, self.measures, self._before = found["number"] + 1, found["measures"], (found["seconds"], found["cpu_seconds"])
         self._longer = (checkpoint[KEY]["recipe"]["trainer"]["max_epochs"] or trainer.max_epochs) != trainer.max_epochs
 
+    def _measure_speed(self, trainer: Trainer) -> None:
+        if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1 and str(trainer.precision).startswith("bf16"):
+            self.speeds.append(product_speed())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if len(self.speeds) == 1 and trainer.global_step >= trainer.estimated_stepping_batches // 2:
+            self._measure_speed(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measure_speed(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measure_speed(trainer)
         if self._found is None:
             return
         trainer.should_stop = self._found["should_stop"] and not self._longer

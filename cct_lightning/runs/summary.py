@@ -2,6 +2,7 @@
 
 import math
 import platform
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from lightning.pytorch import Trainer
 import cct_lightning
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
 from cct_lightning.run_folder import LEFT_OUT
+from cct_lightning.training.hardware import REFERENCE_SPEED
 from cct_lightning.wording import part_epochs, percent, some
 
 
@@ -69,6 +71,9 @@ class Summary:
         changed_data: What became of the images while the run was stopped, where it went on all the same.
         trained: Whether its training came to its end; where it is not finished, it was stopped in the measures that follow.
         left_out: Images that could not be read and were left out.
+        product_speeds: Products of bfloat16 that a core computed at the start, in the middle and at the end of the training, GFLOP/s.
+        cpu_seconds_at_350: ``cpu_seconds`` of cores that compute 350 GFLOP/s, by the mean of those: what other machines' compare with. None of a run
+            that was resumed, or was not computed in bfloat16 on a CPU.
     """
 
     recipe: str
@@ -101,6 +106,8 @@ class Summary:
     changed_data: Sequence[str] | None = None
     trained: bool = False
     left_out: Sequence[str] | None = None
+    product_speeds: Sequence[float] | None = None
+    cpu_seconds_at_350: float | None = None
 
 
 def device_name(trainer: Trainer) -> str:
@@ -113,6 +120,13 @@ def steps_per_epoch(trainer: Trainer) -> int | None:
     """Returns the optimizer's steps in an epoch of a training, None where that is not known; the last batch steps, too, however few accumulated."""
     batches = trainer.num_training_batches
     return -(-int(batches) // trainer.accumulate_grad_batches) if math.isfinite(batches) else None
+
+
+def _cost(summary: Summary) -> str:
+    if summary.cpu_seconds_at_350 is None or not summary.product_speeds:
+        return ""
+    measured = statistics.mean(summary.product_speeds)
+    return f"; {summary.cpu_seconds:.1f} CPU-seconds of cores with {measured:.0f} GFLOP/s, {summary.cpu_seconds_at_350:.1f} at {REFERENCE_SPEED:.0f}"
 
 
 def describe(summary: Summary) -> str:
@@ -137,7 +151,7 @@ def describe(summary: Summary) -> str:
         f"  network              {summary.num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
         if flops
         else f"  network              {summary.num_parameters:,} parameters",
-        f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)",
+        (f"  speed                {speed:,.0f} images/s" if speed else "  speed                - (too few steps)") + _cost(summary),
         *(f"  changed data         {line}" for line in summary.changed_data or ()),
         *([f"  left out             {len(bad)} image(s) that can't be read: {some(bad)} ({LEFT_OUT})"] if (bad := summary.left_out) else []),
         f"  files                {run_dir}: config.yaml, metrics.csv, summary.json"

@@ -14,6 +14,7 @@ from pictures import write_images
 from cct_lightning import LitClassifier
 from cct_lightning.commands import running
 from cct_lightning.runs.stopping import Stopping
+from cct_lightning.training.hardware import default_precision
 from cct_lightning.weights.files import KEY
 
 CHECKOUT = Path(__file__).parents[2]
@@ -42,6 +43,12 @@ def test_a_run_leaves_everything_in_its_folder(cct, tmp_path):
     assert 0 <= summary["test_accuracy"] <= 1
     assert summary["epochs"] == 2
     assert summary["finished"]
+
+    if default_precision("cpu") == "bf16-mixed":
+        assert len(speeds := summary["product_speeds"]) == 3
+        assert summary["cpu_seconds_at_350"] == pytest.approx(summary["cpu_seconds"] * sum(speeds) / 3 / 350)
+    else:
+        assert summary["product_speeds"] is summary["cpu_seconds_at_350"] is None
 
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     validated = [float(row["val/accuracy"]) for row in rows if row.get("val/accuracy")]

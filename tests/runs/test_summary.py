@@ -29,6 +29,11 @@ def test_a_whole_run():
         assert part in text
 
 
+def test_cpu_seconds_are_told_with_the_speed_that_they_are_of():
+    text = describe({**WHOLE, "product_speeds": [175.0, 180.0, 170.0], "cpu_seconds_at_350": 30.0})
+    assert "2,438 images/s; 60.0 CPU-seconds of cores with 175 GFLOP/s, 30.0 at 350\n" in text
+
+
 @pytest.mark.parametrize(("epochs", "steps", "told"), [
     (0, 610, "cct_2_3x2_32, 610 steps, 0.8 epochs, in 34.1 s"), (12, 9375, "cct_2_3x2_32, 9375 steps, 12.5 epochs, in 34.1 s"),
     (12, 9000, "cct_2_3x2_32, 12 epochs (9000 steps) in 34.1 s"),

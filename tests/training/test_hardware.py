@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from cct_lightning.training.hardware import cpu_seconds, default_precision, keep_freed_memory
+from cct_lightning.training.hardware import cpu_seconds, default_precision, keep_freed_memory, product_speed
 
 
 @pytest.mark.parametrize(("able", "precision"), [("avx512_bf16", "bf16-mixed"), ("amx_bf16", "bf16-mixed"), ("avx2", "32-true")])
@@ -23,6 +23,12 @@ def test_a_gpu_computes_bf16_where_it_needs_no_emulation(monkeypatch, able, prec
 def test_an_older_torch_that_can_not_tell_computes_in_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert default_precision("cpu") == "32-true"
+
+
+def test_the_speed_of_products_counts_their_operations_and_the_fastest(monkeypatch):
+    clock = iter([0.0, 4.0, 10.0, 12.0, 20.0, 23.0])
+    monkeypatch.setattr("cct_lightning.training.hardware.time.process_time", lambda: next(clock))
+    assert product_speed(rounds=3) == pytest.approx(2 * 1024**3 / 2 / 1e9)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
