@@ -102,7 +102,9 @@ class StepGraph:
         record: Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]] = record_cuda_graph,
     ) -> None:
         self.loss, self.optimizer, self.clip_norm = loss, optimizer, clip_norm
-        self.images, self.targets = images.clone(), targets.clone()
+        # Laid out alike whatever batch comes first, as a resumed run has another one: kernels are chosen by it, and round differently.
+        layout = torch.channels_last if images.ndim == 4 else torch.preserve_format
+        self.images, self.targets = images.clone(memory_format=layout), targets.clone()
         for group in optimizer.param_groups:
             # float32 whatever the default is, which precision bf16-true changes: fused kernels read rates as float
             group["lr"], group["capturable"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=images.device), True

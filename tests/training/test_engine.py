@@ -165,6 +165,15 @@ def test_a_batch_of_another_shape_is_refused():
         step(torch.ones(1, 3), torch.ones(1, 3))
 
 
+def test_a_recorded_step_is_the_same_whatever_batch_it_was_made_of():
+    # A resumed run begins with another batch, which MixUp may lay out otherwise; kernels are chosen by that, and round differently.
+    net, targets = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 4), torch.nn.Flatten()), torch.eye(2)
+    for images in (torch.rand(2, 1, 4, 4), torch.rand(2, 4, 4, 1).permute(0, 3, 1, 2)):
+        optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+        step = StepGraph(lambda x, y: torch.nn.functional.cross_entropy(net(x), y), optimizer, images, targets, None, again)
+        assert step.images.stride() == (16, 1, 4, 1)
+
+
 def test_a_step_inside_autocast_casts_the_weights_that_it_changed():
     net, images, targets = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.eye(2).repeat(4, 1)
     with torch.autocast("cpu", torch.bfloat16):  # one that keeps what it casts, around all steps
