@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -77,7 +78,9 @@ def compare(
 
     readers: list[Callable[[Tensor], Tensor]] = [load(folder, accelerator="cpu").logits]
     if format == "torch-export":  # written a moment ago: torch may run what it holds, and shall, as other programs will
-        readers.append(torch.export.load(folder / FILES[format]).module())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch 2.11 of its own reading
+            readers.append(torch.export.load(folder / FILES[format]).module())
     if format == "timm":
         readers.append(timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
     images = normalize(torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), preprocessing.mean, preprocessing.std)
