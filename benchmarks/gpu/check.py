@@ -1,29 +1,33 @@
-"""Looks for defects on a GPU, in at most six minutes on an H100: python -m benchmarks.gpu.check [PART ...] [--dry] [--out FILE]
+"""Looks for defects on a GPU, in about six minutes on an H100: python -m benchmarks.gpu.check [PART ...] [--dry] [--out FILE] [--seconds 540]
 
-parts: tests augment graph compile sync resume memory share nccl; all of them where none is named. A line that begins with FAIL is a defect, one
-with info a measurement. --dry runs every part on a CPU, with stand-ins for what needs CUDA, and finds what is wrong in this program.
+parts: augment graph checkpoints rates compile sync resume memory tests share nccl; all of them where none is named. A line that begins with FAIL is
+a defect, one with info a measurement. No part is begun after --seconds, nor hangs longer: what is left is named at the end. --dry runs every part
+on a CPU, tiny and with stand-ins for what needs CUDA, and finds what is wrong in this program.
 
-tests      those marked gpu
-augment    the augmentation on the device is the one on the CPU, within a grey level; nothing in it waits for the device
-graph      the recorded step takes eager's steps: schedule, clipping, MixUp that ends, EMA, validation, dropout, checkpoints, memory, --find-lr
-compile    the compiled step likewise; no compilation more for batches of evaluation; names of the state dict; EMA and maps on it
-sync       twenty steps of each engine in which nothing waits for the device
-resume     with deterministic kernels the same run twice is equal to the bit, also when it was stopped; without them this is only told
-memory     peak of a step by engine at 512 and 4,096 images
-share      two processes on one GPU are refused
-nccl       DDP and FSDP2 over NCCL with one process
+augment      the augmentation on the device is the one on the CPU, within a grey level; nothing in it waits for the device
+graph        the recorded step takes eager's steps: schedule, clipping, MixUp that ends, EMA, validation, dropout, another batch size
+checkpoints  those of the recorded step go on in eager and back; its memory is let go
+rates        a replay takes the rate of the moment, which schedules and --find-lr set
+compile      the compiled step takes eager's, too; no compilation more for batches of evaluation; names of the state dict; EMA and maps on it
+sync         twenty steps of each engine in which nothing waits for the device
+resume       with deterministic kernels the same run twice is equal to the bit, also when it was stopped; without them this is only told
+memory       peak of a step by engine at 512 and 4,096 images
+tests        those marked gpu
+share        one run is refused a GPU twice; two runs at once on one are each what one alone is
+nccl         DDP and FSDP2 over NCCL with one process
 """
 
 import argparse
+import faulthandler
 import logging
 import os
-import subprocess
+import platform
+import shlex
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from contextlib import chdir, nullcontext
 from functools import partial
 from pathlib import Path
@@ -35,15 +39,14 @@ import torch.nn.functional as F
 from cct_lightning.callbacks import EMA, PoolingMaps
 
 from benchmarks.common import machine
-from benchmarks.gpu.harness import ADAMW, MUON, Told, again, apart, equal_or, fit, furthest, stand_ins
-from cct_lightning import AugmentConfig, create_model
+from benchmarks.gpu import processes
+from benchmarks.gpu.harness import ADAMW, MUON, Told, again, apart, compiled_with, equal_or, fit, furthest, stand_ins
+from cct_lightning import AugmentConfig, InputError, create_model
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.runs.search import RateRamp
-from cct_lightning.training.engine import StepGraph
+from cct_lightning.training.engine import StepGraph, can_compile
 from cct_lightning.training.optimizers import create_optimizer
 from cct_lightning.training.options import OptimConfig
-
-CHECKOUT = Path(__file__).parents[2]
 
 
 class Checks:
@@ -57,14 +60,7 @@ class Checks:
 
     def __init__(self, device: str, told: Told, folder: Path) -> None:
         self.device, self.told, self.folder, self.on_gpu = device, told, folder, device == "cuda"
-        self.fit = partial(fit, device, epochs=4 if self.on_gpu else 3)
-
-    def tests(self) -> None:
-        # their files alone: others import packages that an isolated machine lacks
-        files = [str(path) for path in sorted((CHECKOUT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
-        words = ["-q", "-n0", "-p", "no:cacheprovider", "-m", "gpu", *([] if self.on_gpu else ["--collect-only"]), *files]
-        done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=CHECKOUT, capture_output=True, text=True)
-        self.told(done.returncode == 0, "tests marked gpu", done.stdout.strip()[-600:] if done.returncode else done.stdout.strip().splitlines()[-1])
+        self.fit = partial(fit, device)
 
     def augment(self) -> None:
         configs = {
@@ -100,13 +96,11 @@ class Checks:
             measures = [float(run.trainer.callback_metrics["val/loss"]) for run in (eager, replayed)]
             self.told(abs(measures[0] - measures[1]) < least, f"{name}: validation as eager's", f"{measures[0]:.4f}, {measures[1]:.4f}")
             self.told(replayed.module._graph is None, f"{name}: the graph's memory is let go after the fit")
-        self.fit("graph", drop_path=0.2, attn_drop=0.1, precision="bf16-mixed", probe=self._follows_the_seed)
-        twice = [self.fit("graph", drop_path=0.2, attn_drop=0.1, precision="bf16-mixed").losses for _ in range(2)]
+        dropout: dict[str, Any] = {"drop_path": 0.2, "attn_drop": 0.1, "precision": "bf16-mixed"}
+        twice = [self.fit("graph", probe=probe, **dropout).losses for probe in (self._follows_the_seed, None)]
         self.told(None, "graph with dropout, twice: losses", equal_or(apart(*twice)))
         averages = [float(self.fit(engine, callbacks=[EMA(0.9)]).trainer.callback_metrics["val/accuracy"]) for engine in ("eager", "graph")]
         self.told(abs(averages[0] - averages[1]) < 0.03, "graph with EMA: validation accuracy as eager's", f"{averages[0]:.4f}, {averages[1]:.4f}")
-        self._checkpoints()
-        self._rates()
 
     def _follows_the_seed(self, module: Any) -> None:
         step = module._graph
@@ -120,18 +114,25 @@ class Checks:
 
         found = loss(1), loss(1), loss(2)
         self.told(found[0] == found[1] != found[2], "graph: dropout follows the generator's seed at each replay", found)
+        try:
+            step(images[:-1], targets[:-1])
+            said = ""
+        except InputError as error:
+            said = str(error)
+        self.told(f"recorded batches of {tuple(images.shape)}" in said, "graph: a smaller batch is refused", said)
 
-    def _checkpoints(self) -> None:
-        for first, then in (("graph", "graph"), ("graph", "eager"), ("eager", "graph")):
+    def checkpoints(self) -> None:
+        for first, others in (("graph", ("graph", "eager")), ("eager", ("graph",))):
             path = self.folder / f"{first}.ckpt"
-            whole, resumed = self.fit(first, keep=path), self.fit(then, start=path)
-            far = apart(whole.losses, resumed.losses)
-            self.told(far < 0.05, f"a checkpoint of {first} goes on in {then}: losses", equal_or(far))
+            whole = self.fit(first, keep=path)
+            for then in others:
+                far = apart(whole.losses, self.fit(then, start=path).losses)
+                self.told(far < 0.05, f"a checkpoint of {first} goes on in {then}: losses", equal_or(far))
         if self.on_gpu:
             self._finish()
             self.told(None, "memory still allocated after these runs", f"{torch.cuda.memory_allocated() / 2**20:.0f} MiB")
 
-    def _rates(self) -> None:
+    def rates(self) -> None:
         """A step with a rate of zero, which --find-lr and schedules set, changes nothing; one with a large rate much."""
         for name, optim in (("adamw", ADAMW), ("muon", MUON)):
             model = create_model("cct_2_3x2_32", image_size=16, in_chans=1).to(self.device).train()
@@ -161,19 +162,20 @@ class Checks:
     def compile(self) -> None:
         import torch._dynamo.utils as dynamo
 
-        for pooling in ("seqpool", "masked_class_token"):
+        for pooling in ("seqpool", "masked_class_token") if self.on_gpu else ("seqpool",):
             eager = self.fit("eager", precision="bf16-mixed", pooling=pooling)
             torch._dynamo.reset()
             dynamo.counters.clear()
             began = time.perf_counter()
-            fast = self.fit("compile", precision="bf16-mixed", pooling=pooling)
+            with nullcontext() if self.on_gpu else compiled_with(backend="eager", disable=False):  # traced, that is
+                fast = self.fit("compile", precision="bf16-mixed", pooling=pooling)
             took, far = time.perf_counter() - began, apart(eager.losses, fast.losses)
             self.told(far < 0.15, f"compile, {pooling}: losses as eager's", f"{equal_or(far)}, {took:.0f} s")
             graphs, breaks = dynamo.counters["stats"]["unique_graphs"], dict(dynamo.counters["graph_break"])
             self.told(graphs <= 2 and not breaks, f"compile, {pooling}: graphs and breaks, evaluation between", f"{graphs}, {breaks}")
             self.told(not any("_orig_mod" in name for name in fast.module.state_dict()), f"compile, {pooling}: names of the state dict")
         average = self.fit("compile", callbacks=[EMA(0.9), PoolingMaps(every_n_epochs=1, num_images=2)])
-        self.told(float(average.trainer.callback_metrics["val/accuracy"]) > 0.2, "compile with EMA and PoolingMaps: learns")
+        self.told(float(average.trainer.callback_metrics["val/accuracy"]) > (0.2 if self.on_gpu else 0), "compile with EMA and PoolingMaps: learns")
 
     def sync(self) -> None:
         for engine in ("eager", "compile", "graph"):
@@ -190,7 +192,7 @@ class Checks:
             self.told(not waited and counted.steps >= (20 if self.on_gpu else 1), f"{engine}: {counted.steps} steps without waiting", waited)
 
     def resume(self) -> None:
-        for engine, deterministic in (("eager", True), ("eager", False), ("graph", False)):
+        for engine, deterministic in (("eager", True), ("graph", False)):
             words = {"deterministic": deterministic, "drop_path": 0.2, "attn_drop": 0.1, "precision": "bf16-mixed"}
             path = self.folder / "resume.ckpt"
             first, second, resumed = self.fit(engine, keep=path, **words), self.fit(engine, **words), self.fit(engine, start=path, **words)
@@ -200,7 +202,7 @@ class Checks:
                 self.told(right, f"{engine}{', deterministic' * deterministic}: {name}, weights", equal_or(far))
 
     def memory(self) -> None:
-        for arch in ("cct_2_3x2_32", "cct_7_3x1_32"):
+        for arch in ("cct_2_3x2_32", "cct_7_3x1_32") if self.on_gpu else ("cct_2_3x2_32",):
             for count in (512, 4096) if self.on_gpu else (4,):
                 for engine in ("eager", "graph"):
                     self.told(None, f"memory: {arch}, {count} images, {engine}", self._peak(arch, count, engine))
@@ -229,26 +231,14 @@ class Checks:
         self._finish()
         return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB" if self.on_gpu else "a step"
 
+    def tests(self) -> None:
+        processes.tests(self.device, self.told)
+
     def share(self) -> None:
-        done = self._cct("fit", "-c", "digits", "-c", "ddp", "--trainer.devices", "2" if self.on_gpu else "99")
-        lines = done.stderr.strip().splitlines()
-        self.told(done.returncode != 0 and len(lines) <= 12 and "Traceback" not in done.stderr, "more processes than GPUs are refused", lines[-1:])
+        processes.share(self.device, self.told, self.folder)
 
     def nccl(self) -> None:
-        for overlay, engine in (("ddp", "compile"), ("fsdp", "eager")):
-            words = ["fit", "-c", "digits", "-c", overlay, "--trainer.devices", "1", "--trainer.max_epochs", "2", "--trainer.callbacks", "null"]
-            words += ["--model.engine", engine if self.on_gpu else "eager", "--trainer.default_root_dir", str(self.folder / overlay)]
-            done = self._cct(*words, launcher=["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"])
-            line = next((line.strip() for line in done.stdout.splitlines() if "test accuracy" in line), "")
-            self.told(done.returncode == 0 and bool(line), f"{overlay}, {engine}", line or (done.stdout + done.stderr)[-600:])
-
-    def _cct(self, *words: str, launcher: list[str] | None = None) -> subprocess.CompletedProcess[str]:
-        named = ["--trainer.accelerator", "gpu" if self.on_gpu else "cpu", "--wandb.mode", "disabled"]
-        command = [sys.executable, *(launcher or []), "-m", "cct_lightning", *words, *named]
-        try:
-            return subprocess.run(command, cwd=self.folder, env=_environment(), capture_output=True, text=True, timeout=150)
-        except subprocess.TimeoutExpired as error:
-            return subprocess.CompletedProcess(command, 124, "", f"hangs: over {error.timeout:.0f} s")
+        processes.nccl(self.device, self.told, self.folder)
 
     def _no_waiting(self, what: str) -> Any:
         """A block in which a call that waits for the device is told as a defect."""
@@ -307,11 +297,7 @@ class NoWaiting(L.Callback):
             torch.cuda.set_sync_debug_mode(mode)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "PYTHONUNBUFFERED": "1"}
-
-
-PARTS = ("tests", "augment", "graph", "compile", "sync", "resume", "memory", "share", "nccl")
+PARTS = ("augment", "graph", "checkpoints", "rates", "compile", "sync", "resume", "memory", "tests", "share", "nccl")
 
 
 def main() -> None:
@@ -320,22 +306,32 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=(*PARTS, []), metavar="PART")
     parser.add_argument("--dry", action="store_true", help="on a CPU, with stand-ins")
     parser.add_argument("--out", type=Path, help="a file that gets a line of JSON for each finding")
+    parser.add_argument("--seconds", type=float, default=540, help="after which no part is begun; a little later a part that hangs is ended")
     options = parser.parse_args()
     _quiet()
-    out = options.out.absolute() if options.out else None
-    told, device = Told(out), "cpu" if options.dry else "cuda"
-    told(None, "machine", machine(device, torch.get_num_threads(), L))
+    # torch looks once, when it first multiplies, long before a part asks for deterministic kernels
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    began, out, device = time.perf_counter(), options.out.absolute() if options.out else None, "cpu" if options.dry else "cuda"
+    told, left = Told(out), []
+    told(None, "machine", f"{machine(device, torch.get_num_threads(), L)}; Python {platform.python_version()}, CUDA {torch.version.cuda}")
+    told(None, "command", shlex.join(sys.argv))
+    told(can_compile() or options.dry, "triton finds a compiler and Python's headers")
     with tempfile.TemporaryDirectory() as folder, chdir(folder), stand_ins() if options.dry else nullcontext():
         checks = Checks(device, told, Path(folder))
         for name in options.parts or PARTS:
-            began = time.perf_counter()
+            if time.perf_counter() - began > options.seconds:
+                left.append(name)
+                continue
+            # says where a part hangs, and ends it, while its lines can still be fetched
+            faulthandler.dump_traceback_later(max(options.seconds + 30 - (time.perf_counter() - began), 30), exit=True, file=sys.__stderr__)
+            start = time.perf_counter()
             try:
-                part: Callable[[], None] = getattr(checks, name)
-                part()
+                getattr(checks, name)()
             except Exception as error:
                 told(False, name, "".join(traceback.format_exception(error))[-1500:])
-            told(None, name, f"{time.perf_counter() - began:.0f} s")
-    print(f"{len(told.failed)} defect(s)" + "".join(f"\n  {what}" for what in told.failed))
+            faulthandler.cancel_dump_traceback_later()
+            told(None, name, f"{time.perf_counter() - start:.0f} s")
+    print(f"{len(told.failed)} defect(s)" + "".join(f"\n  {what}" for what in told.failed) + (f"\nleft: {' '.join(left)}" if left else ""))
     sys.exit(bool(told.failed))
 
 

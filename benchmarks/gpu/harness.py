@@ -17,7 +17,9 @@ from cct_lightning.training.engine import StepGraph
 
 ADAMW = OptimConfig(lr=1e-3, clip_norm=1.0)
 MUON = OptimConfig("muon", lr=1e-3, betas=(0.9, 0.99))
-AUGMENT = AugmentConfig(shift=1, mixup=0.5, mix_off_epoch=2)
+
+# By device: 60 steps, and 6 in a dry run.
+EPOCHS, BATCH, IMAGES = {"cuda": 5, "cpu": 2}, {"cuda": 100, "cpu": 40}, {"cuda": None, "cpu": 12}  # images of each class
 
 
 class Told:
@@ -53,16 +55,26 @@ def again(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
 
 @contextmanager
 def stand_ins() -> Iterator[None]:
-    """Lets the engines graph and compile run on a CPU: the step is run instead of replayed, and traced but not compiled."""
-    kept = task.check_graph, task.StepGraph, nn.Module.compile
-    compile_module = nn.Module.compile
+    """Lets the engines graph and compile run on a CPU: the step is run instead of replayed, and networks are neither traced nor compiled."""
+    kept = task.check_graph, task.StepGraph
     task.check_graph = lambda *_: None
     task.StepGraph = lambda *arguments: StepGraph(*arguments, record=again)  # type: ignore[misc,assignment]
-    nn.Module.compile = lambda self, **named: compile_module(self, **{**named, "backend": "eager"})  # type: ignore[method-assign]
+    try:
+        with compiled_with(disable=True):
+            yield
+    finally:
+        task.check_graph, task.StepGraph = kept  # type: ignore[misc]
+
+
+@contextmanager
+def compiled_with(**words: Any) -> Iterator[None]:
+    """Has networks compiled by these words of ``torch.compile``; of two such blocks the inner one counts."""
+    compile_module = nn.Module.compile
+    nn.Module.compile = lambda self, **named: compile_module(self, **{**words, **named})  # type: ignore[method-assign]
     try:
         yield
     finally:
-        task.check_graph, task.StepGraph, nn.Module.compile = kept  # type: ignore[misc,method-assign]
+        nn.Module.compile = compile_module  # type: ignore[method-assign]
 
 
 class Fitted(NamedTuple):
@@ -108,9 +120,7 @@ def fit(
     engine: str,
     optim: OptimConfig = ADAMW,
     *,
-    epochs: int = 4,
     precision: Any = "32-true",
-    batch_size: int = 100,
     start: Path | None = None,
     keep: Path | None = None,
     probe: Callable[[LitClassifier], None] | None = None,
@@ -118,7 +128,7 @@ def fit(
     deterministic: bool = False,
     **options: Any,
 ) -> Fitted:
-    """Trains a CCT-2/3x2 on digits at 16 pixels: schedule, MixUp that ends after two epochs, clipping, validation after each epoch.
+    """Trains a CCT-2/3x2 on digits at 16 pixels: schedule, MixUp that ends half-way, clipping, validation after each epoch in other batches.
 
     Args:
         device: cuda or cpu.
@@ -129,7 +139,9 @@ def fit(
         options: Of ``LitClassifier``; without dropout unless told otherwise.
     """
     torch.manual_seed(0)
-    data = ImageDataModule("digits", image_size=16, batch_size=batch_size, augment=AUGMENT, seed=0, per_class=40 if device == "cpu" else None)
+    epochs = EPOCHS[device]
+    augment = AugmentConfig(shift=1, mixup=0.5, mix_off_epoch=epochs // 2)
+    data = ImageDataModule("digits", image_size=16, batch_size=BATCH[device], augment=augment, seed=0, per_class=IMAGES[device])
     module = LitClassifier(
         "cct_2_3x2_32", image_size=(16, 16), in_chans=1, mean=[0.3], std=[0.4], engine=engine, optim=optim,  # type: ignore[arg-type]
         schedule=ScheduleConfig("linear", warmup_epochs=1), **{"drop_path": 0.0, "attn_drop": 0.0, **options},

@@ -1,8 +1,8 @@
 """Measures on one GPU, row after row: python -m benchmarks.gpu.measure --root DIR --out FILE [--seconds 540] [--dry] [ROW ...]
 
-FILE gets a line of JSON after each row; rows that stand there are not measured again, so a lease that is cut off goes on with the next call. No
-row is begun that would not end within --seconds by its estimate. DIR holds CIFAR-10. --dry runs them on a CPU, tiny, all but
-loop, which tests and `python -m benchmarks.loop` run there.
+FILE gets a line of JSON after each row; rows that stand there are not measured again, whatever came of them, so a lease that is cut off goes on with
+the next call. No row is begun that would not end within --seconds by its estimate. DIR holds CIFAR-10. --dry runs a few on a CPU, tiny, with noise
+for CIFAR-10.
 
 card         the speed of bf16 products of large matrices, and of copies in the card's memory
 step         images/s and share of that speed: ours by engine and batch, vit-pytorch and timm compiled under bf16 (benchmarks/step.py's contestants)
@@ -15,13 +15,17 @@ import argparse
 import json
 import multiprocessing
 import os
+import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +44,13 @@ from cct_lightning.training.optimizers import create_optimizer
 from cct_lightning.training.options import OptimConfig
 
 FLOPS = {row.arch: row.flops for row in GPU_ROWS}  # of forward and backward of an image
-BATCHES = (128, 512, 2048, 4096)
+BATCHES = (512, 4096, 128, 2048)
 PIECES = ("compile", "graph", "channels_last", "augment")
+ENGINES = {
+    "compile+graph": PIECES[:3], "compile": ("compile", "channels_last"), "graph": ("graph", "channels_last"), "eager": ("channels_last",),
+}  # fmt: skip
+CHECKOUT = Path(__file__).parents[2]
+STEP_SECONDS = 240  # until a step is taken to hang
 RECIPES = ("cifar10_1min", "cifar10_3min", "cifar10_9min")
 
 
@@ -81,7 +90,7 @@ class Step:
         self.augment = BatchAugment(AugmentConfig(shift=4, flip=0.5, cutout=8), (32, 32), (0.5,) * 3, (0.25,) * 3, 0) if "augment" in pieces else None
         self.format = torch.channels_last if "channels_last" in pieces else torch.contiguous_format
         if "compile" in pieces:
-            self.model.compile(**({} if device == "cuda" else {"backend": "eager"}))
+            self.model.compile(disable=device != "cuda")
         self.epoch = 0
         self.take: Callable[[torch.Tensor, torch.Tensor], object] = self._plain
         if "graph" in pieces:
@@ -93,11 +102,11 @@ class Step:
     def _batch(self) -> torch.Tensor:
         self.epoch += 1
         images = self.images if self.augment is None else self.augment(self.images, self.epoch, torch.arange(len(self.images)))
-        return images.to(torch.float32).to(memory_format=self.format).div_(255)
+        return images.to(torch.float32).to(memory_format=torch.channels_last).div_(255)
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device, torch.bfloat16):
-            return F.cross_entropy(self.model(images), targets)
+            return F.cross_entropy(self.model(images.contiguous(memory_format=self.format)), targets)
 
     def _plain(self, images: torch.Tensor, targets: torch.Tensor) -> None:
         self._loss(images, targets).backward()  # type: ignore[no-untyped-call]
@@ -131,23 +140,24 @@ def in_a_process(pipe: Connection, arguments: tuple[Any, ...], device: str, call
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
 
 
-def step(name: str, arch: str, batch_size: int, pieces: tuple[str, ...], device: str) -> dict[str, Any]:
-    """Times a step in a process of its own, whose memory is its own; on a CPU in this one."""
-    batch_size = batch_size if device == "cuda" else 4
-    context = multiprocessing.get_context("spawn")
-    pipe, other = context.Pipe()
+def step(name: str, arch: str, batch_size: int, pieces: tuple[str, ...], device: str, apart: bool = True) -> dict[str, Any]:
+    """Times a step, in a process of its own, whose memory is its own, or ``apart`` from none."""
+    pipe, other = multiprocessing.Pipe()
     arguments = (other, (name, arch, batch_size, pieces), device, 20 if device == "cuda" else 1)
-    if device == "cpu":
-        in_a_process(*arguments)
-        found = pipe.recv()
-    else:
-        process = context.Process(target=in_a_process, args=arguments)
+    if apart:
+        process = multiprocessing.get_context("spawn").Process(target=in_a_process, args=arguments)
         process.start()
         other.close()
-        found = pipe.recv() if pipe.poll(240) else "more than 240 s"
+        try:
+            found = pipe.recv() if pipe.poll(STEP_SECONDS) else f"more than {STEP_SECONDS} s"
+        except EOFError:
+            found = "the process died"
         if isinstance(found, str):
             process.kill()
         process.join()
+    else:
+        in_a_process(*arguments)
+        found = pipe.recv()
     if isinstance(found, str):
         return {"error": found}
     seconds, ready, memory = found
@@ -167,20 +177,20 @@ def card(device: str) -> dict[str, Any]:
     return {"tflops": 2 * side**3 / statistics.median(products) / 1e12, "GB_per_second": 2 * size / statistics.median(copies) / 1e9, "n": 5}
 
 
-def loop(root: Path) -> dict[str, Any]:
+def loop(root: Path, device: str) -> dict[str, Any]:
     """Runs benchmarks/loop.py; its lines are the figures."""
-    words = ["--device", "cuda", "--root", str(root), "--arch", "cct_7_3x1_32", "--batch", "512"]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.loop", *words], capture_output=True, text=True, timeout=300)
+    words = ["--arch", "cct_7_3x1_32", "--batch", "512"] if device == "cuda" else ["--batch", "4", "-n", "1"]
+    done = in_another_process(["benchmarks.loop", "--device", device, "--root", str(root), *words], 300)
     return {"lines": done.stdout.strip().splitlines()[-5:]} if done.returncode == 0 else {"error": done.stderr[-500:]}
 
 
 def recipe(name: str, seed: int, device: str, root: Path) -> dict[str, Any]:
-    """Runs a recipe as it is, in a process of its own; on a CPU two steps of it, in this one."""
+    """Runs a recipe as it is, in a process of its own, and reads when what happened; on a CPU two steps of it, in this one."""
     kept = ("test_accuracy", "steps", "seconds", "cpu_seconds", "images_per_second", "device", "seed")
     keys: dict[str, Any] = {"seed_everything": seed, "data.root": str(root), "wandb.mode": "disabled", "trainer.enable_progress_bar": False}
     if device == "cpu":
-        keys |= {"model.engine": "eager", "trainer.max_steps": 2, "trainer.accelerator": "cpu", "data.batch_size": 8, "data.per_class": 4}
-        keys |= {"model.arch": "cct_2_3x2_32", "trainer.limit_test_batches": 1}
+        keys |= {"model.engine": "eager", "trainer.max_steps": 2, "trainer.accelerator": "cpu", "data.batch_size": 8}
+        keys |= {"model.arch": "cct_2_3x2_32", "trainer.precision": "32-true"}
     with tempfile.TemporaryDirectory() as folder:
         keys["trainer.default_root_dir"] = folder
         began = time.perf_counter()
@@ -188,43 +198,58 @@ def recipe(name: str, seed: int, device: str, root: Path) -> dict[str, Any]:
             cct_lightning.fit(name, keys)
         else:
             words = [word for key, value in keys.items() for word in (f"--{key}", str(value).lower() if isinstance(value, bool) else str(value))]
-            done = subprocess.run([sys.executable, "-m", "cct_lightning", "fit", "-c", name, *words], capture_output=True, text=True, timeout=580)
+            done = in_another_process(["cct_lightning", "fit", "-c", name, *words], 580)
             if done.returncode:
-                return {"error": done.stderr[-500:]}
+                return {"error": (done.stdout + done.stderr)[-500:]}
         took = time.perf_counter() - began
         (path,) = Path(folder).glob(f"{name}/*/summary.json")
         summary = json.loads(path.read_text())
-    return {key: summary[key] for key in kept} | {"seconds_from_enter": took}
+    return {key: summary[key] for key in kept} | {"seconds_from_enter": took, "n": 1}
+
+
+def in_another_process(words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Runs a module of the checkout, from wherever this one was called."""
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        [sys.executable, "-m", *words], env=os.environ | {"PYTHONPATH": path}, cwd=CHECKOUT, capture_output=True, text=True, timeout=seconds
+    )
+
+
+def noise(root: Path) -> Path:
+    """Writes class folders of noise where CIFAR-10's would lie."""
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for number in range(40):
+            path = root / split / f"class{number % 10}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.frombytes("RGB", (32, 32), os.urandom(3 * 32 * 32)).save(path)
+    return root
 
 
 def rows(device: str, root: Path) -> Iterator[Row]:
-    """Yields all rows, the most wanted first."""
+    """Yields all rows, the most wanted first; of a dry run those that take other ways through this program."""
+    on_gpu = device == "cuda"
     yield Row("card", 10, partial(card, device))
-    for arch in ("cct_7_3x1_32", "cct_2_3x2_32"):
-        for batch_size in BATCHES if device == "cuda" else BATCHES[:1]:
-            engines = {
-                "compile+graph": PIECES[:3],
-                "compile": ("compile", "channels_last"),
-                "graph": ("graph", "channels_last"),
-                "eager": ("channels_last",),
-            }
-            for engine, pieces in engines.items():
-                yield Row(f"step {arch} {batch_size} ours {engine or 'eager'}", 25, partial(step, "ours", arch, batch_size, pieces, device))
+    for arch in ("cct_7_3x1_32", "cct_2_3x2_32") if on_gpu else ("cct_2_3x2_32",):
+        for batch_size in BATCHES if on_gpu else (4,):
+            for engine, pieces in ENGINES.items():
+                ours = partial(step, "ours", arch, batch_size, pieces, device, on_gpu or engine == "eager")
+                yield Row(f"step {arch} {batch_size} ours {engine}", 25, ours)
         for name in ("vit-pytorch", "timm"):
-            for batch_size in (512, 4096) if device == "cuda" else BATCHES[:1]:
-                yield Row(f"step {arch} {batch_size} {name} compile", 35, partial(step, name, arch, batch_size, ("compile",), device))
+            for batch_size in (512, 4096) if on_gpu else (4,):
+                yield Row(f"step {arch} {batch_size} {name} compile", 35, partial(step, name, arch, batch_size, ("compile",), device, on_gpu))
     yield Row("cifar10_1min seed 0", 110, partial(recipe, RECIPES[0], 0, device, root))
-    if device == "cuda":
-        yield Row("loop", 90, partial(loop, root))
+    yield Row("loop", 90, partial(loop, root, device))
+    arch, batch_size = ("cct_7_3x1_32", 512) if on_gpu else ("cct_2_3x2_32", 4)
     for left_out in (None, *PIECES):
         pieces = tuple(piece for piece in PIECES if piece != left_out)
-        name = f"ablation cct_7_3x1_32 512 {'all' if left_out is None else f'without {left_out}'}"
-        yield Row(name, 30, partial(step, "ours", "cct_7_3x1_32", 512, pieces, device))
-    yield Row("cifar10_3min seed 0", 240, partial(recipe, RECIPES[1], 0, device, root))
-    yield Row("cifar10_9min seed 0", 530, partial(recipe, RECIPES[2], 0, device, root))
-    for seed in (1, 2) if device == "cuda" else ():
+        name = f"ablation {arch} {batch_size} {'all' if left_out is None else f'without {left_out}'}"
+        yield Row(name, 30, partial(step, "ours", arch, batch_size, pieces, device, on_gpu))
+    for seed in (0, 1, 2) if on_gpu else (0,):
         for name, seconds in zip(RECIPES, (110, 240, 530), strict=True):
-            yield Row(f"{name} seed {seed}", seconds, partial(recipe, name, seed, device, root))
+            if seed or name != RECIPES[0]:
+                yield Row(f"{name} seed {seed}", seconds, partial(recipe, name, seed, device, root))
 
 
 def main() -> None:
@@ -238,27 +263,39 @@ def main() -> None:
     options = parser.parse_args()
     began, device = time.perf_counter(), "cpu" if options.dry else "cuda"
     os.environ.setdefault("WANDB_MODE", "disabled")
-    done = {json.loads(line)["row"] for line in options.out.read_text().splitlines()} if options.out.exists() else set()
-    print(machine(device, torch.get_num_threads()), flush=True)
-    left = 0
-    for row in rows(device, options.root.absolute()):
-        if row.name in done or (options.rows and not row.name.startswith(tuple(options.rows))):
-            continue
-        if time.perf_counter() - began + (0 if options.dry else row.seconds) > options.seconds:
-            left += 1
-            continue
-        try:
-            found = row.measure()
-        except Exception as error:
-            found = {"error": f"{type(error).__name__}: {error}"[:500]}
-        line = {"row": row.name, **found, "machine": machine(device, torch.get_num_threads()), "date": time.strftime("%Y-%m-%d")}
-        with options.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(
-            f"{row.name}: " + ", ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()),
-            flush=True,
-        )
-    print(f"{left} row(s) left: call again" if left else "all rows stand in the file")
+    about = {"machine": described(device), "command": shlex.join(sys.argv), "date": time.strftime("%Y-%m-%d")}
+    print(about["machine"], flush=True)
+    done, left = measured(options.out), []
+    with tempfile.TemporaryDirectory() if options.dry else nullcontext() as folder:
+        for row in rows(device, noise(Path(folder)) if folder else options.root.absolute()):
+            if row.name in done or (options.rows and not row.name.startswith(tuple(options.rows))):
+                continue
+            if time.perf_counter() - began + (0 if options.dry else row.seconds) > options.seconds:
+                left.append(row.name)
+                continue
+            try:
+                found = row.measure()
+            except Exception as error:
+                found = {"error": f"{type(error).__name__}: {error}"[:500]}
+            with options.out.open("a") as file:
+                file.write(json.dumps({"row": row.name, **found, **about}) + "\n")
+            said = (f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items())
+            print(f"{row.name}: {', '.join(said)}", flush=True)
+    print(f"{len(left)} row(s) left, call again: {', '.join(left)}" if left else "all rows stand in the file")
+
+
+def described(device: str) -> str:
+    """Describes hardware and versions in a line."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("lightning", "timm", "numpy"))
+    return f"{machine(device, torch.get_num_threads())}, {versions}, Python {platform.python_version()}, CUDA {torch.version.cuda}"
+
+
+def measured(path: Path) -> set[str]:
+    """Returns the rows that stand in a file; a last line that was cut off counts for none, and is taken out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        path.write_text("".join(lines := lines[:-1]))
+    return {json.loads(line)["row"] for line in lines}
 
 
 if __name__ == "__main__":
