@@ -71,7 +71,9 @@ def quieten() -> None:
 
 def _plain_type(annotation: str) -> str:
     """Writes a type as a sentence does: Optional[Union[int, float]] as "int, float or null"."""
-    plain = re.sub(r"(?:Optional|Union|Literal)\[(.*)\]", r"\1", annotation.replace("Optional[Union[", "Optional[").replace("]]", "]"))
+    plain = annotation
+    while (inner := re.sub(r"(?:Optional|Union|Literal)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", r"\1", plain)) != plain:
+        plain = inner
     plain = (
         plain.replace("'", "")
         .replace("_PRECISION_INPUT", "32-true, 16-mixed, bf16-mixed, 16-true, bf16-true, 64-true")

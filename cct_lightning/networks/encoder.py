@@ -107,7 +107,7 @@ class Encoder(nn.Module, ABC):
         Raises:
             InputError: The encoder takes one size alone, or can't take one of these.
         """
-        raise InputError(f"{self.title()} takes images of one size: leave data.image_size_schedule out.")
+        raise InputError(f"{self.title()} takes images of one size: leave it out.")
 
     def describe_images(self) -> dict[str, Any]:
         """Describes the images it takes in the words of timm's ``pretrained_cfg``."""

@@ -137,7 +137,10 @@ class Task(L.LightningModule, ABC):
         """Compiles where the engine says so, and refuses what a recorded step, or the network, can't honour."""
         trainer = self.trainer
         if sizes := [size for size, _ in getattr(trainer.datamodule, "first_sizes", ())]:  # type: ignore[attr-defined]
-            self.encoder.take_sizes(sizes)
+            try:
+                self.encoder.take_sizes(sizes)
+            except InputError as error:
+                raise InputError(f"data.image_size_schedule: {error}") from None
         engine = choose_engine(self.engine, self.device, trainer.estimated_stepping_batches)
         self._graph, self._records = None, engine == "graph"
         if self._records:

@@ -14,6 +14,8 @@ def test_messages_of_the_parser_without_a_key_are_passed_on():
      "model.optim.lr=fast: the value does not fit.\n  It takes float."),
     ('Parser key "data.cache":\n  Expected a typing.Literal[...]. Got value: ram',
      "data.cache=ram: the value does not fit.\n  It takes auto, device, host, none."),
+    ('Parser key "data.image_size_schedule":\n  Not a list. Got value: 16',
+     "data.image_size_schedule=16: Not a list. Got value: 16.\n  It takes list[tuple[int, float]] or null."),
 ])  # fmt: skip
 def test_messages_keep_the_key_the_value_and_the_rule(message, expected):
     assert shorten(message) == expected
