@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from cct_lightning.errors import InputError
@@ -85,8 +86,17 @@ class ConvTokenizer(Tokenizer):
     def forward(self, images: Tensor) -> Tensor:
         for conv in self.convs:
             # ReLU after the pool is exactly ReLU before it (both are monotonic) and works on a quarter of the values.
-            images = self.pool(conv(images)).relu_()
+            images = self._pooled(conv(images)).relu_()
         return images
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        """Pools; of grey images, which convolutions keep channel by channel, torch 2.15 does so ten times as fast on a CPU once they are not.
+
+        The values, the pixels they are taken from and the layout stay what they are, and so does all that follows, to the bit.
+        """
+        aside = images.device.type == "cpu" and images.is_contiguous() and not torch.compiler.is_compiling()
+        pooled: Tensor = self.pool(images.contiguous(memory_format=torch.channels_last) if aside else images)
+        return pooled.contiguous() if aside else pooled
 
 
 class PatchTokenizer(Tokenizer):

@@ -20,6 +20,20 @@ def test_relu_behind_the_pool_equals_relu_before_it():
     assert torch.equal(tokenizer(images), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grey_images_are_pooled_to_the_bit_as_torch_pools_them(dtype):
+    tokenizer = ConvTokenizer(1, 16, 3, num_conv_layers=2)
+    seen = [torch.randn(4, 8, 15, 17).round(decimals=1).to(dtype).requires_grad_() for _ in range(2)]  # with many equal values
+    seen[1].data.copy_(seen[0].data)
+    pooled = [pool(images) for pool, images in zip((tokenizer._pooled, tokenizer.pool), seen, strict=True)]
+    slope = torch.randn(pooled[0].shape).to(dtype)
+    for result in pooled:
+        result.backward(slope)
+    assert torch.equal(*pooled)
+    assert torch.equal(seen[0].grad, seen[1].grad)
+    assert pooled[0].is_contiguous()
+
+
 def test_patches_are_linear_maps_of_their_pixels():
     tokenizer, images = PatchTokenizer(2, 5, 4), torch.randn(1, 2, 8, 12)
     patch = images[0, :, 4:8, 8:12].flatten()
