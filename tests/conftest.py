@@ -5,13 +5,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from forked import Server
 
 from cct_lightning.__main__ import main
 from cct_lightning.runs.postponed import postpone
+
+if TYPE_CHECKING:
+    from fake_gpu import FakeGPU
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
 # Where Python is told to keep no compiled modules, as in many containers, each of the interpreters compiles torch and Lightning: 8 s each.
@@ -93,3 +96,36 @@ def forks() -> Iterator[Server]:
     server = Server()
     yield server
     server.close()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> "Iterator[FakeGPU]":
+    """A GPU that is none, see ``FakeGPU``, for what no test machine has; gradients are not computed."""
+    import torch
+    from fake_gpu import FakeGPU, Stream
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a real one")
+    torch._C._ensureCUDADeviceGuardSet()  # as FakeTensorMode does where there is none: torch then looks for no driver
+    for name, value in {
+        "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 1, "is_bf16_supported": lambda **_: True,
+        "synchronize": lambda: None, "Stream": Stream, "current_stream": Stream, "stream": lambda stream: stream,
+        "get_rng_state": torch.get_rng_state, "set_rng_state": torch.set_rng_state,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    for name in ("tensor", "as_tensor"):  # which copy numbers where no mode of torch sees it
+
+        def make(
+            data: object, dtype: torch.dtype | None = None, device: object = None, here: Callable[..., torch.Tensor] = getattr(torch, name)
+        ) -> Any:
+            made = here(data, dtype=dtype)
+            return made if device is None else made.to(device)
+
+        monkeypatch.setattr(torch, name, make)
+    in_place = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter can't become a fake one in place
+    with torch.no_grad(), FakeGPU() as mode:
+        yield mode
+    torch.__future__.set_overwrite_module_params_on_conversion(in_place)

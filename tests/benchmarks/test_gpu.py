@@ -2,7 +2,9 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,3 +102,30 @@ def test_a_row_that_would_not_end_in_time_is_left_and_named(monkeypatch, capsys)
     measure.main()
     first, second = map(json.loads, Path("rows.jsonl").read_text().splitlines())
     assert (first["row"], first["n"], second["error"]) == ("quick", 1, "ZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize("pieces", [("compile", "graph", "channels_last", "augment"), ("compile",)])
+def test_what_is_timed_on_a_gpu_mixes_no_devices_there(gpu, monkeypatch, pieces):
+    from benchmarks.gpu import measure
+
+    def backward(loss):
+        for parameter in (parameter for group in made[0].param_groups for parameter in group["params"]):
+            parameter.grad = torch.empty_like(parameter)
+
+    def optimizer(network, config):
+        made.append(create_optimizer(network, config))
+        network.requires_grad_(False)  # autograd would ask for a driver
+        return made[-1]
+
+    made, create_optimizer, sent = [], measure.create_optimizer, []
+    monkeypatch.setattr(measure, "create_optimizer", optimizer)
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **named: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: nullcontext())
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**30)
+    with gpu.waiting():
+        measure.in_a_process(SimpleNamespace(send=sent.append), ("ours", "cct_2_3x2_32", 8, pieces), "cuda", 1)
+        assert measure.card("cuda")["n"] == 5
+    assert (len(sent[0][0]), sent[0][2]) == (5, 1.0)
+    assert {"convolution", "_fused_adamw_", "mm"} < gpu.seen

@@ -9,7 +9,9 @@ import lightning as L
 import pytest
 import torch
 from cct_lightning.callbacks import EMA, Throughput
+from fake_gpu import MixedDevicesError
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from cct_lightning import ImageDataModule, InputError, LitClassifier
 
@@ -176,3 +178,22 @@ def test_the_share_of_a_gpus_operations_follows_from_counted_ones(monkeypatch, n
 def test_the_folder_is_no_package_of_its_own():
     done = subprocess.run([sys.executable, "-c", "import callbacks"], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert "import cct_lightning.callbacks" in done.stderr
+
+
+def test_an_average_on_a_gpu_mixes_no_devices_and_waits_for_nothing(gpu):
+    module = LitClassifier("cct_2_3x2_32", image_size=(16, 16), in_chans=1)
+    weights = {name: torch.zeros(parameter.shape) for name, parameter in module.named_parameters()}
+    gpu.takes(module)
+    average, trainer = EMA(0.9), SimpleNamespace(global_step=0, state=SimpleNamespace(fn=TrainerFn.FITTING))
+    average.average = weights  # of a checkpoint, read before the GPU was in use
+    with gpu.waiting():
+        average.on_train_start(trainer, module)
+    for trainer.global_step in (1, 2):
+        average.on_train_batch_end(trainer, module, None, None, 0)
+        average.on_validation_start(trainer, module)
+        average.on_validation_end(trainer, module)
+    assert {tensor.device for tensor in average.average.values()} == {gpu.device}
+    average.average = weights
+    trainer.global_step = 3
+    with pytest.raises(MixedDevicesError):
+        average.on_train_batch_end(trainer, module, None, None, 0)

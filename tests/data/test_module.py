@@ -1,5 +1,6 @@
 import os
 import sys
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -11,6 +12,7 @@ from pictures import write_images
 
 from cct_lightning import AugmentConfig, ImageDataModule, InputError
 from cct_lightning.data.loaders import default_workers
+from cct_lightning.data.preparation import _scale_and_offset
 
 
 def digits(**options):
@@ -337,3 +339,22 @@ def test_r12_images_are_augmented_the_way_the_run_began_wherever_they_are_kept(t
     assert mixed[0][1]["road"] is mixed[1][1]["road"] is None
     assert all(torch.equal(one, two) for one, two in zip(mixed[0][0], mixed[1][0], strict=True))
     assert all(torch.equal(one, two) for one, two in zip(images, again, strict=True))
+
+
+@pytest.mark.parametrize("cache", ["device", "host"])
+def test_batches_for_a_gpu_mix_no_devices_and_wait_for_nothing(gpu, cache):
+    augment = AugmentConfig(crop_scale=(0.6, 1.0), shift=2, flip=0.5, policy="randaugment", cutout=4, erase=0.5, mixup=0.8, cutmix=1.0)
+    data = digits(image_size=16, batch_size=64, cache=cache, augment=augment, image_size_schedule=[[8, 0.5]])
+    strategy = SimpleNamespace(root_device=gpu.device)
+    data.trainer = SimpleNamespace(strategy=strategy, world_size=1, global_rank=0, overfit_batches=0, training=True)
+    data.trainer.global_step, data.trainer.estimated_stepping_batches = 4, 10
+    for loader in (data.train_dataloader, data.val_dataloader):
+        with gpu.waiting():  # the images move there, and the constants of their normalisation
+            batches = loader()
+            data.on_after_batch_transfer(next(iter(batches)), 0)
+        assert batches.images.device.type == ("cuda" if cache == "device" else "cpu")
+        for batch in batches:
+            found = data.on_after_batch_transfer(batch, 0)
+            assert {found.images.device, found.targets.device, found.indices.device} == {gpu.device}
+            assert (found.images.dtype, found.images.shape[1:]) == (torch.float32, (1, 8, 8))
+    _scale_and_offset.cache_clear()  # fakes

@@ -5,6 +5,7 @@ import pytest
 import timm
 import timm.data
 import torch
+from fake_gpu import MixedDevicesError
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -162,3 +163,18 @@ def test_an_encoder_tells_what_it_is():
 def test_a_module_is_no_encoder():
     with pytest.raises(InputError, match=r"Linear is no Encoder, .* lacks image_size, in_chans, grid_size, embed_dim, num_heads"):
         ImageClassifier(nn.Linear(2, 2), POOLINGS["mean"](8, 2), 10)
+
+
+@pytest.mark.parametrize("arch", ["cct_2_3x2_32", "cvt_7_4_32", "vit_7_4_32", "timm/vit_tiny_patch16_224"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_network_on_a_gpu_mixes_no_devices_and_waits_for_nothing(gpu, arch, pooling):
+    if arch != "cct_2_3x2_32" and pooling not in ("seqpool", "class_token"):
+        pytest.skip("poolings are the same on every encoder")
+    network = create_model(arch, pooling=pooling, image_size=32, drop_path=0.1)
+    gpu.takes(network)
+    for training in (True, False):
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = network.train(training)(torch.empty(4, 3, 32, 32, device=gpu.device))
+        assert (logits.shape, logits.device, logits.dtype) == ((4, network.num_classes), gpu.device, torch.bfloat16)
+    with pytest.raises(MixedDevicesError):
+        network(torch.zeros(4, 3, 32, 32))

@@ -1,18 +1,23 @@
 """What is the same for every task, tried on toy tasks of a few lines and on all that have a name."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from cct_lightning.callbacks import EMA, BatchPreview, PoolingMaps, TestReport
+from fake_gpu import MixedDevicesError
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from cct_lightning import AugmentConfig, ImageDataModule, InputError, LitClassifier, OptimConfig, ScheduleConfig, create_model
-from cct_lightning.data.preparation import normalize
+from cct_lightning.data.preparation import _scale_and_offset, normalize
 from cct_lightning.networks import initial_values
 from cct_lightning.tasks.registry import TASKS, task_class
 from cct_lightning.tasks.task import Task
+from cct_lightning.training.losses import class_weights
+from cct_lightning.training.options import LossConfig
 from cct_lightning.weights.files import KEY
 
 # It is ImageDataModule that says where an epoch goes on, not its loader.
@@ -259,3 +264,38 @@ def test_callbacks_draw_what_a_toy_task_has(tmp_path, caplog):
     assert [path.name for path in (tmp_path / "other" / "pictures").iterdir()] == ["batch.png"]
     with pytest.raises(InputError, match="TestReport draws what came of each image, which Rotation does not keep: leave it out"):
         fit(Rotation, tmp_path, TestReport())
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_a_step_on_a_gpu_mixes_no_devices_and_waits_for_nothing(gpu, records):
+    module = LitClassifier("cct_2_3x2_32", image_size=(16, 16), in_chans=1, mean=[0.3], std=[0.4], loss=LossConfig("balanced"))
+    gpu.takes(module)
+    module._device = gpu.device  # Lightning's own to() sets it, by a test of its type
+    trainer = SimpleNamespace(global_step=0, global_rank=0, current_epoch=0, log_every_n_steps=1000, training=True)
+    module._trainer = trainer
+    with gpu.waiting():
+        module._class_weights = class_weights([3, 4, 5, 6, 7, 8, 9, 8, 7, 6]).to(gpu.device)
+        module.on_train_start()
+        normalize(torch.zeros(4, 1, 16, 16, dtype=torch.uint8, device=gpu.device), [0.3], [0.4])
+    module._records, module._graph = records, Replay(module)
+    module.on_train_epoch_start()
+    for trainer.global_step, dtype in enumerate((torch.uint8, torch.float32)):
+        batch = torch.zeros(4, 1, 16, 16, dtype=dtype, device=gpu.device), torch.zeros(4, dtype=torch.int64, device=gpu.device)
+        module.on_train_batch_start(batch, 0)
+        with torch.autocast("cuda", torch.bfloat16):
+            assert module.training_step(batch, 0).device == gpu.device
+    assert module._epoch_loss.device == gpu.device
+    with pytest.raises(MixedDevicesError):
+        module.training_loss(torch.zeros(4, 1, 16, 16, device=gpu.device), torch.zeros(4, dtype=torch.int64))
+    _scale_and_offset.cache_clear()  # fakes
+
+
+class Replay:
+    """Stands in for a recorded step."""
+
+    def __init__(self, module):
+        self.module, self.images = module, torch.zeros(4, 1, 16, 16)
+
+    def __call__(self, images, targets):
+        assert targets.shape == (4, 10)
+        return self.module.training_loss(images, targets)

@@ -1,14 +1,20 @@
 """The recorded step is tested here without a GPU: the recorder is replaced by one that runs the step again, all around it is the real thing."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
+from fake_gpu import MixedDevicesError
 
-from cct_lightning import AugmentConfig, ImageDataModule, InputError, LitClassifier, OptimConfig, ScheduleConfig
+from cct_lightning import AugmentConfig, ImageDataModule, InputError, LitClassifier, OptimConfig, ScheduleConfig, create_model
 from cct_lightning.runs.search import RateRamp
 from cct_lightning.tasks import task as module
 from cct_lightning.training import engine
 from cct_lightning.training.engine import StepGraph, check_graph, choose_engine
+from cct_lightning.training.optimizers import create_optimizer
+from cct_lightning.training.schedules import create_scheduler
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -199,3 +205,45 @@ def test_a_cuda_graph_does_what_the_step_does():
         return lambda: result.copy_(step()), result
 
     assert run(engine.record_cuda_graph) == pytest.approx(run(again_on_gpu), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_recorded_step_on_a_gpu_mixes_no_devices_and_waits_for_nothing(gpu, monkeypatch, name):
+    net = create_model("cct_2_3x2_32", image_size=16, drop_path=0.1, attn_drop=0.1).train()
+    gpu.takes(net)
+    optimizer = create_optimizer(net.requires_grad_(True), OptimConfig(name, lr=1e-3))
+    net.requires_grad_(False)
+    scheduler = create_scheduler(optimizer, ScheduleConfig(warmup_epochs=1), 1e-3, 4, 3)
+
+    def backward(loss):
+        assert (loss.device, loss.dtype) == (gpu.device, torch.float32)
+        for parameter in net.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    def loss(images, targets):
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = net(images)
+            assert logits.dtype == torch.bfloat16
+            return torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
+
+    class Graph:
+        def replay(self):
+            step._step()
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: nullcontext())
+    images, targets = torch.empty(4, 3, 16, 16, device=gpu.device), torch.empty(4, 10, device=gpu.device)
+    with gpu.waiting():
+        step = StepGraph(loss, optimizer, images, targets, 1.0)
+    for _ in range(2):
+        assert step(images, targets).device == gpu.device
+        scheduler.step()
+    assert {"_fused_adamw_", "_foreach_norm", "native_dropout", "convolution"} < gpu.seen
+    assert all(group["lr"].device == gpu.device for group in optimizer.param_groups)
+    assert all(state.device == gpu.device for states in optimizer.state.values() for state in states.values())
+    checkpoint = {"optimizer_states": [optimizer.state_dict()], "lr_schedulers": [scheduler.state_dict()]}
+    with gpu.waiting():
+        engine.make_plain(checkpoint)
+    with pytest.raises(MixedDevicesError):
+        step._step.__func__(SimpleNamespace(**{**vars(step), "targets": torch.zeros(4, 10)}))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_gpu import WaitsError
 from pictures import write_images
 from safetensors.torch import save_file
 from trained import write_checkpoint
@@ -134,3 +135,13 @@ def test_r06_weights_that_are_not_finite_are_opened_nowhere(cct, tmp_path, value
         LitClassifier.load_from_checkpoint(tmp_path / "bad.ckpt")
     with pytest.raises(InputError, match=message):
         create_model("cct_2_3x2_32", num_classes=3, image_size=16, pretrained=tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_on_a_gpu_are_looked_at_in_one_launch(gpu, dtype):
+    tensors = {name: torch.empty(3, 4, device=gpu.device, dtype=dtype) for name in ("weight", "bias")} | {"mean": torch.zeros(3)}
+    with pytest.raises(WaitsError):  # once, at the end
+        not_finite(tensors)
+    with gpu.waiting():
+        assert not_finite(tensors) == []
+    assert "_foreach_norm" in gpu.seen
