@@ -25,7 +25,6 @@ from cct_lightning.runs.tracking import tracker
 from cct_lightning.runs.tracking.server import PROBE_SECONDS, is_disabled, wandb_id, wandb_mode
 from cct_lightning.runs.tracking.tracker import Tracker
 
-CHECKOUT = Path(__file__).parents[3]
 SHORT = (
     "--data.per_class", 10, "--data.batch_size", 32, "--trainer.max_epochs", 2, "--trainer.enable_progress_bar", "false",
     "--trainer.log_every_n_steps", 1, "--trainer.callbacks", "[]",
@@ -370,15 +369,13 @@ class Fault(Callback):
 
 
 @pytest.mark.slow
-def test_the_death_of_wandbs_process_ends_the_tracking_and_not_the_training(tmp_path):
+def test_the_death_of_wandbs_process_ends_the_tracking_and_not_the_training(forks, tmp_path):
     (tmp_path / "fault.py").write_text(FAULT)
-    command = [sys.executable, CHECKOUT / "cli.py", "fit", "-c", "digits", *SHORT, "--trainer.callbacks+=fault.Fault", "--allow-import", "fault"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    words = [*map(str, command), "--trainer.callbacks.signal_name=SIGKILL"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = ("--trainer.callbacks+=fault.Fault", "--allow-import", "fault", "--trainer.callbacks.signal_name=SIGKILL")
+    done = forks.start("fit", "-c", "digits", *SHORT, *words, cwd=tmp_path, WANDB_MODE="offline")
+    assert done.wait(100) == 0, done.out[-3000:]
     run = run_of(tmp_path)
-    assert [line for line in done.stderr.splitlines() if "W&B" in line or "Traceback" in line] == [
+    assert [line for line in done.out.splitlines() if "W&B" in line or "Traceback" in line] == [
         f"W&B tracking ended (its process has died){ENDED}{run.relative_to(tmp_path)}/metrics.csv"
     ]
     assert_complete(run)
