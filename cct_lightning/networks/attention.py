@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cct_lightning.networks.linear import Linear
-
 # How attention is computed: the first row whose device, dtype and length fit. Stated, never timed at start-up: a resumed run must
 # choose the same road. benchmarks/attention.py measures the rows.
 ROADS: tuple[tuple[str, torch.dtype | None, int | None, Literal["sdpa", "matmul"]], ...] = (
@@ -121,9 +119,9 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
         self.scale = self.head_dim**-0.5
-        self.qkv = Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = Linear(embed_dim, embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, read_only_prefix: int = 0) -> Tensor:

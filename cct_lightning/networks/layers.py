@@ -2,8 +2,6 @@
 
 from torch import Tensor, nn
 
-from cct_lightning.networks.linear import Linear
-
 
 class Mlp(nn.Module):
     """Two linear layers with exact GELU between them, on tokens (..., D); dropout behind each.
@@ -18,10 +16,10 @@ class Mlp(nn.Module):
 
     def __init__(self, embed_dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = Linear(embed_dim, hidden_dim)
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
         self.act = nn.GELU()
         self.drop1 = nn.Dropout(drop)
-        self.fc2 = Linear(hidden_dim, embed_dim)
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
         self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
