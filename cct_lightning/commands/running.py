@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -130,6 +131,12 @@ def _readable_errors() -> Iterator[None]:
         raise
     except (MisconfigurationException, ModuleNotFoundError, OSError) as error:  # of accelerators, loggers and folders that are not there
         raise full_disk(error) or InputError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        said = ". ".join(re.split(r"\. (?=[A-Z])", str(error))[:4]).rstrip(".")  # what was asked for, what is free, and who has the rest
+        raise RunError(
+            f"{said}.\n  Smaller batches need less: --data.batch_size N, and --find-batch-size looks for the largest. nvidia-smi tells who else "
+            "uses the GPU."
+        ) from error
     except (ValueError, RuntimeError) as error:
         if found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*[^. ])", str(error)):
             raise RunError(

@@ -414,3 +414,19 @@ class Spy(Callback):
         with open(f"seen-{trainer.global_rank}.json", "w") as file:
             json.dump(self.seen, file)
 '''
+
+
+def test_a_full_gpu_is_two_lines_that_say_who_has_it(cct, monkeypatch):
+    free = "Tried to allocate 96.00 MiB. GPU 0 has a total capacity of 79.10 GiB of which 18.75 MiB is free. Process 7 has 70.00 GiB memory in use."
+    more = "Including non-PyTorch memory, this process has 9.00 GiB memory in use. Of the allocated memory 8.90 GiB is allocated by PyTorch."
+
+    def full(*_):
+        raise torch.OutOfMemoryError(f"CUDA out of memory. {free} {more}")
+
+    monkeypatch.setattr(LitClassifier, "training_loss", full)
+    outcome = cct("fit", "-c", "digits", "-c", "smoke")
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    lines = outcome.err.strip().splitlines()[-2:]
+    assert lines[0].endswith(free)
+    assert lines[1].startswith("  Smaller batches need less: --data.batch_size N")
