@@ -108,7 +108,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> "Iterator[FakeGPU]":
         pytest.skip("there is a real one")
     torch._C._ensureCUDADeviceGuardSet()  # as FakeTensorMode does where there is none: torch then looks for no driver
     for name, value in {
-        "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 1, "is_bf16_supported": lambda **_: True,
+        "_lazy_init": lambda: None, "is_bf16_supported": lambda **_: True,
         "synchronize": lambda: None, "Stream": Stream, "current_stream": Stream, "stream": lambda stream: stream,
         "get_rng_state": torch.get_rng_state, "set_rng_state": torch.set_rng_state,
     }.items():  # fmt: skip

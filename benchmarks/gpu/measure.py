@@ -180,7 +180,7 @@ def card(device: str) -> dict[str, Any]:
 def loop(root: Path, device: str) -> dict[str, Any]:
     """Runs benchmarks/loop.py; its lines are the figures."""
     words = ["--arch", "cct_7_3x1_32", "--batch", "512"] if device == "cuda" else ["--batch", "4", "-n", "1"]
-    done = in_another_process(["benchmarks.loop", "--device", device, "--root", str(root), *words], 300)
+    done = in_another_process(["-m", "benchmarks.loop", "--device", device, "--root", str(root), *words], 300)
     return {"lines": done.stdout.strip().splitlines()[-5:]} if done.returncode == 0 else {"error": done.stderr[-500:]}
 
 
@@ -198,7 +198,7 @@ def recipe(name: str, seed: int, device: str, root: Path) -> dict[str, Any]:
             cct_lightning.fit(name, keys)
         else:
             words = [word for key, value in keys.items() for word in (f"--{key}", str(value).lower() if isinstance(value, bool) else str(value))]
-            done = in_another_process(["cct_lightning", "fit", "-c", name, *words], 580)
+            done = in_another_process(["cli.py", "fit", "-c", name, *words], 580)
             if done.returncode:
                 return {"error": (done.stdout + done.stderr)[-500:]}
         took = time.perf_counter() - began
@@ -208,10 +208,10 @@ def recipe(name: str, seed: int, device: str, root: Path) -> dict[str, Any]:
 
 
 def in_another_process(words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Runs a module of the checkout, from wherever this one was called."""
+    """Runs a program of the checkout, which need not be installed, from wherever this one was called."""
     path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
     return subprocess.run(
-        [sys.executable, "-m", *words], env=os.environ | {"PYTHONPATH": path}, cwd=CHECKOUT, capture_output=True, text=True, timeout=seconds
+        [sys.executable, *words], env=os.environ | {"PYTHONPATH": path}, cwd=CHECKOUT, capture_output=True, text=True, timeout=seconds
     )
 
 

@@ -25,7 +25,7 @@ def tests(device: str, told: Told) -> None:
     """Runs the tests marked gpu; on a CPU collects those of one file."""
     # their files alone: others import packages that an isolated machine lacks
     files = [str(path) for path in sorted((CHECKOUT / "tests").rglob("test_*.py")) if "@pytest.mark.gpu" in path.read_text()]
-    words = ["-q", "-n0", "-p", "no:cacheprovider", "-m", "gpu", *(files if device == "cuda" else ["--collect-only", files[0]])]
+    words = ["-q", "-n0", "-p", "no:cacheprovider", "-p", "cli", "-m", "gpu", *(files if device == "cuda" else ["--collect-only", files[0]])]
     done = _wait([_start([sys.executable, "-m", "pytest", *words], CHECKOUT)])[0]
     passed = done.returncode == 0 and "skipped" not in done.stdout
     told(passed, "tests marked gpu", done.stdout.strip().splitlines()[-1] if passed else (done.stdout + done.stderr).strip()[-900:])
@@ -68,7 +68,7 @@ def nccl(device: str, told: Told, folder: Path) -> None:
 def _cct(device: str, folder: Path, commands: Sequence[list[str]], launcher: Sequence[str] = ()) -> list[subprocess.CompletedProcess[str]]:
     """Runs commands of ours side by side."""
     named = ["--trainer.accelerator", "gpu" if device == "cuda" else "cpu", "--wandb.mode", "disabled", "--trainer.enable_progress_bar", "false"]
-    return _wait([_start([sys.executable, *launcher, "-m", "cct_lightning", *words, *named], folder) for words in commands])
+    return _wait([_start([sys.executable, *launcher, str(CHECKOUT / "cli.py"), *words, *named], folder) for words in commands])
 
 
 def _start(command: list[str], folder: Path) -> "subprocess.Popen[str]":
