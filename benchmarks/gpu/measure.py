@@ -8,7 +8,7 @@ card         the speed of bf16 products of large matrices, and of copies in the 
 step         images/s and share of that speed: ours by engine and batch, vit-pytorch and timm compiled under bf16 (benchmarks/step.py's contestants)
 ablation     ours, compiled and recorded, channels_last, augmented on the device; then each of these left out alone
 loop         `cct fit` against the bare recorded loop (benchmarks/loop.py)
-cifar10_*    the recipes by time: last weights, tested once, seconds from the first batch and from Enter (benchmarks/time_to_accuracy.py's runs)
+cifar10_*    the recipes by time: last weights, tested once; seconds of the training with and without the first steps, which compile, and from Enter
 """
 
 import argparse
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import yaml
 
 import cct_lightning
 from benchmarks.common import machine
@@ -204,7 +205,10 @@ def recipe(name: str, seed: int, device: str, root: Path) -> dict[str, Any]:
         took = time.perf_counter() - began
         (path,) = Path(folder).glob(f"{name}/*/summary.json")
         summary = json.loads(path.read_text())
-    return {key: summary[key] for key in kept} | {"seconds_from_enter": took, "n": 1}
+        batch_size = yaml.safe_load((path.parent / "config.yaml").read_text())["data"]["batch_size"]
+    rate = summary["images_per_second"]  # of all steps but the first, in which networks are compiled
+    steady = summary["steps"] * batch_size / rate if rate else None
+    return {key: summary[key] for key in kept} | {"seconds_of_steps_alone": steady, "seconds_from_enter": took, "n": 1}
 
 
 def in_another_process(words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -227,18 +231,23 @@ def noise(root: Path) -> Path:
     return root
 
 
+def steps(device: str, batches: Sequence[int]) -> Iterator[Row]:
+    """Yields the steps at these batch sizes; of a dry run those of the small network, one of them in a process of its own."""
+    on_gpu = device == "cuda"
+    for arch in ("cct_7_3x1_32", "cct_2_3x2_32") if on_gpu else ("cct_2_3x2_32",):
+        for batch_size in batches:
+            for engine, pieces in ENGINES.items():
+                ours = partial(step, "ours", arch, batch_size, pieces, device, on_gpu or engine == "eager")
+                yield Row(f"step {arch} {batch_size} ours {engine}", 25, ours)
+            for name in ("vit-pytorch", "timm"):
+                yield Row(f"step {arch} {batch_size} {name} compile", 30, partial(step, name, arch, batch_size, ("compile",), device, on_gpu))
+
+
 def rows(device: str, root: Path) -> Iterator[Row]:
     """Yields all rows, the most wanted first; of a dry run those that take other ways through this program."""
     on_gpu = device == "cuda"
     yield Row("card", 10, partial(card, device))
-    for arch in ("cct_7_3x1_32", "cct_2_3x2_32") if on_gpu else ("cct_2_3x2_32",):
-        for batch_size in BATCHES if on_gpu else (4,):
-            for engine, pieces in ENGINES.items():
-                ours = partial(step, "ours", arch, batch_size, pieces, device, on_gpu or engine == "eager")
-                yield Row(f"step {arch} {batch_size} ours {engine}", 25, ours)
-        for name in ("vit-pytorch", "timm"):
-            for batch_size in (512, 4096) if on_gpu else (4,):
-                yield Row(f"step {arch} {batch_size} {name} compile", 35, partial(step, name, arch, batch_size, ("compile",), device, on_gpu))
+    yield from steps(device, BATCHES[:2] if on_gpu else (4,))
     yield Row("cifar10_1min seed 0", 110, partial(recipe, RECIPES[0], 0, device, root))
     yield Row("loop", 90, partial(loop, root, device))
     arch, batch_size = ("cct_7_3x1_32", 512) if on_gpu else ("cct_2_3x2_32", 4)
@@ -250,6 +259,7 @@ def rows(device: str, root: Path) -> Iterator[Row]:
         for name, seconds in zip(RECIPES, (110, 240, 530), strict=True):
             if seed or name != RECIPES[0]:
                 yield Row(f"{name} seed {seed}", seconds, partial(recipe, name, seed, device, root))
+        yield from steps(device, BATCHES[2:] if on_gpu and not seed else ())
 
 
 def main() -> None:
@@ -277,6 +287,10 @@ def main() -> None:
                 found = row.measure()
             except Exception as error:
                 found = {"error": f"{type(error).__name__}: {error}"[:500]}
+            if row.name == "card":
+                done["card"] = found
+            if "tflops" in found and "tflops" in done.get("card", {}):
+                found["share"] = found["tflops"] / done["card"]["tflops"]  # of what large products reach on this card
             with options.out.open("a") as file:
                 file.write(json.dumps({"row": row.name, **found, **about}) + "\n")
             said = (f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items())
@@ -290,12 +304,12 @@ def described(device: str) -> str:
     return f"{machine(device, torch.get_num_threads())}, {versions}, Python {platform.python_version()}, CUDA {torch.version.cuda}"
 
 
-def measured(path: Path) -> set[str]:
-    """Returns the rows that stand in a file; a last line that was cut off counts for none, and is taken out."""
+def measured(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the rows that stand in a file by their names; a last line that was cut off counts for none, and is taken out."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     if lines and not lines[-1].endswith("\n"):
         path.write_text("".join(lines := lines[:-1]))
-    return {json.loads(line)["row"] for line in lines}
+    return {row["row"]: row for row in map(json.loads, lines)}
 
 
 if __name__ == "__main__":
