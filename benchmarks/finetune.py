@@ -19,13 +19,15 @@ import torch
 
 from benchmarks.common import machine
 from benchmarks.time_to_accuracy import mean_and_deviation
+from cct_lightning.weights.files import open_weights
+from cct_lightning.weights.inspection import describe
 
 # The same network throughout, but for the last row.
 CONTESTANTS = {
     "fine-tuned, 64 px": ["--model.pretrained", "WEIGHTS", "--data.image_size", "64"],
     "fine-tuned, 32 px": ["--model.pretrained", "WEIGHTS"],
     "linear probe, 64 px": ["-c", "linear_probe", "--model.pretrained", "WEIGHTS", "--data.image_size", "64"],
-    "from scratch, 64 px": ["--model.arch", "cct_2_3x2_32", "--data.image_size", "64"],
+    "from scratch, 64 px": ["NETWORK", "--data.image_size", "64"],
     "from scratch, the default CCT-7/7x2 at 128 px": [],
 }
 
@@ -41,6 +43,8 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     print(machine("cuda" if on_gpu else "cpu", 1, lightning, timm), flush=True)
     environment = os.environ | ({} if on_gpu else {"OMP_NUM_THREADS": "1"})
+    network = [f"--model.{key}={value}" for key, value in describe(open_weights(Path(options.weights)))["model"].items() if value is not None]
+    stand_for = {"WEIGHTS": [options.weights], "NETWORK": network}
     for name, flags in CONTESTANTS.items():
         if options.only not in (None, name):
             continue
@@ -57,7 +61,7 @@ def main() -> None:
                     "--trainer.enable_progress_bar",
                     "false",
                 ]
-                words += ["--trainer.default_root_dir", folder, *(options.weights if word == "WEIGHTS" else word for word in flags)]
+                words += ["--trainer.default_root_dir", folder, *(word for flag in flags for word in stand_for.get(flag, [flag]))]
                 subprocess.run([sys.executable, "-m", "cct_lightning", *words], check=True, env=environment, stdout=subprocess.DEVNULL)
                 (summary,) = Path(folder).glob("finetune/*/summary.json")
                 found.append(json.loads(summary.read_text()))
