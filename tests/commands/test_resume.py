@@ -11,7 +11,7 @@ from pictures import write_images
 import cct_lightning
 from cct_lightning import InputError
 from cct_lightning.data.fingerprint import Past
-from cct_lightning.data.sets import _digits
+from cct_lightning.data.sets import _digits, _digits_table
 from cct_lightning.runs.sitting import Sitting
 
 SMALL = (
@@ -138,17 +138,9 @@ def test_r02b_a_table_in_another_order_is_told(cct, stopped, tmp_path):
 
 
 def test_r02b_arrays_of_other_content_are_told(cct, stopped, monkeypatch):
-    import sklearn.datasets
-
-    run = stopped("--data.per_class", 4)
-    read = sklearn.datasets.load_digits
-
-    def load_digits():
-        digits = read()
-        digits.images[17] = 15 - digits.images[17] % 16
-        return digits
-
-    monkeypatch.setattr(sklearn.datasets, "load_digits", load_digits)
+    run, table = stopped("--data.per_class", 4), _digits_table()
+    table[17, :64] = 15 - table[17, :64] % 16
+    monkeypatch.setattr("cct_lightning.data.sets._digits_table", lambda: table)
     monkeypatch.setattr("cct_lightning.data.sets._digits", _digits.__wrapped__)  # which reads them once in a process
     with pytest.raises(InputError, match="the set of train images has the same size and other content"):
         cct_lightning.resume(run)
