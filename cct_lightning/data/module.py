@@ -202,7 +202,7 @@ class ImageDataModule(L.LightningDataModule):
         split, chosen = self.splits["train"]
         count = max(64, pixels // math.prod(self.image_size))
         drawn = chosen[torch.randperm(len(chosen), generator=generator(self.seed, "sample"))[:count].numpy()]
-        loader = self._images(split, KeyedSampler(np.sort(drawn), 128, self.seed, train=False), torch.device("cpu"))
+        loader = self._images(split, KeyedSampler(np.sort(drawn), 128, self.seed, train=False), self._device)
         return torch.cat([batch.images.cpu() for batch in loader])
 
     def use_features(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -252,10 +252,14 @@ class ImageDataModule(L.LightningDataModule):
         sampler = KeyedSampler(chosen, batch_size, self.seed, train, rank, world, balanced)
         if train:
             (sampler.epoch, sampler.skip), self._position = self._position, (0, 0)
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
-        if self._encode is not None and (features := self._features(stage, device)) is not None:
-            return MemoryLoader(features, torch.from_numpy(split.targets.astype(np.int64)), sampler, device)
-        return self._images(split, sampler, device, train)
+        if self._encode is not None and (features := self._features(stage, self._device)) is not None:
+            return MemoryLoader(features, torch.from_numpy(split.targets.astype(np.int64)), sampler, self._device)
+        return self._images(split, sampler, self._device, train)
+
+    @property
+    def _device(self) -> torch.device:
+        """Where batches go, and images that are cached on the device: whoever asks for the first of them decides for all."""
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
 
     def _images(self, split: Split, sampler: KeyedSampler, device: torch.device, train: bool = False) -> Loader:
         """Makes the loader of a split's images: cut out of memory where they lie there in the network's size, else read one by one."""
@@ -272,8 +276,7 @@ class ImageDataModule(L.LightningDataModule):
             )
         augment = SampleAugment(*about) if train else None
         dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels, self._place)
-        devices = self.trainer.num_devices if self.trainer is not None else None
-        workers = default_workers(devices) if self.num_workers is None else self.num_workers
+        workers = default_workers(self.trainer.num_devices if self.trainer else None) if self.num_workers is None else self.num_workers
         return make_loader(dataset, sampler, workers, pin_memory=device.type == "cuda")
 
     def _goes_by_batches(self, split: Split, batched: bool) -> bool:

@@ -114,7 +114,7 @@ class Task(L.LightningModule, ABC):
             raise InputError(f"model.whiten={self.whiten} is for a CCT's convolutions, and this network has none: leave it out.")
         first = tokenizer.convs[0]
         assert isinstance(first, nn.Conv2d)
-        if not self._is_started:
+        if not self._is_started and self.trainer.ckpt_path is None:  # else the weights are there, or about to be read
             if sample is None or self.mean is None or self.std is None:
                 raise InputError(f"model.whiten={self.whiten} needs a data module with sample_images, as ImageDataModule has, and mean and std.")
             whiten(first, normalize(sample(WHITENED_PIXELS), self.mean, self.std))

@@ -194,6 +194,16 @@ def test_sampled_images_follow_from_the_seed_and_are_of_the_training_as_evaluati
     assert from_files.sample_images(1).shape == (64, 3, 16, 16)  # at the least
 
 
+def test_a_sample_leaves_the_images_cached_where_the_run_wants_them(monkeypatch):
+    data, asked = digits(), []
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)))
+    in_memory = data._in_memory
+    monkeypatch.setattr(data, "_in_memory", lambda split, device: asked.append(device) or in_memory(split, torch.device("cpu")))
+    monkeypatch.setattr("cct_lightning.data.loaders.MemoryLoader._move", lambda self, values: values)
+    assert data.sample_images(1).shape == (64, 1, 8, 8)
+    assert asked == [torch.device("cuda", 0)]
+
+
 def test_small_images_of_one_size_come_out_of_memory_and_others_one_by_one(tmp_path):
     write_images(tmp_path / "train", 2, 6, 24)
 
