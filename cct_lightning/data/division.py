@@ -1,9 +1,13 @@
 """How labelled images are divided: shares of each class are set aside, and subsets taken, by their labels and a seed alone."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from cct_lightning.data.files import Array
+from cct_lightning.data.folders import Split
+from cct_lightning.errors import InputError
 from cct_lightning.randomness import generator
 
 
@@ -49,3 +53,47 @@ def subset(targets: Array, kept: Array, fraction: float, per_class: int | None, 
         members = _in_order(targets, kept, int(label), "subset", seed)
         chosen.append(members[: min(max(round(fraction * len(members)), 1), per_class or len(members))])
     return np.sort(np.concatenate(chosen))
+
+
+def divide(
+    read: Mapping[str, Split | None], val_fraction: float, test_fraction: float, split_seed: int, fraction: float, per_class: int | None, root: str
+) -> dict[str, tuple[Split, Array]]:
+    """Says which images are for what: the set's own splits, and what is set aside of its training images where it brings none.
+
+    Args:
+        read: train, and val and test where the set has them.
+        val_fraction: Share of the training images for validation.
+        test_fraction: Share for the test before that, where the set is one heap.
+        split_seed: Of these shares and of the subset.
+        fraction: Share of the training images that is used.
+        per_class: Most training images of a class; None is all.
+        root: For errors.
+
+    Returns:
+        For each of test, val and train that there is, images and which of them are meant.
+
+    Raises:
+        InputError: No image can be set aside.
+    """
+
+    def taken(share: float, purpose: str) -> tuple[Array, Array]:
+        out, left = set_aside(targets, kept, share, purpose, split_seed)
+        if not len(out):
+            raise InputError(f"data.root={root}: no class has two images, so none can be set aside for {purpose}; give a {purpose} folder.")
+        return out, left
+
+    train = read["train"]
+    assert train is not None
+    targets, kept = train.targets, np.arange(len(train))
+    splits: dict[str, tuple[Split, Array]] = {}
+    if read["val"] is None and read["test"] is None and test_fraction:
+        test, kept = taken(test_fraction, "test")
+        splits["test"] = train, test
+    for name in ("val", "test"):
+        if (own := read[name]) is not None:
+            splits[name] = own, np.arange(len(own))
+    if val_fraction and "val" not in splits:
+        val, kept = taken(val_fraction, "val")
+        splits["val"] = train, val
+    splits["train"] = train, subset(train.targets, kept, fraction, per_class, split_seed)
+    return splits

@@ -1,9 +1,7 @@
 """The LightningDataModule: which images are for what, and how they reach the device."""
 
 import math
-import shlex
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -18,16 +16,16 @@ from cct_lightning.data.augment.mixing import draw_mix, mix_batch
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.bad_images import Bad, Readable, numbers_of, used_images
-from cct_lightning.data.division import set_aside, subset
+from cct_lightning.data.division import divide
 from cct_lightning.data.files import Array
 from cct_lightning.data.fingerprint import Fingerprint, Past
-from cct_lightning.data.folders import Split, folder_class_names, no_test_images, read_table, split_folder
+from cct_lightning.data.folders import Split, no_test_images
 from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, default_workers, make_loader
 from cct_lightning.data.memory import Cache, decode_splits, to_tensors, write_features
 from cct_lightning.data.options import DataOptions
 from cct_lightning.data.preparation import normalize
-from cct_lightning.data.sets import DATASETS, named_folder, read_split
-from cct_lightning.errors import InputError, check_range, did_you_mean
+from cct_lightning.data.source import Read, Source
+from cct_lightning.errors import InputError, check_range
 from cct_lightning.options import as_size, keywords_of
 from cct_lightning.randomness import generator
 
@@ -62,11 +60,9 @@ class ImageDataModule(L.LightningDataModule):
     def __init__(self, options: DataOptions) -> None:
         """Looks at the folder and the names of the classes; images are read by ``setup``."""
         super().__init__()
-        dataset = options.dataset
-        if dataset not in DATASETS:
-            raise InputError(f"data.dataset={dataset!r} is unknown.{did_you_mean(dataset, DATASETS)}")
-        about = DATASETS[dataset]
-        self.dataset, self.root, self.about = dataset, Path(options.root).expanduser(), about
+        self.source = source = Source(options)
+        self.dataset, self.root, self.about, self.folder = source.dataset, source.root, source.about, source.folder
+        dataset, about = source.dataset, source.about
         size = options.image_size or about.image_size
         if size is None:
             raise InputError(f"data.image_size is not given, and the images of {dataset} differ in size: give the side in pixels, such as 224.")
@@ -77,11 +73,7 @@ class ImageDataModule(L.LightningDataModule):
         self.in_chans = options.in_chans or len(about.mean)
         self.mean = _per_channel("mean", options.mean or about.mean, self.in_chans)
         self.std = _per_channel("std", options.std or about.std, self.in_chans)
-        self.folder = folder = self.root if dataset == "image_folder" else named_folder(dataset, self.root)
-        self._table = read_table(self.root) if dataset == "csv" else None
-        known = self._table.class_names if self._table else about.class_names
-        names = folder_class_names(folder) if folder else known or [str(i) for i in range(about.num_classes or 0)]
-        self.class_names = list(names)
+        self.class_names = source.class_names
         self.num_classes = len(self.class_names)
         self.batch_size, self.num_workers, self.cache = options.batch_size, options.num_workers, options.cache
         self.val_fraction, self.test_fraction, self.split_seed = options.val_fraction, options.test_fraction, options.split_seed
@@ -103,48 +95,25 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def has_validation(self) -> bool:
         """Whether there are validation images: the set's own, or set aside."""
-        return self.val_fraction > 0 or self._has_own("val")
+        return self.val_fraction > 0 or self.source.has_own("val")
 
     @property
     def has_test(self) -> bool:
         """Whether there are test images: the set's own, or set aside."""
-        return self._has_own("test") or (self.test_fraction > 0 and not self._has_own("val"))
-
-    def _has_own(self, split: str) -> bool:
-        if self.folder is not None:
-            return split_folder(self.folder, split) is not None
-        if self._table is not None:
-            return split in self._table.splits
-        return split in self.about.own_splits
+        return self.source.has_own("test") or (self.test_fraction > 0 and not self.source.has_own("val"))
 
     def prepare_data(self) -> None:
         """Downloads the data set where it is missing; on one process of each machine."""
-        if self.folder is not None or self._table is not None:
-            return  # files of the user's are there or not
-        for split in ("train", "test"):
-            read_split(self.dataset, self.root, split, download=True)
+        self.source.download()
 
     def setup(self, stage: str) -> None:
         """Reads the images and divides them."""
         if self.splits:
             return
-        read = {split: read_split(self.dataset, self.root, split) for split in ("train", "val", "test")}
-        train = read["train"]
-        assert train is not None
+        read = self.source.read()
         if stage == "fit":
             self._recognise(read)
-        kept = np.arange(len(train))
-        one_heap = read["val"] is None and read["test"] is None
-        if one_heap and self.test_fraction:
-            test, kept = self._set_aside(train, kept, self.test_fraction, "test")
-            self.splits["test"] = (train, test)
-        for name in ("val", "test"):
-            if (own := read[name]) is not None:
-                self.splits[name] = (own, np.arange(len(own)))
-        if self.val_fraction and "val" not in self.splits:
-            val, kept = self._set_aside(train, kept, self.val_fraction, "val")
-            self.splits["val"] = (train, val)
-        self.splits["train"] = (train, subset(train.targets, kept, self.fraction, self.per_class, self.split_seed))
+        self.splits = divide(read, self.val_fraction, self.test_fraction, self.split_seed, self.fraction, self.per_class, str(self.root))
         for name, (split, chosen) in self.splits.items():
             if absent := sorted(set(range(self.num_classes)) - set(np.unique(split.targets[chosen]).tolist())):
                 which = ", ".join(self.class_names[label] for label in absent[:5])
@@ -154,17 +123,16 @@ class ImageDataModule(L.LightningDataModule):
     def _keep(self, cache: Cache) -> None:
         self.splits = decode_splits(self.splits, self.image_size, self.in_chans, cache, self.max_megapixels)
 
-    def _recognise(self, read: Mapping[str, Split | None]) -> None:
+    def _recognise(self, read: Read) -> None:
         """Takes the fingerprint of the images, and compares it with that of the run that goes on."""
-        base = self.folder or (self.root if self._table is None else self.root.parent)
-        self.fingerprint = Fingerprint.take(read, self.class_names, base)
+        self.fingerprint = Fingerprint.take(read, self.class_names, self.source.base)
         if self.past is not None:
             told = self.past.compare(self.fingerprint)
             self.accepted = [*self.past.accepted, *([told] if told else [])]
 
-    def _decode(self, read: Mapping[str, Split | None], stage: str) -> None:
+    def _decode(self, read: Read, stage: str) -> None:
         """Leaves out what can't be read where that is asked for, and decodes what fits into memory; of the rest it tries what time allows."""
-        images = Readable(used_images(read, self.splits), self.in_chans, self.max_megapixels, self._place)
+        images = Readable(used_images(read, self.splits), self.in_chans, self.max_megapixels, self.source.place)
         if self.on_bad_image == "skip":
             goes_on = self.past is not None and self.fingerprint is not None and self.past.digest == self.fingerprint.digest
             known = self.past.left_out if self.past is not None and goes_on else None
@@ -174,22 +142,10 @@ class ImageDataModule(L.LightningDataModule):
         if stage == "fit" and self.on_bad_image == "stop":
             images.look_ahead(self.splits)
 
-    @property
-    def _place(self) -> str:
-        """What ``cct check`` takes for these images."""
-        own = self._table is not None or self.dataset == "image_folder"
-        return shlex.quote(str(self.root)) if own else shlex.join([self.dataset, "--data.root", str(self.root)])
-
     def about_images(self) -> dict[str, Any]:
         """Returns what a run that is stopped must know of its images to go on, in plain values."""
         assert self.fingerprint is not None
         return {"digest": self.fingerprint.digest, "accepted": self.accepted, "left_out": numbers_of(self.bad)}
-
-    def _set_aside(self, split: Split, kept: Array, share: float, purpose: str) -> tuple[Array, Array]:
-        taken, left = set_aside(split.targets, kept, share, purpose, self.split_seed)
-        if not len(taken):
-            raise InputError(f"data.root={self.root}: no class has two images, so none can be set aside for {purpose}; give a {purpose} folder.")
-        return taken, left
 
     @property
     def class_counts(self) -> list[int]:
@@ -275,7 +231,7 @@ class ImageDataModule(L.LightningDataModule):
                 f"and crop_pct=1 (it is {self.crop_pct:g}): leave cache out, or resize the images of {self.root}."
             )
         augment = SampleAugment(*about) if train else None
-        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels, self._place)
+        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels, self.source.place)
         workers = default_workers(self.trainer.num_devices if self.trainer else None) if self.num_workers is None else self.num_workers
         return make_loader(dataset, sampler, workers, pin_memory=device.type == "cuda")
 
@@ -325,7 +281,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         if "test" not in self.splits:
-            raise no_test_images(self.root, self._has_own("val"))
+            raise no_test_images(self.root, self.source.has_own("val"))
         return self._loader("test")
 
     def _size_at(self, step: int) -> tuple[int, int]:
