@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ if workers > 1:
     # Before torch is imported: threads that wait for cores of another worker spin, and steal the time of those that work.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(CORES // workers, 1)))
 postpone()  # as ``cct`` does
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup hands down that it be ignored, and so a run would
 
 
 @pytest.hookimpl(optionalhook=True)
