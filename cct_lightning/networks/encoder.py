@@ -287,13 +287,21 @@ class ViTEncoder(Encoder):
         Raises:
             InputError: The images have another size or another number of channels.
         """
+        return self.place(self.tokenize(images))
+
+    def tokenize(self, images: Tensor) -> Tensor:
+        """Does the first half of ``embed``: the grid of embeddings (B, D, h, w), without positions; raises what it raises."""
         size = (images.shape[2], images.shape[3])
         if images.shape[1] != self.in_chans or (size != self.image_size and size not in self.further_sizes):
             raise InputError(
                 f"images of shape {tuple(images.shape)} given to a network built for (B, {self.in_chans}, {self.image_size[0]}, "
                 f"{self.image_size[1]}): resize the images, or build it with image_size={tuple(images.shape[2:])}, in_chans={images.shape[1]}."
             )
-        embedded = self.tokenizer(images)
+        embedded: Tensor = self.tokenizer(images)
+        return embedded
+
+    def place(self, embedded: Tensor) -> Tensor:
+        """Does the second half of ``embed``: gives a grid (B, D, h, w) its positions and the class token, (B, P + N, D)."""
         x = embedded.flatten(2).transpose(1, 2)  # (B, N, D)
         if self.position != "none":
             x = x + self._positions((embedded.shape[2], embedded.shape[3]))
