@@ -81,7 +81,10 @@ def known_keys() -> dict[str, Key]:
         Key("task", f"Literal[{', '.join(map(repr, TASKS))}]", repr(DEFAULT), "What is learned."),
         Key("seed_everything", "int", "0", "Seed of everything that is drawn."),
     ]
-    return {key.name: key for key in keys}
+    known: dict[str, Key] = {}
+    for key in keys:  # of a key that several tasks have, the first one tells type and default
+        known.setdefault(key.name, key)
+    return known
 
 
 def groups() -> set[str]:

@@ -50,7 +50,7 @@ def _owners() -> dict[str, tuple[type, str]]:
             if is_dataclass(kind := types[option.name]):
                 expand(f"{prefix}.{option.name}", kind)  # type: ignore[arg-type]
             else:
-                found[f"{prefix}.{option.name}"] = (options, option.name)
+                found.setdefault(f"{prefix}.{option.name}", (options, option.name))
 
     for task in TASKS:
         expand("model", task_options(task))

@@ -8,6 +8,7 @@ from cct_lightning.options import as_size
 
 ClassToken = Literal["none", "full", "read_only"]
 Position = Literal["learned", "sine", "none"]
+MaskedTarget = Literal["mae", "simmim", "mpp"]
 OWN_NETWORK = 'see "A network of your own" in the README'
 
 

@@ -266,7 +266,7 @@ class Session:
         """Validates the last weights as they are where the callback EMA averages them: what its average is worth. None without EMA."""
         trainer = self.trainer
         average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)  # type: ignore[attr-defined]
-        if average is None or self.best is None:
+        if average is None or self.best is None or "val/accuracy" not in self.module.measures:
             return None
         loggers, trainer.loggers = trainer.loggers, []  # val/accuracy is the average's
         try:

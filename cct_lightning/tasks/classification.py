@@ -114,7 +114,7 @@ class LitClassifier(Task):
         self.val_metrics, self.val_loss = metrics(self.model.num_classes, "val/"), MeanMetric(nan_strategy="disable")
         self.test_metrics, self.test_loss = metrics(self.model.num_classes, "test/"), MeanMetric(nan_strategy="disable")
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """Classifies images (B, C, H, W), uint8 or float normalised, or what ``encode`` made of them: logits (B, K)."""
         if images.ndim < 4:
             return self._classify(images)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
-from cct_lightning.errors import check_range
-from cct_lightning.networks.options import NetworkOptions
+from cct_lightning.errors import InputError, check_range
+from cct_lightning.networks.options import MaskedTarget, NetworkOptions
 from cct_lightning.training.options import LossConfig, TrainingOptions
 
 # What a module takes from its data module: LightningCLI links data.NAME to model.NAME.
@@ -50,10 +50,55 @@ class ClassificationOptions(TrainingOptions, _ClassifierOptions):
     """
 
 
-def to_config(options: ClassificationOptions) -> dict[str, Any]:
-    """Returns what a checkpoint keeps of the options, in plain values: all but the weights that were started from."""
+@dataclass(frozen=True, kw_only=True)
+class _MaskedOptions(NetworkOptions):
+    """What fills in masked patches, besides its training. Apart from ``MaskedOptions`` for the order of the keys alone.
+
+    Args:
+        num_classes: Number of classes; comes from the data, and nothing is made of it: no label is looked at.
+        target: What is learned of the masked patches (task masked): mae, their pixels, while the encoder sees the other patches alone; simmim, the
+            same, while mask tokens stand in their places; mpp, their mean colour in 3 bits a channel.
+        mask_ratio: Share of the patches that is masked (task masked); null: 0.75 for mae, 0.6 for simmim, 0.5 for mpp.
+        mask_block: Side of the square blocks of patches that are masked together (task masked); where a patch is few pixels, its neighbours tell it.
+        decoder_dim: Width of the decoder's tokens (target mae).
+        decoder_depth: Layers of the decoder (target mae).
+        decoder_heads: Heads of the decoder's attention (target mae); they divide decoder_dim.
+        normalize_target: Whether each masked patch's pixels are predicted less their mean and over their deviation (target mae).
+    """
+
+    arch: str = field(default="cct_7_3x1_32", kw_only=False)
+    drop_path: float = 0.0
+    attn_drop: float = 0.0
+    target: MaskedTarget = "mae"
+    mask_ratio: float | None = None
+    mask_block: int = 1
+    decoder_dim: int = 128
+    decoder_depth: int = 1
+    decoder_heads: int = 4
+    normalize_target: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("mask_ratio", 0.5 if self.mask_ratio is None else self.mask_ratio, 0, 1, exclusive="low high")
+        for name in ("mask_block", "decoder_dim", "decoder_depth", "decoder_heads"):
+            check_range(name, getattr(self, name), 1)
+        if self.head_hidden_dim is not None:
+            raise InputError(f"head_hidden_dim={self.head_hidden_dim}: masked patches are learned without a head. Give it to the fine-tuning.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedOptions(TrainingOptions, _MaskedOptions):
+    """Masked patches and the training on them: the keys ``model`` of a recipe that says ``task: masked``.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+
+def to_config(options: TrainingOptions, kind: type[TrainingOptions] = ClassificationOptions) -> dict[str, Any]:
+    """Returns what a checkpoint keeps of the options, in plain values: all fields of ``kind`` but the weights that were started from."""
     config: dict[str, Any] = {}
-    for option in fields(ClassificationOptions):
+    for option in fields(kind):
         value = getattr(options, option.name)
         if option.name not in ("pretrained", "new_head"):
             config[option.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

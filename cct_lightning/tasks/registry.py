@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from cct_lightning.tasks.task import Task
 
 # Where the class of each is, and where its options are, module:Class.
-TASKS = {"classification": "cct_lightning.tasks.classification:LitClassifier"}
-OPTIONS = {"classification": "cct_lightning.tasks.options:ClassificationOptions"}
+TASKS = {"classification": "cct_lightning.tasks.classification:LitClassifier", "masked": "cct_lightning.tasks.masked:MaskedPatches"}
+OPTIONS = {"classification": "cct_lightning.tasks.options:ClassificationOptions", "masked": "cct_lightning.tasks.options:MaskedOptions"}
 DEFAULT = "classification"
 
 

@@ -86,8 +86,8 @@ class Task(L.LightningModule, ABC):
         assert isinstance(encoder, Encoder)
         return encoder
 
-    def forward(self, images: Tensor) -> Any:
-        """Runs the network on images (B, C, H, W), uint8 or float normalised.
+    def forward(self, images: Tensor, *others: Tensor) -> Any:
+        """Runs the network on images (B, C, H, W), uint8 or float normalised, and on what else it takes.
 
         Raises:
             InputError: The images are uint8, and mean and std are not known.
@@ -99,7 +99,7 @@ class Task(L.LightningModule, ABC):
             images = normalize(images, self.mean, self.std)
         images = images.to(next(self.model.parameters()).dtype)  # precision bf16-true and 16-true turn the weights, not the images
         # Evaluation runs as it is: its batches have other sizes, and each size would be compiled anew.
-        return self.model(images) if self.training else self.model._call_impl(images)  # type: ignore[no-untyped-call]
+        return self.model(images, *others) if self.training else self.model._call_impl(images, *others)  # type: ignore[no-untyped-call]
 
     def step_inputs(self, batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Takes images and targets out of a batch; a recorded step needs the same shapes and dtypes every time."""

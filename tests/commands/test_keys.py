@@ -4,17 +4,18 @@ from dataclasses import fields
 import pytest
 from lightning.pytorch import Trainer
 
-from cct_lightning import AugmentConfig, ImageDataModule, LitClassifier, OptimConfig, ScheduleConfig
+from cct_lightning import AugmentConfig, ImageDataModule, OptimConfig, ScheduleConfig
 from cct_lightning.commands.keys import allowed, flatten, groups_without_keys, known_keys, unknown_keys
 from cct_lightning.data.sets import DATASETS
 from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.networks.presets import VARIANTS
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
+from cct_lightning.tasks.registry import TASKS, task_class
 from cct_lightning.training.options import LossConfig
 
 
 def test_keys_are_those_of_the_classes():
-    expected = {f"model.{name}" for name in inspect.signature(LitClassifier).parameters} - {
+    expected = {f"model.{name}" for task in TASKS for name in inspect.signature(task_class(task)).parameters} - {
         "model.model",
         "model.loss",
         "model.optim",
@@ -46,6 +47,7 @@ def test_types_and_defaults_are_as_one_writes_them():
     assert told["model.position"] == ("Literal['learned', 'sine', 'none'] | None", "None")
     assert told["data.in_chans"] == ("Literal[1, 3] | None", "None")
     assert told["model.arch"] == ("str", "'cct_7_3x1_32'")
+    assert told["model.drop_path"] == ("float", "0.1")  # another default in the task masked
     assert told["wandb.tags"] == ("list[str]", "[]")
     assert told["trainer.max_epochs"] == ("Optional[int]", "None")
 
