@@ -1,14 +1,20 @@
-"""How labelled images are divided: shares of each class are set aside, and subsets taken, by their labels and a seed alone."""
+"""How images are divided: shares of each class are set aside, and subsets taken, by their labels and a seed alone.
+
+Images without labels are divided as if they were a class of their own.
+"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from cct_lightning.data.files import Array
-from cct_lightning.data.folders import Split
+from cct_lightning.data.folders import UNLABELLED, Split
 from cct_lightning.errors import InputError
 from cct_lightning.randomness import generator
+
+Splits = dict[str, tuple[Split, Array]]  # by what they are for: images, and which of them are meant
 
 
 def _in_order(targets: Array, kept: Array, label: int, purpose: str, seed: int) -> Array:
@@ -57,8 +63,10 @@ def subset(targets: Array, kept: Array, fraction: float, per_class: int | None, 
 
 def divide(
     read: Mapping[str, Split | None], val_fraction: float, test_fraction: float, split_seed: int, fraction: float, per_class: int | None, root: str
-) -> dict[str, tuple[Split, Array]]:
+) -> Splits:
     """Says which images are for what: the set's own splits, and what is set aside of its training images where it brings none.
+
+    No image without a label is for the test. ``fraction`` and ``per_class`` choose among the labelled images, ``fraction`` among all where none is.
 
     Args:
         read: train, and val and test where the set has them.
@@ -76,24 +84,45 @@ def divide(
         InputError: No image can be set aside.
     """
 
-    def taken(share: float, purpose: str) -> tuple[Array, Array]:
-        out, left = set_aside(targets, kept, share, purpose, split_seed)
+    def taken(share: float, purpose: str, among: Array) -> tuple[Array, Array]:
+        out, _ = set_aside(targets, among, share, purpose, split_seed)
         if not len(out):
             raise InputError(f"data.root={root}: no class has two images, so none can be set aside for {purpose}; give a {purpose} folder.")
-        return out, left
+        return out, np.setdiff1d(kept, out)
 
     train = read["train"]
     assert train is not None
     targets, kept = train.targets, np.arange(len(train))
-    splits: dict[str, tuple[Split, Array]] = {}
-    if read["val"] is None and read["test"] is None and test_fraction:
-        test, kept = taken(test_fraction, "test")
+    labelled = kept[targets != UNLABELLED]
+    splits: Splits = {}
+    if read["val"] is None and read["test"] is None and test_fraction and len(labelled):
+        test, kept = taken(test_fraction, "test", labelled)
         splits["test"] = train, test
     for name in ("val", "test"):
         if (own := read[name]) is not None:
             splits[name] = own, np.arange(len(own))
     if val_fraction and "val" not in splits:
-        val, kept = taken(val_fraction, "val")
+        val, kept = taken(val_fraction, "val", kept)
         splits["val"] = train, val
-    splits["train"] = train, subset(train.targets, kept, fraction, per_class, split_seed)
+    further = kept[targets[kept] == UNLABELLED] if len(labelled) else kept[:0]
+    chosen = subset(targets, np.setdiff1d(kept, further), fraction, per_class, split_seed)
+    splits["train"] = train, np.union1d(chosen, further)
     return splits
+
+
+def hide_labels(read: Mapping[str, Split | None], splits: Splits) -> tuple[dict[str, Split | None], Splits]:
+    """Forgets the labels of all images of ``read["train"]`` that are for nothing yet, and takes these for training.
+
+    Args:
+        read: As in ``divide``.
+        splits: What that returned.
+
+    Returns:
+        The same without the labels.
+    """
+    train = read["train"]
+    assert train is not None
+    known = np.isin(np.arange(len(train)), np.concatenate([chosen for split, chosen in splits.values() if split is train]))
+    hidden = replace(train, targets=np.where(known, train.targets, UNLABELLED))
+    chosen_of = {**splits, "train": (train, np.union1d(splits["train"][1], np.flatnonzero(~known)))}
+    return {**read, "train": hidden}, {name: (hidden if split is train else split, chosen) for name, (split, chosen) in chosen_of.items()}

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from cct_lightning.data.files import Array
-from cct_lightning.data.folders import Split
+from cct_lightning.data.folders import UNLABELLED, Split
 from cct_lightning.errors import InputError
 from cct_lightning.wording import printable
 
@@ -32,7 +32,7 @@ class Row(NamedTuple):
     Attributes:
         split: train, val, test or class.
         name: The file's below the folder of the data set, or what stands for it in messages.
-        label: The name of its class.
+        label: The name of its class; empty where it has none.
         size: Bytes of a file, -1 where it can't be told; images of an array.
         content: Digest of a file's bytes, or of images and labels of an array; empty where the file was not read.
     """
@@ -63,15 +63,17 @@ class Fingerprint:
     parts: tuple[_Part, ...]
     class_names: Sequence[str]
     base: Path
+    heap: Path | None = None
 
     @classmethod
-    def take(cls, splits: Mapping[str, Split | None], class_names: Sequence[str], base: Path) -> "Fingerprint":
+    def take(cls, splits: Mapping[str, Split | None], class_names: Sequence[str], base: Path, heap: Path | None = None) -> "Fingerprint":
         """Looks at images as they are read, before anything is decoded or set aside.
 
         Args:
             splits: By name; None is passed over.
             class_names: In the order of the labels.
             base: Folder that names of files are told below of.
+            heap: The same of images without labels that lie elsewhere, whose names then begin with ``unlabelled/``.
         """
         parts: list[_Part] = []
         for name, split in splits.items():
@@ -89,19 +91,21 @@ class Fingerprint:
             if part.files is not None:
                 read = {index: _digest_file(part.files[index]) for index in range(0, len(part.files), step) if part.sizes[index] >= 0}
                 parts[number] = part._replace(contents=read)
-        return cls(tuple(parts), class_names, base)
+        return cls(tuple(parts), class_names, base, heap)
 
     def rows(self) -> Iterator[Row]:
         """Yields what is known, the names of the classes first."""
         yield from (Row("class", f"class {index}", name) for index, name in enumerate(self.class_names))  # labels are their numbers
-        prefixes = [f"{base}{os.sep}" for base in (self.base, os.path.abspath(self.base))]
+        places = [(self.heap, "unlabelled/"), (self.base, "")] if self.heap else [(self.base, "")]
+        prefixes = [(f"{place}{os.sep}", name) for folder, name in places for place in (folder, os.path.abspath(folder))]
         for split, files, sizes, targets, contents in self.parts:
             if files is None:
                 yield Row(split, f"the set of {split} images", "", int(sizes[0]), contents[0])
                 continue
             for index, (file, size, target) in enumerate(zip(files, sizes.tolist(), targets.tolist(), strict=True)):
-                name = str(file).removeprefix(prefixes[0]).removeprefix(prefixes[1]).replace(os.sep, "/")
-                yield Row(split, name, self.class_names[target], size, contents.get(index, ""))
+                name = next((stands + str(file).removeprefix(prefix) for prefix, stands in prefixes if str(file).startswith(prefix)), str(file))
+                label = "" if target == UNLABELLED else self.class_names[target]
+                yield Row(split, name.replace(os.sep, "/"), label, size, contents.get(index, ""))
 
     @cached_property
     def digest(self) -> str:

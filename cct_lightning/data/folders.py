@@ -1,4 +1,4 @@
-"""Labelled images in class folders and in tables."""
+"""Labelled images in class folders and in tables, and images without labels below a folder."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,15 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cct_lightning.data.files import SUFFIXES, Array
+from cct_lightning.data.files import SUFFIXES, Array, find_images
 from cct_lightning.errors import InputError
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}  # in any case
+UNLABELLED = -1  # stands for the class of an image whose label is not known, or not to be known
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images: uint8 arrays (H, W, C), or files that ``files.decode`` reads; targets are class indices (n,).
+    """Images: uint8 arrays (H, W, C), or files that ``files.decode`` reads; targets are class indices (n,), or ``UNLABELLED``.
 
     ``files`` names what the arrays were decoded from, once the data module has read the split; None where they come from no files.
     """
@@ -35,7 +36,11 @@ def class_folders(folder: Path) -> list[Path]:
 
 def class_images(folder: Path) -> list[Path]:
     """Returns the image files of a class, sorted; hidden ones and files of other kinds are passed over."""
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    return sorted(filter(_is_image, folder.rglob("*")))
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
 
 
 def split_folder(root: Path, split: str) -> Path | None:
@@ -87,6 +92,44 @@ def read_folder(root: Path, split: str, download: bool = False) -> Split | None:
         files += members
         targets += [target] * len(members)
     return Split(files, np.array(targets))
+
+
+def holds_classes(root: Path) -> bool:
+    """Tells whether a folder is one of class folders, or of splits with such: two or more, an image in each and none outside of them."""
+    folder = split_folder(root, "train") or root
+    if folder is root and (split_folder(root, "val") or split_folder(root, "test")):
+        return False
+    classes = class_folders(folder)
+    stray = any(_is_image(file) for place in {root, folder} for file in place.iterdir())
+    return len(classes) > 1 and not stray and all(any(map(_is_image, place.rglob("*"))) for place in classes)
+
+
+def list_heap(root: Path) -> list[Path]:
+    """Lists all images below a folder, sorted; what only looks like one is listed, too, and found out when it is read.
+
+    Raises:
+        InputError: There is no such folder, or no image in it.
+    """
+    if not root.is_dir():
+        raise InputError(f"There is no folder {root}: give one that holds images, at any depth.")
+    files = [Path(found.path) for found in find_images([root])]
+    if files == [root]:
+        raise InputError(f"{root} holds no image ({', '.join(sorted(SUFFIXES))}), at any depth.")
+    return files
+
+
+def read_heap(root: Path, split: str, download: bool = False) -> Split | None:
+    """Lists images without labels: all below the folder; where it has a train folder those below that, and below val for validation.
+
+    Images below a test folder are left out beside a train folder: a network that has seen them would be tested on them later.
+    """
+    folder = split_folder(root, split)
+    if folder is None and split == "train":
+        folder = root
+    if folder is None or split == "test" or (split == "val" and split_folder(root, "train") is None):
+        return None
+    files = list_heap(folder)
+    return Split(files, np.full(len(files), UNLABELLED))
 
 
 class Table(NamedTuple):

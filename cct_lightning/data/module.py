@@ -16,10 +16,10 @@ from cct_lightning.data.augment.mixing import draw_mix, mix_batch
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.bad_images import Bad, Readable, numbers_of, used_images
-from cct_lightning.data.division import divide
+from cct_lightning.data.division import Splits, divide, hide_labels
 from cct_lightning.data.files import Array
 from cct_lightning.data.fingerprint import Fingerprint, Past
-from cct_lightning.data.folders import Split, no_test_images
+from cct_lightning.data.folders import UNLABELLED, Split, no_test_images
 from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, default_workers, make_loader
 from cct_lightning.data.memory import Cache, decode_splits, to_tensors, write_features
 from cct_lightning.data.options import DataOptions
@@ -46,11 +46,11 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> list[floa
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Labelled images for training, validation and test.
+    """Images for training, validation and test.
 
-    Batches are ``Batch``: images float, normalised, on the device; targets class indices (B,), while MixUp or CutMix is on
-    probabilities (B, K). The validation images are never the test's; where a data set brings no validation split, a stratified part of
-    the training images is set aside.
+    Batches are ``Batch``: images float, normalised, on the device; targets class indices (B,), ``UNLABELLED`` of images without labels, while
+    MixUp or CutMix is on probabilities (B, K). The validation images are never the test's; where a data set brings no validation split, a
+    stratified part of the training images is set aside.
 
     Raises:
         InputError: An unknown data set, a missing folder, a share out of range, images that can't be read.
@@ -81,7 +81,7 @@ class ImageDataModule(L.LightningDataModule):
         self.crop_pct, self.augment, self.max_megapixels = options.crop_pct, options.augment, options.max_megapixels
         self.on_bad_image = options.on_bad_image
         self.seed = torch.initial_seed() if options.seed is None else options.seed
-        self.splits: dict[str, tuple[Split, Array]] = {}  # images, and which of them are meant
+        self.splits: Splits = {}
         self._encode: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._encoded: dict[int, tuple[torch.Tensor, Array]] = {}  # features of a split and which of them are computed, by its id
         self._position = (0, 0)  # epoch and batch where the next training begins
@@ -100,7 +100,12 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def has_test(self) -> bool:
         """Whether there are test images: the set's own, or set aside."""
-        return self.source.has_own("test") or (self.test_fraction > 0 and not self.source.has_own("val"))
+        return self.source.has_own("test") or (self.test_fraction > 0 and not self.source.has_own("val") and self.num_classes > 0)
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether training images have no labels: ``data.unlabelled``, or a data set without any."""
+        return self.source.has_unlabelled
 
     def prepare_data(self) -> None:
         """Downloads the data set where it is missing; on one process of each machine."""
@@ -111,9 +116,11 @@ class ImageDataModule(L.LightningDataModule):
         if self.splits:
             return
         read = self.source.read()
+        self.splits = divide(read, self.val_fraction, self.test_fraction, self.split_seed, self.fraction, self.per_class, str(self.root))
+        if self.source.hides_rest:
+            read, self.splits = hide_labels(read, self.splits)
         if stage == "fit":
             self._recognise(read)
-        self.splits = divide(read, self.val_fraction, self.test_fraction, self.split_seed, self.fraction, self.per_class, str(self.root))
         for name, (split, chosen) in self.splits.items():
             if absent := sorted(set(range(self.num_classes)) - set(np.unique(split.targets[chosen]).tolist())):
                 which = ", ".join(self.class_names[label] for label in absent[:5])
@@ -125,7 +132,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def _recognise(self, read: Read) -> None:
         """Takes the fingerprint of the images, and compares it with that of the run that goes on."""
-        self.fingerprint = Fingerprint.take(read, self.class_names, self.source.base)
+        self.fingerprint = Fingerprint.take(read, self.class_names, self.source.base, self.source.heap)
         if self.past is not None:
             told = self.past.compare(self.fingerprint)
             self.accepted = [*self.past.accepted, *([told] if told else [])]
@@ -149,9 +156,10 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def class_counts(self) -> list[int]:
-        """Returns the number of training images of each class."""
+        """Returns the number of training images of each class; those without labels are left out."""
         split, chosen = self.splits["train"]
-        return np.bincount(split.targets[chosen], minlength=self.num_classes).tolist()  # type: ignore[no-any-return]
+        targets = split.targets[chosen]
+        return np.bincount(targets[targets != UNLABELLED], minlength=self.num_classes).tolist()  # type: ignore[no-any-return]
 
     def sample_images(self, pixels: int) -> torch.Tensor:
         """Returns training images that follow from the run's seed, without augmentation, uint8 (n, C, H, W): this many pixels, 64 images or more."""
@@ -195,6 +203,8 @@ class ImageDataModule(L.LightningDataModule):
         mixes = train and (self.augment.mixup or self.augment.cutmix)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             raise InputError("trainer.overfit_batches would replace the order of the images: use data.per_class and trainer.limit_train_batches.")
+        if mixes and self.has_unlabelled:
+            raise InputError("data.augment.mixup and cutmix mix labels, and training images have none: leave both out.")
         if train:
             if batch_size % (2 * world if mixes else world):
                 rule = "an even number for each device, because neighbours are mixed" if mixes else "a multiple of it"

@@ -47,9 +47,11 @@ class DataOptions:
     """Labelled images for training, validation and test: the keys ``data`` of a recipe.
 
     Args:
-        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, flowers102, image_folder or csv.
+        dataset: digits, mnist, fashion_mnist, cifar10, cifar100, flowers102, image_folder, csv or images.
         root: Folder where the data set lies or is downloaded to; for image_folder the folder of class folders, for csv a file with the columns
-            path and label, and split (train, val or test) where you split.
+            path and label, and split (train, val or test) where you split; for images, which have no labels, a folder with images at any depth.
+        unlabelled: Images that a pre-training takes without their labels beside the training images: rest is those that fraction and per_class leave
+            out, else a folder with images at any depth. Only task masked takes them.
         batch_size: Images in a training batch, over all devices.
         image_size: Side of the images given to the network, or height and width, pixels; null: the data set's own.
         image_size_schedule: Smaller images for the first part of the training, which costs less: pairs of the side of square images (of others the
@@ -83,6 +85,7 @@ class DataOptions:
 
     dataset: str = "digits"
     root: str = "~/.cache/cct-lightning"
+    unlabelled: str | None = None
     batch_size: int = 128
     image_size: int | tuple[int, int] | None = None
     image_size_schedule: list[tuple[int, float]] | None = None

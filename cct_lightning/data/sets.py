@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cct_lightning.data.files import Array
-from cct_lightning.data.folders import Split, class_folders, folder_class_names, read_folder, read_table
+from cct_lightning.data.folders import Split, class_folders, folder_class_names, read_folder, read_heap, read_table
 from cct_lightning.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -115,11 +115,14 @@ DATASETS: dict[str, DataSet] = {
     "flowers102": DataSet(_read_flowers, None, 102, (0.4353, 0.3773, 0.2872), (0.2966, 0.2455, 0.2698), None, ("train", "val", "test")),
     "image_folder": DataSet(read_folder, None, None, IMAGENET_MEAN, IMAGENET_STD, note="it is a folder of yours"),
     "csv": DataSet(lambda root, split, _: read_table(root).splits.get(split), None, None, IMAGENET_MEAN, IMAGENET_STD, note="it is a file of yours"),
+    "images": DataSet(read_heap, None, None, IMAGENET_MEAN, IMAGENET_STD, note="it is a folder of yours"),
 }
 
 
 def named_folder(name: str, root: Path) -> Path | None:
     """Returns the class folders of a named set, root/train or root/<name>/train, or None where there are none."""
+    if DATASETS[name].num_classes is None:
+        return None  # it is the user's own
     return next((folder for folder in (root, root / name) if len(class_folders(folder / "train")) > 1), None)
 
 
@@ -133,7 +136,7 @@ def read_split(name: str, root: Path, split: str, download: bool = False) -> Spl
         InputError: The set is not there and can't be downloaded.
     """
     data_set = DATASETS[name]
-    if name != "image_folder" and (folder := named_folder(name, root)):
+    if folder := named_folder(name, root):
         found = len(folder_class_names(folder))
         if found != data_set.num_classes:
             raise InputError(

@@ -1,14 +1,21 @@
 """A data set at its place on this machine: its classes, the splits it brings, and its images as they are read."""
 
+import os
 import shlex
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cct_lightning.data.folders import Split, folder_class_names, read_table, split_folder
+import numpy as np
+
+from cct_lightning.data.folders import UNLABELLED, Split, folder_class_names, list_heap, read_table, split_folder
 from cct_lightning.data.options import DataOptions
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
 from cct_lightning.errors import InputError, did_you_mean
 
 Read = dict[str, Split | None]  # by split: train, val, test
+REST = "rest"  # of data.unlabelled: the training images that are not chosen for their labels
 
 
 class Source:
@@ -19,10 +26,12 @@ class Source:
         root: Where it lies.
         about: What is known of it before it is read.
         folder: Its class folders, or the splits that hold them; None where it comes otherwise.
+        heap: Folder of further images, without labels; None where there is none.
+        hides_rest: Whether the labels of all training images but those that are chosen for them are to be forgotten.
         class_names: In the order of the labels.
 
     Raises:
-        InputError: An unknown data set, a folder or a table that is not there or holds no classes.
+        InputError: An unknown data set, a folder or a table that is not there or holds no classes; images without labels where there can be none.
     """
 
     def __init__(self, options: DataOptions) -> None:
@@ -36,6 +45,19 @@ class Source:
         known = self._table.class_names if self._table else self.about.class_names
         names = folder_class_names(self.folder) if self.folder else known or [str(i) for i in range(self.about.num_classes or 0)]
         self.class_names = list(names)
+        self.hides_rest = options.unlabelled == REST
+        # With its whole path, so that names below it can be told from those below the root
+        self.heap = Path(os.path.abspath(Path(options.unlabelled).expanduser())) if options.unlabelled and not self.hides_rest else None
+        if self.heap is not None and not self.heap.is_dir():
+            raise InputError(f"data.unlabelled={options.unlabelled} is no folder on this machine: it takes one with images at any depth, or {REST}.")
+        if not self.class_names and (self.hides_rest or options.per_class is not None):
+            key = "unlabelled=rest" if self.hides_rest else f"per_class={options.per_class}"
+            raise InputError(f"data.{key} chooses images by their labels, and those of data.dataset={self.dataset} have none: leave it out.")
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether there are training images without labels."""
+        return self.hides_rest or self.heap is not None or not self.class_names
 
     def has_own(self, split: str) -> bool:
         """Whether the set brings a split."""
@@ -43,6 +65,8 @@ class Source:
             return split_folder(self.folder, split) is not None
         if self._table is not None:
             return split in self._table.splits
+        if not self.class_names:
+            return split == "val" and split_folder(self.root, "train") is not None and split_folder(self.root, "val") is not None
         return split in self.about.own_splits
 
     def download(self) -> None:
@@ -52,12 +76,25 @@ class Source:
                 read_split(self.dataset, self.root, split, download=True)
 
     def read(self) -> Read:
-        """Reads train, val and test; None where the set has no such split.
+        """Reads train, val and test; None where the set has no such split. Further images without labels come last in train.
 
         Raises:
             InputError: The set is not there, or not as it should be.
         """
-        return {split: read_split(self.dataset, self.root, split) for split in ("train", "val", "test")}
+        read: Read = {split: read_split(self.dataset, self.root, split) for split in ("train", "val", "test")}
+        if self.heap is not None:
+            train = read["train"]
+            assert train is not None
+            files: dict[str, list[Any]] = {split: list(part.images) for split, part in read.items() if part is not None}
+            if isinstance(train.images, np.ndarray):
+                raise InputError(
+                    f"data.unlabelled={self.heap} holds files, and {self.dataset} lies in {self.root} as one array: only class folders of it can be\n"
+                    f"  joined with them. data.unlabelled={REST} takes its own images without their labels."
+                )
+            further = _others(list_heap(self.heap), [file for images in files.values() for file in images])
+            targets = np.concatenate([train.targets, np.full(len(further), UNLABELLED)])
+            read["train"] = replace(train, images=[*files["train"], *further], targets=targets)
+        return read
 
     @property
     def base(self) -> Path:
@@ -67,5 +104,22 @@ class Source:
     @property
     def place(self) -> str:
         """What ``cct check`` takes for these images."""
+        further = [] if self.heap is None else ["--data.unlabelled", str(self.heap)]
+        if not self.class_names:
+            return shlex.join([str(self.root), "--data.dataset", self.dataset, *further])
         own = self._table is not None or self.dataset == "image_folder"
-        return shlex.quote(str(self.root)) if own else shlex.join([self.dataset, "--data.root", str(self.root)])
+        return shlex.join([str(self.root), *further] if own else [self.dataset, "--data.root", str(self.root), *further])
+
+
+def _others(heap: Iterable[Path], known: Iterable[Path]) -> list[Path]:
+    """Returns the files that are none of those that are known, by whatever name or link: test images may lie in the heap, too."""
+    seen = {_identity(file) for file in known}
+    return [file for file in heap if _identity(file) not in seen]
+
+
+def _identity(file: Path) -> object:
+    try:
+        about = os.stat(file)
+    except OSError:
+        return file
+    return about.st_dev, about.st_ino

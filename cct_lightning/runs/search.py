@@ -160,7 +160,7 @@ def find_batch_size(trainer: Trainer, module: Task, data: ImageDataModule) -> st
     """Doubles the batch until the memory is full; returns the largest that fitted, and the flag that sets it. Says on stderr what it tries."""
     data.prepare_data()
     data.setup("fit")
-    most = min(LARGEST_BATCH, 2 ** int(math.log2(sum(data.class_counts))))
+    most = min(LARGEST_BATCH, 2 ** int(math.log2(len(data.splits["train"][1]))))
     first = min(16, most)
     with _telling_sizes(first, most):
         # Lightning takes max_val for granted without trying it.

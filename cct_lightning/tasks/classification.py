@@ -156,7 +156,13 @@ class LitClassifier(Task):
         return cross_entropy(self(images), targets, self.label_smoothing, self._class_weights)
 
     def on_fit_start(self) -> None:
-        """Counts the classes where the loss is balanced, then as every task."""
+        """Counts the classes where the loss is balanced, then as every task.
+
+        Raises:
+            InputError: Training images have no labels.
+        """
+        if getattr(self.trainer.datamodule, "has_unlabelled", False):  # type: ignore[attr-defined]
+            raise InputError("Images without labels (data.unlabelled, data.dataset=images) are for `cct pretrain`: to classify takes labelled ones.")
         if self.loss.class_weights == "balanced":
             if (counts := getattr(self.trainer.datamodule, "class_counts", None)) is None:  # type: ignore[attr-defined]
                 raise InputError("model.loss.class_weights=balanced needs a data module with class_counts, as ImageDataModule has: leave it out.")

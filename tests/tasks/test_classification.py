@@ -50,6 +50,11 @@ def test_a_run_can_be_given_in_steps(tmp_path):
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0  # the schedule ends with the run
 
 
+def test_images_without_labels_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"Images without labels .* are for `cct pretrain`"):
+        L.Trainer(max_epochs=1, default_root_dir=tmp_path, **QUIET).fit(digits_module(), data(unlabelled="rest"))
+
+
 def test_two_runs_are_equal_to_the_bit_whatever_was_drawn_before(tmp_path):
     first, _ = trained(tmp_path)
     torch.rand(100)
