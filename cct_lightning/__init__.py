@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cct_lightning.commands.calls import finetune as finetune
     from cct_lightning.commands.calls import fit as fit
+    from cct_lightning.commands.calls import pretrain as pretrain
     from cct_lightning.commands.calls import resume as resume
     from cct_lightning.data.augment.options import AugmentConfig as AugmentConfig
     from cct_lightning.data.module import ImageDataModule as ImageDataModule
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "fit": "commands.calls",
     "finetune": "commands.calls",
+    "pretrain": "commands.calls",
     "resume": "commands.calls",
     "Run": "runs.run",
     "AugmentConfig": "data.augment.options",

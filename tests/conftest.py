@@ -75,11 +75,11 @@ def cct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
     def run(*words: object, draws: bool = False, program: Path | str = "cct") -> Outcome:
         words = tuple(map(str, words))
-        if words[:1] in (("fit",), ("finetune",)) and "-c" in words and not draws:
+        if words[:1] in (("fit",), ("finetune",), ("pretrain",)) and "-c" in words and not draws:
             # The recipes' pictures take seconds to draw; test_recipes draws them. What a test names itself is added behind.
             behind = len(words) - words[::-1].index("-c") + 1
             words = (*words[:behind], "--trainer.callbacks", "null", *words[behind:])
-        elif words[:1] == ("finetune",) and len(words) > 2 and not draws:
+        elif words[:1] in (("finetune",), ("pretrain",)) and len(words) > 2 and not draws:
             words = (*words[:2], "--trainer.callbacks", "null", *words[2:])
         monkeypatch.setattr(sys, "argv", [str(program), *words])
         capfd.readouterr()

@@ -10,6 +10,7 @@ import yaml
 
 from cct_lightning.commands import finetune as finetuning
 from cct_lightning.commands import fit as fitting
+from cct_lightning.commands import pretrain as pretraining
 from cct_lightning.commands import resume as resuming
 from cct_lightning.commands.keys import flatten
 from cct_lightning.commands.permissions import IMPORT, PATH
@@ -78,6 +79,35 @@ def finetune(
     source = pretrained.folder if isinstance(pretrained, Run) else pretrained
     words = [word for path in recipes for word in ("-c", str(path))] + _words(keys) + _allowed(allow_import, allow_path)
     return _train(finetuning.prepare([str(images), *([] if source is None else ["--model.pretrained", str(source)]), *words]))
+
+
+def pretrain(
+    images: str | PathLike[str],
+    keys: Mapping[str, Any] | None = None,
+    *,
+    recipe: Recipe | Sequence[Recipe] = (),
+    allow_import: Sequence[str] = (),
+    allow_path: Sequence[str | PathLike[str]] = (),
+) -> Run:
+    """Learns from images without labels: ``cct pretrain IMAGES --key value ...``. ``finetune`` then begins with its weights, by ``pretrained``.
+
+    Args:
+        images: A folder of images at any depth, a CSV with the columns path and label, or the name of a data set.
+        keys: Keys to set, as in ``fit``.
+        recipe: Recipes that are laid over the default one.
+        allow_import: As in ``fit``.
+        allow_path: As in ``fit``.
+
+    Returns:
+        As ``fit``; its network classifies nothing.
+
+    Raises:
+        InputError: Anything the user can mend.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    recipes = [recipe] if isinstance(recipe, str | PathLike) else list(recipe)
+    words = [word for path in recipes for word in ("-c", str(path))] + _words(keys) + _allowed(allow_import, allow_path)
+    return _train(pretraining.prepare([str(images), *words]))
 
 
 def resume(

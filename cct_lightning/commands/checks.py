@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cct_lightning.commands.requests import TRAIN
+from cct_lightning.data.options import NEEDS_LABELS
 from cct_lightning.errors import InputError
 from cct_lightning.networks.timm_names import check_timm_name
+from cct_lightning.tasks.registry import DEFAULT
 from cct_lightning.training.optimizer_names import check_optimizer, optimizer_names
 from cct_lightning.weights.sources import reaches, unreachable
 
@@ -21,16 +24,17 @@ def check_given(command: str, given: Given, checkpoint: str | None = None) -> No
     """Makes all the checks that concern a command. With --print_config nothing needs to be there: leave them out.
 
     Args:
-        command: fit, finetune, test or validate.
+        command: fit, finetune, pretrain, test or validate.
         given: Values by key.
         checkpoint: Of test and validate.
 
     Raises:
         InputError: The first thing that is wrong.
     """
-    if command in ("fit", "finetune"):
+    if command in TRAIN:
         check_names(given)
         check_timm_weights(given)
+        check_labels(given)
         check_data(given)
     elif command == "test" and checkpoint is not None:
         given = {**recipe_of(checkpoint), **given}
@@ -45,9 +49,9 @@ def _text(given: Given, key: str) -> str | None:
 
 
 def _place(given: Given) -> Path | None:
-    """Returns the folder or table of the user's images; None where the data are no such."""
+    """Returns the folder or table of the user's images, labelled or not; None where the data are no such."""
     root = _text(given, "data.root")
-    return Path(root).expanduser() if root is not None and given.get("data.dataset") in ("image_folder", "csv") else None
+    return Path(root).expanduser() if root is not None and given.get("data.dataset") in ("image_folder", "csv", "images") else None
 
 
 def check_names(given: Given) -> None:
@@ -88,17 +92,34 @@ def check_timm_weights(given: Given) -> None:
         raise unreachable(source, f"{constants.ENDPOINT} does not answer, and nothing was downloaded before")
 
 
+def check_labels(given: Given) -> None:
+    """Refuses images without labels where classes are learned.
+
+    Raises:
+        InputError: As the task says it.
+    """
+    if (_text(given, "data.unlabelled") or given.get("data.dataset") == "images") and given.get("task", DEFAULT) == DEFAULT:
+        raise InputError(NEEDS_LABELS)
+
+
 def check_data(given: Given) -> None:
     """Refuses a folder or a table of images that is not there, and a folder that is none of class folders.
 
     Raises:
         InputError: As the data module says it.
     """
-    if (place := _place(given)) is None:
+    place, unlabelled = _place(given), _text(given, "data.unlabelled")
+    if place is None and unlabelled in (None, "rest"):
         return
-    from cct_lightning.data.folders import check_table, folder_class_names  # numpy and Pillow
+    from cct_lightning.data.folders import check_heap, check_table, folder_class_names  # numpy and Pillow
 
-    if given["data.dataset"] == "csv":
+    if unlabelled not in (None, "rest"):
+        check_heap(Path(str(unlabelled)).expanduser(), "unlabelled")
+    if place is None:
+        return
+    if given["data.dataset"] == "images":
+        check_heap(place)
+    elif given["data.dataset"] == "csv":
         check_table(place)
     else:
         folder_class_names(place)
@@ -110,7 +131,7 @@ def check_test_images(given: Given) -> None:
     Raises:
         InputError: As the data module says it.
     """
-    if (place := _place(given)) is None:
+    if (place := _place(given)) is None or given["data.dataset"] == "images":
         return
     from cct_lightning.data.folders import no_test_images, read_table, split_folder
 

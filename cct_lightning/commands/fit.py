@@ -13,7 +13,7 @@ FLAGS = (*SEARCHES, "print_config")
 
 
 def prepare(arguments: list[str], command: str = "fit") -> Request:
-    """Reads and checks the words behind ``fit``, or those that ``finetune`` makes of its own.
+    """Reads and checks the words behind ``fit``, or those that ``finetune`` and ``pretrain`` make of their own.
 
     Raises:
         InputError: An unknown recipe or key, a way of calling that is refused, weights that are not there.

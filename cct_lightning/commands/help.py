@@ -10,6 +10,7 @@ COMMANDS = {
     "check": "read all images before a training does: cct check DIR",
     "fit": "train: cct fit -c digits [--model.pooling class_token] [any key]",
     "finetune": "train on a folder or a CSV of your own: cct finetune DIR [--model.pretrained SOURCE] [any key]",
+    "pretrain": "learn from images without labels first: cct pretrain DIR, then cct finetune DIR --model.pretrained RUN",
     "resume": "go on with a run that was stopped: cct resume runs/digits/20261120-095029",
     "test": "measure a checkpoint on the test images: cct test runs/.../best.ckpt",
     "validate": "the same on the validation images: cct validate runs/.../best.ckpt",
@@ -50,6 +51,24 @@ Everything may be changed, as in `cct fit --help`:
   -c linear_probe                            train pooling and head alone, on features that are computed once
   --model.optim.layer_decay 0.6              lower rates for the lower layers
   --model.loss.class_weights balanced        classes of uneven size count the same; or --data.sampler balanced, not both""",
+    ),
+    "pretrain": (
+        "DIR|DATASET [-c RECIPE] [--key value] ...",
+        """DIR holds images, at any depth. Folders for each class, or train and val (and test) with such folders, or a CSV with the columns path and
+label, are taken as `cct finetune` takes them: no test image is trained on, and the validation images are the same. DATASET is one by name, such
+as cifar10. What follows begins with its weights, the network, image size, channels and normalisation of the run:
+  cct finetune DIR --model.pretrained RUN
+
+Labels teach nothing here. Where there are any, they tell how far it is: the callback KNNAccuracy logs val/knn every few epochs.
+
+  --data.unlabelled MORE                     a folder of further images, beside labelled ones
+  --data.per_class 50 --data.unlabelled rest fifty labels a class for val/knn, all other images without theirs
+  --data.image_size 96                       larger images; of a folder the side is 64 where it is not given
+  -c pretrain_mpp                            another recipe, laid over the default one
+  --model.arch cct_7_3x1_32                  another network
+  --model.target mae|simmim|mpp              what is filled in of the masked patches; --model.mask_ratio, --model.decoder_depth, ...
+
+Every key: `cct fit --help`.""",
     ),
     "resume": (
         "RUN [--extend-to EPOCHS] [--accept-changed-data] [--key value]",

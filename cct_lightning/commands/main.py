@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import NoReturn
 
 import cct_lightning
-from cct_lightning.commands import evaluate, finetune, fit, resume
+from cct_lightning.commands import evaluate, finetune, fit, pretrain, resume
 from cct_lightning.commands.help import COMMANDS, print_help, print_keys
 from cct_lightning.commands.recipes import print_recipes
 from cct_lightning.commands.requests import Request
@@ -32,6 +32,8 @@ def prepare(arguments: list[str]) -> Request:
             return fit.prepare(rest)
         case "finetune":
             return finetune.prepare(rest)
+        case "pretrain":
+            return pretrain.prepare(rest)
         case "resume":
             return resume.prepare(rest)
         case "test" | "validate":

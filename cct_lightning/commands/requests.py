@@ -13,6 +13,8 @@ from cct_lightning.errors import InputError
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.tasks.options import FROM_DATA
 
+TRAIN = ("fit", "finetune", "pretrain")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -55,14 +57,14 @@ def read_request(command: str, typed: Typed, flags: tuple[str, ...] = ()) -> Req
     """Checks recipes and keys: that they exist, that names are known, that nothing is set that follows from the data.
 
     Args:
-        command: As it was typed; ``fit`` and ``finetune`` train.
+        command: As it was typed; those of ``TRAIN`` train.
         typed: What was typed behind it.
         flags: Keys that are not the parser's; they are left out of ``words``.
 
     Raises:
         InputError: Something is not as it should be; says where.
     """
-    trains = command in ("fit", "finetune")
+    trains = command in TRAIN
     words: list[str] = []
     keys: dict[str, Any] = {}
     where: dict[str, str] = {}

@@ -30,10 +30,11 @@ def prepare(arguments: list[str]) -> Request:
     for option in typed.options:
         _check_option(option, run)
     permissions = Permissions.read(typed)
-    permissions.check_places(read_recipe(run.config_file, trains=False), str(run.config_file))
+    recipe = read_recipe(run.config_file, trains=False)
+    permissions.check_places(recipe, str(run.config_file))
     epochs = typed.last(EXTEND)
     # The checkpoint holds all weights; the file that the run started from may be gone.
-    words = ["--config", str(run.config_file), "--model.pretrained", "null"]
+    words = ["--config", str(run.config_file), *(["--model.pretrained", "null"] if "model.pretrained" in recipe else [])]
     words += [word for option in typed.options if option.key not in (EXTEND, ACCEPT, *FLAGS) for word in option.words]
     words += [] if epochs is None else ["--trainer.max_epochs", epochs]
     accepts = any(option.key == ACCEPT for option in typed.options)

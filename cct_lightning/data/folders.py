@@ -104,18 +104,26 @@ def holds_classes(root: Path) -> bool:
     return len(classes) > 1 and not stray and all(any(map(_is_image, place.rglob("*"))) for place in classes)
 
 
+def check_heap(root: Path, key: str = "root") -> None:
+    """Refuses a folder of images without labels that is not there, or holds none.
+
+    Raises:
+        InputError: Names the key of ``data`` that said it.
+    """
+    if not root.is_dir():
+        raise InputError(f"data.{key}={root} is no folder on this machine: give one that holds images, at any depth.")
+    if next(find_images([root])).path == str(root):
+        raise InputError(f"data.{key}={root} holds no image ({', '.join(sorted(SUFFIXES))}), at any depth.")
+
+
 def list_heap(root: Path) -> list[Path]:
     """Lists all images below a folder, sorted; what only looks like one is listed, too, and found out when it is read.
 
     Raises:
         InputError: There is no such folder, or no image in it.
     """
-    if not root.is_dir():
-        raise InputError(f"There is no folder {root}: give one that holds images, at any depth.")
-    files = [Path(found.path) for found in find_images([root])]
-    if files == [root]:
-        raise InputError(f"{root} holds no image ({', '.join(sorted(SUFFIXES))}), at any depth.")
-    return files
+    check_heap(root)
+    return [Path(found.path) for found in find_images([root])]
 
 
 def read_heap(root: Path, split: str, download: bool = False) -> Split | None:

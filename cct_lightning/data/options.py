@@ -10,6 +10,7 @@ from cct_lightning.data.augment.options import AugmentConfig
 from cct_lightning.errors import check_range
 from cct_lightning.options import as_size
 
+NEEDS_LABELS = "Images without labels (data.unlabelled, data.dataset=images) are for `cct pretrain`: to classify takes labelled ones."
 MAX_MEGAPIXELS = 100.0  # an image of so many takes up to 1.6 GB while it is decoded
 
 

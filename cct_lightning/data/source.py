@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cct_lightning.data.folders import UNLABELLED, Split, folder_class_names, list_heap, read_table, split_folder
+from cct_lightning.data.folders import UNLABELLED, Split, check_heap, folder_class_names, list_heap, read_table, split_folder
 from cct_lightning.data.options import DataOptions
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
 from cct_lightning.errors import InputError, did_you_mean
@@ -48,8 +48,8 @@ class Source:
         self.hides_rest = options.unlabelled == REST
         # With its whole path, so that names below it can be told from those below the root
         self.heap = Path(os.path.abspath(Path(options.unlabelled).expanduser())) if options.unlabelled and not self.hides_rest else None
-        if self.heap is not None and not self.heap.is_dir():
-            raise InputError(f"data.unlabelled={options.unlabelled} is no folder on this machine: it takes one with images at any depth, or {REST}.")
+        if self.heap is not None:
+            check_heap(self.heap, "unlabelled")
         if not self.class_names and (self.hides_rest or options.per_class is not None):
             key = "unlabelled=rest" if self.hides_rest else f"per_class={options.per_class}"
             raise InputError(f"data.{key} chooses images by their labels, and those of data.dataset={self.dataset} have none: leave it out.")

@@ -1,7 +1,7 @@
 """What Python gets of a run."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Run:
             InputError: The folder holds no summary of a run.
         """
         found = RunFolder(folder).summary
-        values: dict[str, Any] = {field.name: found.get(field.name) for field in fields(Summary)}
+        values: dict[str, Any] = {field.name: found.get(field.name, None if field.default is MISSING else field.default) for field in fields(Summary)}
         if not found:
             raise InputError(f"{folder} holds no summary.json: it is no run, or one that was killed; `cct resume {folder}` goes on with it.")
         return cls(folder, Summary(**values))

@@ -220,6 +220,8 @@ class Session:
             product_speeds=speeds or None,
             cpu_seconds_at_350=computed * statistics.mean(speeds) / REFERENCE_SPEED if speeds and self._sitting.number == 1 else None,
             left_out=[printable(str(bad.path)) for bad in self.data.bad],
+            task=str(self.setting.recipe["task"]),
+            val={name.removeprefix("val/"): value for name, value in last.items() if name.startswith("val/")},
         )
         if trainer.is_global_zero:
             self._tell(summary)
@@ -249,7 +251,7 @@ class Session:
             The measures, and the mean probability of the classes that were predicted.
         """
         trainer = self.trainer
-        if not self.data.has_test or trainer.limit_test_batches == 0:
+        if not self.data.has_test or trainer.limit_test_batches == 0 or not self.module.is_tested:
             return {}, None
         if isinstance(self.module, KeepsOutcomes):
             self.module.collect = True

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 import cct_lightning
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
 from cct_lightning.run_folder import LEFT_OUT
+from cct_lightning.tasks.registry import DEFAULT
 from cct_lightning.training.hardware import REFERENCE_SPEED
 from cct_lightning.wording import part_epochs, percent, some
 
@@ -74,6 +75,8 @@ class Summary:
         product_speeds: Products of bfloat16 that a core computed at the start, in the middle and at the end of the training, GFLOP/s.
         cpu_seconds_at_350: ``cpu_seconds`` of cores that compute 350 GFLOP/s, by the mean of those: what other machines' compare with. None of a run
             that was resumed, or was not computed in bfloat16 on a CPU.
+        task: What was learned.
+        val: All measures of the last validation, by name.
     """
 
     recipe: str
@@ -108,6 +111,8 @@ class Summary:
     left_out: Sequence[str] | None = None
     product_speeds: Sequence[float] | None = None
     cpu_seconds_at_350: float | None = None
+    task: str = DEFAULT
+    val: Mapping[str, float] | None = None
 
 
 def device_name(trainer: Trainer) -> str:
@@ -129,12 +134,34 @@ def _cost(summary: Summary) -> str:
     return f"; {summary.cpu_seconds:.1f} CPU-seconds of cores with {measured:.0f} GFLOP/s, {summary.cpu_seconds_at_350:.1f} at {REFERENCE_SPEED:.0f}"
 
 
+def _accuracies(summary: Summary) -> list[str]:
+    """Tells how good the network is, in a line for the validation and one for the test; of what classifies nothing the loss alone."""
+    best = "best" if summary.best_checkpoint else "last"
+    test = percent(summary.test_accuracy, 2) + (f" with the {best} weights" if summary.test_accuracy is not None else "")
+    if summary.task == DEFAULT:
+        raw = f"; last without EMA {percent(summary.val_accuracy_raw, 2)}" if summary.val_accuracy_raw is not None else ""
+        return [f"  validation accuracy  best {percent(summary.val_accuracy, 2)}, last {percent(summary.val_accuracy_last, 2)}{raw}",
+                f"  test accuracy        {test}"]  # fmt: skip
+    val = summary.val or {}
+    lines = [f"  validation loss      {val['loss']:.4f}"] if "loss" in val else []
+    return lines + ([f"  k-NN accuracy        {percent(val['knn'], 2)} of the validation images, by labelled neighbours"] if "knn" in val else [])
+
+
+def _next(summary: Summary) -> list[str]:
+    """Tells what to type now."""
+    run_dir, checkpoint = summary.run_dir, summary.best_checkpoint or summary.last_checkpoint
+    lines = [f"  cct resume {run_dir}{' measures the test images' * summary.trained}"] if not summary.finished and summary.last_checkpoint else []
+    if checkpoint and summary.task != DEFAULT:
+        lines.append(f"  cct finetune DIR --model.pretrained {run_dir}")
+    elif checkpoint:  # a run that was not tested has no test images, or was interrupted
+        lines.append(f"  cct {'test' if summary.test_accuracy is not None or not summary.finished else 'validate'} {checkpoint}")
+    return [*lines, f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary.seed + 1}"]
+
+
 def describe(summary: Summary) -> str:
     """Returns the summary as it is printed at the end of a run: results, where the files are, what to type next."""
     run_dir, speed = summary.run_dir, summary.images_per_second
-    best = summary.best_checkpoint
-    checkpoints = [c for c in (best, summary.last_checkpoint) if c]
-    test = percent(summary.test_accuracy, 2) + (f" with the {'best' if best else 'last'} weights" if summary.test_accuracy is not None else "")
+    checkpoints = [c for c in (summary.best_checkpoint, summary.last_checkpoint) if c]
     flops = summary.flops_per_image
     why, way = why_uncalibrated(vars(summary)), how_to_calibrate(vars(summary))
     part = part_epochs(summary.epochs, summary.steps, summary.steps_per_epoch)
@@ -143,9 +170,7 @@ def describe(summary: Summary) -> str:
         "",
         f"{summary.recipe}: {summary.arch}, {length} in {summary.seconds:.1f} s "
         f"on {summary.device}" + (f", in {1 + summary.resumed} sittings" if summary.resumed else "") + ("" if summary.finished else " (interrupted)"),
-        f"  validation accuracy  best {percent(summary.val_accuracy, 2)}, last {percent(summary.val_accuracy_last, 2)}"
-        + (f"; last without EMA {percent(raw, 2)}" if (raw := summary.val_accuracy_raw) is not None else ""),
-        f"  test accuracy        {test}",
+        *_accuracies(summary),
         *([f"  calibration          {why}"] if why else []),
         *([f"                       a temperature mends it: {way}"] if why and way else []),
         f"  network              {summary.num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"
@@ -158,9 +183,6 @@ def describe(summary: Summary) -> str:
         + "".join(f", {name}" for name in ("pictures", "report.html") if Path(run_dir, name).exists())
         + (f", checkpoints/{', '.join(Path(c).name for c in checkpoints)}" if checkpoints else ""),
         "next",
-        *([f"  cct resume {run_dir}{' measures the test images' * summary.trained}"] if not summary.finished and summary.last_checkpoint else []),
-        # A run that was not tested has no test images, or was interrupted.
-        *(f"  cct {'test' if summary.test_accuracy is not None or not summary.finished else 'validate'} {c}" for c in checkpoints[:1]),
-        f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary.seed + 1}",
+        *_next(summary),
     ]
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
+from cct_lightning.data.options import NEEDS_LABELS
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.outcomes import Outcomes
 from cct_lightning.networks.classifier import ImageClassifier, check_network
@@ -162,7 +163,7 @@ class LitClassifier(Task):
             InputError: Training images have no labels.
         """
         if getattr(self.trainer.datamodule, "has_unlabelled", False):  # type: ignore[attr-defined]
-            raise InputError("Images without labels (data.unlabelled, data.dataset=images) are for `cct pretrain`: to classify takes labelled ones.")
+            raise InputError(NEEDS_LABELS)
         if self.loss.class_weights == "balanced":
             if (counts := getattr(self.trainer.datamodule, "class_counts", None)) is None:  # type: ignore[attr-defined]
                 raise InputError("model.loss.class_weights=balanced needs a data module with class_counts, as ImageDataModule has: leave it out.")

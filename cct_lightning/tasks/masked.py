@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -28,6 +28,8 @@ class MaskedPatches(Task):
     Batches are ``Batch``: which patches of an image are masked follows from the run's seed, the epoch and the image's index, whatever else is in its
     batch; of a validation from seed and index alone, so that epochs compare. Targets are not looked at.
     """
+
+    is_tested: ClassVar[bool] = False  # what is trained next shall be
 
     @keywords_of(MaskedOptions)
     def __init__(self, options: MaskedOptions) -> None:

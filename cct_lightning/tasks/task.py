@@ -46,11 +46,13 @@ class Task(L.LightningModule, ABC):
         own_model: Whether only Python code can build the network: the checkpoint then leaves ``model_config`` out.
         recipe: The whole configuration as run, where a command line set one.
         measures: Of the validation, which may choose the best epoch.
+        is_tested: Whether a run measures the test images at its end.
         seed: Of the run; what a step draws follows from it, the epoch and the number of the batch.
         may_diverge: Whether a training goes on when its numbers are none any more, as the search for a learning rate has to.
     """
 
     measures: ClassVar[tuple[str, ...]] = ("val/loss",)
+    is_tested: ClassVar[bool] = True
     model: nn.Module
     model_config: dict[str, Any] | None
 

@@ -106,14 +106,17 @@ def test_the_rest_is_trained_on_without_its_labels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("image_folder", "photos", {"unlabelled": "none"}), r"data\.unlabelled=none is no folder on this machine: it takes one .* or rest\."),
+        (
+            ("image_folder", "photos", {"unlabelled": "none"}),
+            r"data\.unlabelled=.*/none is no folder on this machine: give one that holds images",
+        ),
         (
             ("images", "photos", {"unlabelled": "rest"}),
             r"data\.unlabelled=rest chooses images by their labels, and those of data",
         ),
         (("images", "photos", {"per_class": 3}), r"data\.per_class=3 chooses images by their labels"),
         (("images", "empty", {}), r"empty holds no image \(\.bmp, .*\), at any depth"),
-        (("images", "none", {}), "There is no folder none: give one that holds images"),
+        (("images", "none", {}), "data.root=none is no folder on this machine: give one that holds images"),
         (("digits", "", {"unlabelled": "photos"}), "photos holds files, and digits lies in .* as one array"),
     ],
 )

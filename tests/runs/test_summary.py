@@ -29,6 +29,15 @@ def test_a_whole_run():
         assert part in text
 
 
+def test_what_classifies_nothing_has_no_accuracy_and_is_fine_tuned_next():
+    learned = {"task": "masked", "val": {"loss": 0.51, "knn": 0.25}, "val_accuracy": None, "val_accuracy_last": None, "test_accuracy": None}
+    text = describe({**WHOLE, **learned})
+    assert "validation loss      0.5100\n  k-NN accuracy        25.00 % of the validation images" in text
+    assert "next\n  cct finetune DIR --model.pretrained runs/digits/1\n" in text
+    assert "test" not in text
+    assert "k-NN" not in describe({**WHOLE, **learned, "val": {"loss": 0.51}})
+
+
 def test_cpu_seconds_are_told_with_the_speed_that_they_are_of():
     text = describe({**WHOLE, "product_speeds": [175.0, 180.0, 170.0], "cpu_seconds_at_350": 30.0})
     assert "2,438 images/s; 60.0 CPU-seconds of cores with 175 GFLOP/s, 30.0 at 350\n" in text

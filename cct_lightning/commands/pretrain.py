@@ -1,0 +1,46 @@
+"""``cct pretrain``: a fit of a recipe that learns from images without labels, with the images filled in."""
+
+from pathlib import Path
+
+from cct_lightning.commands.finetune import TABLES
+from cct_lightning.commands.fit import prepare as prepare_fit
+from cct_lightning.commands.keys import allowed
+from cct_lightning.commands.requests import Request
+from cct_lightning.errors import InputError, did_you_mean
+
+PIXELS = 64  # side of images whose data set does not tell it
+
+
+def prepare(arguments: list[str]) -> Request:
+    """Turns the words behind ``pretrain``, which begin with the images, into those of a fit of the recipe ``pretrain``; what follows wins.
+
+    Raises:
+        InputError: There is no such folder, file or data set, the recipes are of another task, or as ``fit`` does.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(
+            "pretrain begins with your images: cct pretrain DIR [--key value]. DIR holds images at any depth, with class folders or without;\n"
+            "  a CSV with the columns path and label, or the name of a data set, such as cifar10, will do as well."
+        )
+    word, *rest = arguments
+    request = prepare_fit(["-c", "pretrain", *_images(word), *rest], "pretrain")
+    if request.task != "masked":
+        raise InputError(f"pretrain learns without labels, and task={request.task} does not: use `cct fit`, or leave out what says it.")
+    if request.keys.get("model.pretrained") not in (None, "null"):
+        raise InputError("pretrain starts from nothing: leave --model.pretrained out. `cct resume RUN` goes on with a run.")
+    return request
+
+
+def _images(word: str) -> list[str]:
+    """Returns the keys of the images: class folders with their classes, which are only looked at to tell how far it is; others without any."""
+    place, names = Path(word).expanduser(), allowed("data.dataset") or ()
+    if not place.exists() and word in names and word not in ("image_folder", "csv", "images"):
+        return ["--data.dataset", word]
+    if not place.exists():
+        raise InputError(f"There is no folder, file or data set {word}.{did_you_mean(word, names)}")
+    if place.is_file() and place.suffix.lower() not in TABLES:
+        raise InputError(f"{word} is neither a folder of images nor a .csv with the columns path and label.")
+    from cct_lightning.data.folders import holds_classes
+
+    dataset = "csv" if place.is_file() else "image_folder" if holds_classes(place) else "images"
+    return ["--data.dataset", dataset, "--data.root", word, "--data.image_size", str(PIXELS)]

@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import yaml
+from pictures import write_images
+
+import cct_lightning
+from cct_lightning.commands.pretrain import prepare
+
+SMALL = (
+    "--data.image_size", 16, "--data.batch_size", 8, "--data.num_workers", 0, "--trainer.max_epochs", 1, "--trainer.accelerator", "cpu",
+    "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false",
+)  # fmt: skip
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_images(tmp_path / "photos", classes=2, each=10, size=16)
+
+
+@pytest.fixture
+def heap(tmp_path):
+    for number in range(24):
+        place = tmp_path / "heap" / ("", "a", "a/b")[number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(place / f"{number}.png")
+    return tmp_path / "heap"
+
+
+def newest(folder, recipe="pretrain"):
+    return max(folder.glob(f"runs/{recipe}/*"))
+
+
+def test_images_without_labels_teach_a_network(cct, photos, heap, tmp_path):
+    learned = cct("pretrain", "heap", *SMALL)
+    assert learned.code == 0, learned.err
+    run = newest(tmp_path)
+    assert f"next\n  cct finetune DIR --model.pretrained {run.relative_to(tmp_path)}" in learned.out
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["task"], summary["test"], summary["val_accuracy"]) == ("masked", {}, None)
+    assert summary["val"]["loss"] > 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["data"]["dataset"], config["task"]) == ("images", "masked")
+
+
+def test_class_folders_are_taken_as_a_fine_tuning_takes_them(cct, photos, heap, tmp_path):
+    assert prepare(["photos"]).keys["data.dataset"] == "image_folder"
+    assert prepare(["heap"]).keys["data.dataset"] == "images"
+    PIL.Image.new("RGB", (16, 16)).save(photos / "loose.png")  # which class folders would pass over
+    assert prepare(["photos"]).keys["data.dataset"] == "images"
+
+
+def test_a_data_set_by_name_keeps_its_size_and_what_follows_wins(cct):
+    assert "data.image_size" not in prepare(["digits"]).keys
+    assert prepare(["digits", "--data.image_size", "24", "-c", "pretrain_mpp"]).keys["model.target"] == "mpp"
+
+
+def test_a_run_on_a_heap_goes_on_wherever_that_lies_and_not_with_other_images(cct, photos, heap, tmp_path):
+    words = ("--data.unlabelled", "heap", *SMALL, "--trainer.limit_train_batches", 2)
+    assert cct("pretrain", "photos", *words).code == 0
+    run = newest(tmp_path)
+    heap.rename(tmp_path / "moved")
+    (tmp_path / "moved/a/1.png").rename(tmp_path / "moved/a/one.png")
+    refused = cct("resume", run, "--extend-to", 2, "--data.unlabelled", "moved")
+    assert "unlabelled/a/1.png is gone" in refused.err
+    (tmp_path / "moved/a/one.png").rename(tmp_path / "moved/a/1.png")
+    longer = cct("resume", run, "--extend-to", 2, "--data.unlabelled", "moved")
+    assert longer.code == 0, longer.err
+    assert json.loads((run / "summary.json").read_text())["epochs"] == 2
+
+
+def test_python_does_the_same(cct, heap):
+    run = cct_lightning.pretrain("heap", dict(zip([str(word).removeprefix("--") for word in SMALL[::2]], SMALL[1::2], strict=True)))
+    assert run.summary.task == "masked"
+    assert repr(run).endswith("pretrain, not tested)")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "pretrain begins with your images: cct pretrain DIR"),
+        (("--data.batch_size", 8), "pretrain begins with your images"),
+        (("none",), "There is no folder, file or data set none"),
+        (("digitz",), "Did you mean digits?"),
+        (("images",), "There is no folder, file or data set images"),
+        (("note.doc",), "note.doc is neither a folder of images nor a .csv"),
+        (("empty",), "empty holds no image"),
+        (("digits", "--model.pretrained", "x.ckpt"), "There is no file x.ckpt"),
+        (("digits", "--task", "classification"), "pretrain learns without labels, and task=classification does not"),
+        (("digits", "--data.unlabelled", "none"), "none is no folder on this machine"),
+    ],
+)
+def test_a_way_of_calling_that_is_refused(cct, tmp_path, words, message):
+    (tmp_path / "note.doc").write_text("none")
+    (tmp_path / "empty").mkdir()
+    refused = cct("pretrain", *words)
+    assert refused.code == 2
+    assert message in refused.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [("--data.unlabelled", "rest"), ("--data.dataset", "images", "--data.root", ".")])
+def test_a_classifier_needs_labels(cct, words):
+    refused = cct("fit", "-c", "digits", *words)
+    assert "Images without labels (data.unlabelled, data.dataset=images) are for `cct pretrain`" in refused.err
