@@ -11,6 +11,7 @@ from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import find_network, newest
 from cct_lightning.tasks.registry import DEFAULT
+from cct_lightning.weights.trained import check_head
 
 FLAGS = ("calibrate",)
 
@@ -67,6 +68,8 @@ def recipe_of(about: Mapping[str, Any] | None, request: Request) -> dict[str, An
     """
     if not isinstance(about, Mapping) or not about.get("model"):
         raise InputError(f"{request.checkpoint} is no checkpoint of `cct fit`, or holds a network that only Python can build.")
+    assert request.checkpoint is not None
+    check_head(request.checkpoint, about["model"])
     known: dict[str, Any] = {"task": task_of(about), "model": {**about["model"], "pretrained": None}}
     if about["model"]["num_classes"] < 2:
         raise InputError(

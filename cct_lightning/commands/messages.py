@@ -132,6 +132,8 @@ class Parser(LightningArgumentParser):
             r"Key '?([\w.]+)'? is not expected|[Uu]nrecognized arguments: (?:--)?([\w.]+)|does not accept option '?(?:--)?([\w.]+)", message
         ):
             key = re.sub(r"^(fit|test|validate)\.", "", next(filter(None, found.groups())))
+            if key in known_keys():
+                raise InputError(f"{key} is a key of another task than this one (`task: NAME` in a recipe): leave it out.")
             raise InputError(f"there is no key {key!r} here.{did_you_mean(key, known_keys(), listed=0)}")
         if found := re.search(r"Importing '([\w.]+)' is not allowed", message):
             raise not_allowed(found[1])

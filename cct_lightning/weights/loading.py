@@ -72,7 +72,7 @@ def load_weights(
         source: What was opened already, or see ``sources.locate``: a file or
             exported folder of ours, of SHI-Labs/Compact-Transformers, vit-pytorch or timm; or a name.
         allow: Parts that may differ between file and network and then start anew: ``head`` (another number of classes) and
-            ``pooling`` (another pooling, with the class token).
+            ``pooling`` (another pooling, with the class token). Both may where masked patches were learned, without either.
         new_head: The head starts anew even where the file's fits.
         class_names: Of the network; where the file knows its own and they differ, the head starts anew.
 
@@ -91,6 +91,10 @@ def load_weights(
         del state[name]
         report.dropped[name] = "an example that the file carries, not a weight"
     about = content[KEY] if isinstance(content.get(KEY), Mapping) else {}
+    if decoder := [name for name in state if name.startswith("decoder.")]:
+        state = {name: tensor for name, tensor in state.items() if name not in decoder}
+        report.dropped[f"decoder ({len(decoder)} tensors)"] = "it fills in masked patches, for the pre-training alone"
+        allow = GROUPS.keys()  # there was neither a head nor a pooling
     state = _fit(state, encoder, about.get("grid_size"), report)
     check_block_form(content, encoder, report.source)
     anew = {"head"} if _knows_other_classes(about.get("class_names"), class_names, report) or new_head else set()

@@ -119,9 +119,27 @@ def describe_run(opened: Opened) -> Saved:
             f"{path} was trained with a network of its own, which only Python can build:\n"
             f"  LitClassifier.load_from_checkpoint({str(path)!r}, model=YOURS)"
         )
+    check_head(path, model)
     crop_pct = about["recipe"]["data"].get("crop_pct", 1.0) if about["recipe"] else 1.0
     preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | {"crop_pct": crop_pct}
     return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing, opened)
+
+
+def check_head(path: Path, model: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that holds no head, as a training on masked patches leaves it.
+
+    Args:
+        path: The checkpoint, for the message.
+        model: What it says of its network.
+
+    Raises:
+        InputError: Says how to get one.
+    """
+    if "target" in model:  # of masked patches
+        raise InputError(
+            f"{path} was trained without labels and tells no classes yet: train it on labelled images first,\n"
+            f"  cct finetune DIR --model.pretrained {path}"
+        )
 
 
 def calibration_path(checkpoint: Path) -> Path:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 
@@ -27,3 +28,40 @@ def test_r10d_what_a_checkpoint_says_of_its_data_is_checked_as_a_recipe_is(group
     outcome = cct("test", "best.ckpt")
     assert outcome.code == 2
     assert message in outcome.err
+
+
+MASKED = """
+task: masked
+model: {arch: cct_2_3x2_32, schedule: {warmup_epochs: 1}}
+data: {dataset: digits, image_size: 16, batch_size: 20, per_class: 6}
+trainer: {max_epochs: 1, accelerator: cpu, precision: 32-true, callbacks: [{class_path: EMA, init_args: {decay: 0.5}}]}
+checkpoint: {monitor: val/loss, mode: min}
+"""
+
+
+def test_what_was_trained_without_labels_is_to_be_fine_tuned_first(cct, tmp_path):
+    (tmp_path / "masked.yaml").write_text(MASKED)
+    foreign = cct("fit", "-c", "masked.yaml", "--model.label_smoothing", 0.1)
+    assert "error: model.label_smoothing is a key of another task than this one (`task: NAME` in a recipe): leave it out." in foreign.err
+    trained = cct("fit", "-c", "masked.yaml", draws=True)
+    assert trained.code == 0, trained.err
+    (run,) = tmp_path.glob("runs/masked/*")
+    PIL.Image.new("L", (16, 16)).save("a.png")
+    best = run.relative_to(tmp_path) / "checkpoints" / "best.ckpt"
+    for words in (
+        ("test", best),
+        ("validate", run),
+        ("predict", run, "a.png"),
+        ("embed", run, "a.png", "--out", "f.npz"),
+        ("export", run, "--format", "timm"),
+    ):
+        refused = cct(*words)
+        assert refused.code == 2, words
+        assert "was trained without labels and tells no classes yet: train it on labelled images first," in refused.err, words
+        assert refused.err.rstrip().endswith(f"cct finetune DIR --model.pretrained {best if words[1] == best else run / 'checkpoints' / 'best.ckpt'}")
+        assert len(refused.err.splitlines()) == 2
+    tuned = cct("fit", "-c", "digits", "--model.pretrained", run, "--data.per_class", 6, "--data.batch_size", 20, "--trainer.max_epochs", 1)
+    assert tuned.code == 0, tuned.err
+    assert "tensors loaded\n  dropped decoder (18 tensors): it fills in masked patches, for the pre-training alone\n  new " in tuned.out
+    resumed = cct("resume", run, "--extend-to", 2)
+    assert resumed.code == 0, resumed.err
