@@ -165,7 +165,11 @@ class MaskedAutoencoder(nn.Module):
         told = f"image_size={size[0]}x{size[1]} makes a grid of {grid[0]}x{grid[1]} patches"
         if size[0] % grid[0] or size[1] % grid[1]:
             tokenizer = getattr(self.encoder, "tokenizer", None)
-            sides = [] if tokenizer is None else [side for side in range(8, 2 * size[0]) if side % tokenizer.grid_size((side, side))[0] == 0]
+            sides = (
+                []
+                if tokenizer is None
+                else [side for side in range(size[0] // 2 + 1, 2 * size[0]) if side % tokenizer.grid_size((side, side))[0] == 0]
+            )
             near = sorted(sides, key=lambda side: abs(side - size[0]))[:2]
             raise InputError(f"{told}, which does not divide it, so no patch can be masked by its pixels: take {' or '.join(map(str, near))}.")
         block = self.mask_block
