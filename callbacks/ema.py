@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cct_lightning.errors import InputError, check_range
 
@@ -18,7 +19,8 @@ class EMA(Callback):
 
     Validation, test and the checkpoints' ``state_dict`` see the average as soon as there is one, and after the training the network holds it;
     the raw weights are in the checkpoint for a resumed run. The average is kept in float32 where the weights are of 16 bits (``bf16-true``), which
-    would round each of its small steps away. Buffers are the network's own. "Acceleration of Stochastic Approximation by
+    would round each of its small steps away. The statistics of batch norms are averaged with the weights that they belong to; other buffers are the
+    network's own. "Acceleration of Stochastic Approximation by
     Averaging" (Polyak and Juditsky, 1992); the warm-up of the decay is TensorFlow's ``ExponentialMovingAverage``.
 
     Args:
@@ -36,13 +38,16 @@ class EMA(Callback):
         self.average: dict[str, Tensor] = {}  # by parameter; empty before the first update
         self._raw: dict[str, Tensor] = {}  # the raw weights, while the network holds the average
         self._step = 0
+        self._statistics: list[str] = []  # of batch norms, by name
 
-    @staticmethod
-    def _weights(module: LightningModule) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in module.named_parameters()}
+    def _weights(self, module: LightningModule) -> dict[str, Tensor]:
+        weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+        return weights | {name: module.get_buffer(name) for name in self._statistics}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what would put raw weights into files unseen."""
+        """Refuses what would put raw weights into files unseen, and looks which statistics there are to average."""
+        norms = [(name, layer) for name, layer in pl_module.named_modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+        self._statistics = [f"{name}.{kind}" for name, _ in norms for kind in ("running_mean", "running_var")]
         if pl_module._device_mesh is not None:
             raise InputError("EMA does not average weights that are sharded over devices: leave out EMA or the overlay fsdp.")
         if any(isinstance(callback, ModelCheckpoint) and callback.save_weights_only for callback in trainer.callbacks):  # type: ignore[attr-defined]

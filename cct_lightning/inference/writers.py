@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -135,6 +136,7 @@ def _in_timms_terms(network: ImageClassifier, saved: Saved) -> Any:
     from cct_lightning.models import OPTIONS, TIMM_NAMES
     from cct_lightning.networks.options import NetworkOptions
     from cct_lightning.networks.presets import VARIANTS
+    from cct_lightning.networks.timm_encoder import TimmEncoder
 
     arch, encoder = saved.model["arch"], network.encoder
     args: dict[str, Any] = {"num_classes": network.num_classes, "in_chans": encoder.in_chans, "img_size": list(encoder.image_size)}
@@ -147,6 +149,9 @@ def _in_timms_terms(network: ImageClassifier, saved: Saved) -> Any:
         target.load_state_dict(network.state_dict())
         return target
     pooling, name = saved.model["pooling"] or "mean", arch.removeprefix("timm/")
+    assert isinstance(encoder, TimmEncoder)
+    if encoder.returns_map:
+        del args["img_size"]  # which no network of convolutions takes
     # Ours reads normed tokens. With average pooling timm norms behind the pool where it is not told otherwise; not all networks can be told.
     ways: dict[str, list[dict[str, Any]]] = {
         "class_token": [{"global_pool": "token"}],
@@ -167,9 +172,10 @@ def _in_timms_terms(network: ImageClassifier, saved: Saved) -> Any:
 
 
 def _timms_names(state: Mapping[str, Tensor], target: nn.Module) -> dict[str, Tensor]:
-    """Takes our prefix off; a last norm that stood behind timm's pool is put where ``target`` has it."""
+    """Takes our prefix off; the head, and a last norm that stood behind timm's pool, are put where ``target`` has them."""
     behind = any(name.startswith("fc_norm.") for name in target.state_dict())
-    renamed = {name.removeprefix("encoder.model."): tensor for name, tensor in state.items()}
+    head = f"{target.pretrained_cfg['classifier']}."  # type: ignore[index]
+    renamed = {re.sub(r"^head\.", head, name).removeprefix("encoder.model."): tensor for name, tensor in state.items()}
     return {name.replace("encoder.norm.", "fc_norm." if behind else "norm."): tensor for name, tensor in renamed.items()}
 
 
@@ -181,13 +187,15 @@ def _timm_config(target: Any, saved: Saved, preprocessing: Preprocessing, folder
     """Returns timm's config.json, written by timm. Its resize is Pillow's, and may differ from ours by a grey level."""
     from timm.models._hub import save_config_for_hf
 
-    data = {
+    data: dict[str, Any] = {
         "mean": preprocessing.mean,
         "std": preprocessing.std,
         "crop_pct": preprocessing.crop_pct,
         "interpolation": "bilinear",
         "crop_mode": "center",
     }
+    if "img_size" not in target._model_args:  # convolutions take any size, so timm knows the one it trained with
+        data["input_size"] = (preprocessing.in_chans, *preprocessing.image_size)
     path = folder / "config.json"
     save_config_for_hf(target, str(path), {"label_names": saved.class_names}, model_args=target._model_args, data_config=data)
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -148,6 +148,8 @@ class ImageClassifier(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups the parameters by depth for timm's layer-wise learning rates: stem, each block, then all behind the blocks."""
+        if (own := self.encoder.group_matcher(coarse)) is not None:
+            return own
         blocks = r"^encoder\.(?:model\.)?blocks\.(\d+)"
         behind = r"^(?:encoder\.(?:model\.)?(?:fc_)?norm\.|pooling\.)"
         stem = r"^encoder\.(?:model\.)?(?:tokenizer|patch_embed|pos_embed|cls_|reg_token|norm_pre|dist_token)"

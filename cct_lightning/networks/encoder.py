@@ -71,6 +71,10 @@ class Encoder(nn.Module, ABC):
         """Names its parameters that never decay, beside norms and biases, which the optimizer leaves out."""
         return set()
 
+    def group_matcher(self, coarse: bool) -> dict[str, Any] | None:
+        """Groups the parameters of the network around it by depth, as ``ImageClassifier.group_matcher`` does; None: they have its names."""
+        return None
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory: activations inside a layer are computed again in the backward pass.
 

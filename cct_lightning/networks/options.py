@@ -17,7 +17,7 @@ class NetworkOptions:
     """A network by name; what is None is what the name says.
 
     Args:
-        arch: Network: a preset such as cct_7_3x1_32, or timm/NAME for a network of timm that returns tokens.
+        arch: Network: a preset such as cct_7_3x1_32, or timm/NAME for a network of timm that returns tokens (a ViT) or a map of them (a ResNet).
         pooling: How tokens become one feature: class_token, masked_class_token, class_attention, map, seqpool or mean; null: the arch's.
         num_classes: Number of classes; 0: the network returns features.
         image_size: Side of square images, or height and width, pixels.
@@ -26,7 +26,7 @@ class NetworkOptions:
         class_token_position: Whether the class token has a position; null: yes.
         residual_norm: The published block (true) or standard pre-norm (false); null: the published one.
         drop_path: Drop path of the last layer; rises linearly from 0 at the first.
-        attn_drop: Dropout of attention weights.
+        attn_drop: Dropout of attention weights; a network of timm without attention has none.
         proj_drop: Dropout behind positions, projections and in the MLP.
         head_hidden_dim: Width of a hidden tanh layer of the head; null: the head is one linear layer.
         embed_dim: Width of a token; null: the arch's, as in the six keys below.

@@ -107,6 +107,10 @@ class Task(L.LightningModule, ABC):
         """Takes images and targets out of a batch; a recorded step needs the same shapes and dtypes every time."""
         return batch[0], batch[1]
 
+    def further_parameters(self) -> list[nn.Parameter]:
+        """Returns what is trained beside the network, at its learning rate and without decay; no export or start of weights takes it over."""
+        return []
+
     def setup(self, stage: str) -> None:
         """Has the first convolution begin with filters that whiten the images, where asked."""
         if stage != "fit" or self.whiten == "none":
@@ -143,6 +147,11 @@ class Task(L.LightningModule, ABC):
                 self.encoder.take_sizes(sizes)
             except InputError as error:
                 raise InputError(f"data.image_size_schedule: {error}") from None
+        if trainer.world_size > 1 and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.model.modules()):
+            raise InputError(
+                f"{self.encoder.title()} has batch norms, for which each of {trainer.world_size} devices would average over its own images:\n"
+                "  train it on one device (leave out the overlay ddp or fsdp), or take a network without them, such as timm/convnext_atto."
+            )
         engine = choose_engine(self.engine, self.device, trainer.estimated_stepping_batches)
         self._graph, self._records = None, engine == "graph"
         if self._records:
@@ -184,7 +193,8 @@ class Task(L.LightningModule, ABC):
         if self._graph is None or images.shape[2:] != self._graph.images.shape[2:]:  # data.image_size_schedule has come to another size
             self._graph = None  # its memory first
             optimizer = self.optimizers(use_pl_optimizer=False)
-            self._graph = StepGraph(self.training_loss, optimizer, images, targets, self.optim.clip_norm)  # type: ignore[arg-type]
+            buffers = list(self.model.buffers())
+            self._graph = StepGraph(self.training_loss, optimizer, images, targets, self.optim.clip_norm, buffers=buffers)  # type: ignore[arg-type]
         return self._graph(images, targets)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -241,6 +251,8 @@ class Task(L.LightningModule, ABC):
         if told:
             rank_zero_info(told)
         optimizer = create_optimizer(self.model, self.optim)
+        if further := self.further_parameters():
+            optimizer.add_param_group({"params": further, "weight_decay": 0.0})
         scheduler = create_scheduler(optimizer, schedule, self.optim.lr, length, steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": schedule.per}}
 

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,8 +78,7 @@ def record_cuda_graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], T
 class StepGraph:
     """A whole training step as one launch: thousands of kernels of a small network take longer to launch one by one than to run.
 
-    The step is run a few times first, as CUDA graphs ask for; weights, optimizer state and random generator are put back. Buffers, such as
-    BatchNorm's statistics, are not: they see the first batch a few times more.
+    The step is run a few times first, as CUDA graphs ask for; weights, buffers, optimizer state and random generator are put back.
 
     Args:
         loss: Maps images (B, C, H, W) and targets (B, K) to the loss; called under the run's autocast.
@@ -88,6 +87,7 @@ class StepGraph:
         targets: Its targets, probabilities (B, K).
         clip_norm: Largest norm of the gradient; None: not clipped.
         record: Records a step; ``record_cuda_graph`` but in tests.
+        buffers: What a step changes beside the weights, such as BatchNorm's statistics.
     """
 
     WARMUPS = 3
@@ -100,6 +100,7 @@ class StepGraph:
         targets: Tensor,
         clip_norm: float | None,
         record: Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]] = record_cuda_graph,
+        buffers: Sequence[Tensor] = (),
     ) -> None:
         self.loss, self.optimizer, self.clip_norm = loss, optimizer, clip_norm
         # Laid out alike whatever batch comes first, as a resumed run has another one: kernels are chosen by it, and round differently.
@@ -110,6 +111,7 @@ class StepGraph:
             group["lr"], group["capturable"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=images.device), True
         optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # of the runs before the capture
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.buffers = list(buffers)
         self._warm_up()
         self.replay, self.result = record(self._step)
 
@@ -141,7 +143,8 @@ class StepGraph:
     def _warm_up(self) -> None:
         """Runs the step on a stream of its own, then puts back weights, optimizer state and random generator."""
         on_gpu = self.images.device.type == "cuda"
-        weights = [parameter.detach().clone() for parameter in self.parameters]
+        changed = [parameter.detach() for parameter in self.parameters] + self.buffers
+        before_it = [tensor.clone() for tensor in changed]
         states = {p: {name: value.clone() for name, value in self.optimizer.state[p].items()} for p in self.parameters}
         generator = torch.cuda.get_rng_state() if on_gpu else torch.get_rng_state()
         if on_gpu:
@@ -155,7 +158,7 @@ class StepGraph:
             for _ in range(self.WARMUPS):
                 self._step()
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, weights)
+            torch._foreach_copy_(changed, before_it)
             for parameter in self.parameters:
                 for name, value in self.optimizer.state[parameter].items():
                     before = states[parameter].get(name)

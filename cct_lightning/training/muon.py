@@ -98,6 +98,10 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return x.mT if is_tall else x
 
 
+# Layers, inner convolutions, and the stages of timm's networks of convolutions.
+INSIDE = r"\bblocks\.\d+\..*weight$|\bconvs\.[1-9]\d*\.weight$|^encoder\.model\.(?:layer|stages\.|s)\d.*weight$"
+
+
 def muon_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Divides the trainable parameters: matrices of the layers (queries, keys and values apart), inner convolutions, the rest."""
     groups: dict[str, dict[str, Any]] = {
@@ -110,7 +114,7 @@ def muon_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        inside = re.search(r"\bblocks\.\d+\..*weight$|\bconvs\.[1-9]\d*\.weight$", name) is not None
+        inside = re.search(INSIDE, name) is not None
         if inside and parameter.ndim >= 2:
             kind = "qkv" if name.endswith("qkv.weight") else "matrix"
         else:

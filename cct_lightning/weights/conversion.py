@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cct_lightning.errors import InputError
 from cct_lightning.networks.classifier import LoadReport
@@ -105,11 +105,12 @@ def with_channels(weight: Tensor, in_chans: int) -> Tensor:
 
 def fit_channels(encoder: Encoder, state: dict[str, Tensor], report: LoadReport) -> None:
     """Makes the first convolution take other channels: colours are summed into grey, grey is spread over colours, as timm does it."""
-    for name in ("encoder.tokenizer.convs.0.weight", "encoder.tokenizer.proj.weight", "encoder.model.patch_embed.proj.weight"):
-        weight = state.get(name)
-        if weight is not None and weight.ndim == 4 and weight.shape[1] != encoder.in_chans:
-            state[name] = with_channels(weight, encoder.in_chans)
-            report.resized[name] = (f"{weight.shape[1]} channel(s)", f"{encoder.in_chans} (summed or spread)")
+    first = next((layer for layer, module in encoder.named_modules() if isinstance(module, nn.Conv2d)), None)
+    name = f"encoder.{first}.weight"
+    weight = state.get(name)
+    if weight is not None and weight.ndim == 4 and weight.shape[1] != encoder.in_chans:
+        state[name] = with_channels(weight, encoder.in_chans)
+        report.resized[name] = (f"{weight.shape[1]} channel(s)", f"{encoder.in_chans} (summed or spread)")
 
 
 def check_block_form(content: Mapping[str, Any], encoder: Encoder, source: str) -> None:

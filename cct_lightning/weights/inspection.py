@@ -38,10 +38,10 @@ def describe(source: str | Opened, given: Mapping[str, str] = {}) -> dict[str, A
     if about is not None and about.get("model"):
         return _of_ours(about)
     state = unwrap(source.content, name)
-    if any(name.startswith(("patch_embed.", "blocks.0.")) for name in state):
-        if not given.get("model.arch", "").startswith("timm/"):
-            raise InputError(f"{name} holds weights of a timm network by its names, and not of which: give --model.arch timm/NAME.")
+    if given.get("model.arch", "").startswith("timm/"):
         return _of_timm(given["model.arch"])
+    if any(name.startswith(("patch_embed.", "blocks.0.", "conv1.", "layer1.")) for name in state):
+        raise InputError(f"{name} holds weights of a timm network by its names, and not of which: give --model.arch timm/NAME.")
     network, data = _of_tensors(state, name, given)
     if (published := Path(name).stem) in PUBLISHED:  # by name, or the file under its published name
         known = DATASETS.get(PUBLISHED[published].dataset)

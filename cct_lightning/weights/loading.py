@@ -84,7 +84,7 @@ def load_weights(
     content = _read(source, encoder)
     source = source.name if isinstance(source, Opened) else str(source)
     state = unwrap(content, str(source))
-    is_reference = any(name.startswith(("classifier.", "tokenizer.conv_layers.")) for name in state)
+    is_reference = any(name.startswith(("classifier.blocks.", "tokenizer.conv_layers.")) for name in state)
     is_ours = any(name.startswith("encoder.") for name in state) or isinstance(encoder, ViTEncoder)
     report = LoadReport(str(source), "reference" if is_reference else "cct-lightning" if is_ours else "timm")
     for name in sorted(EXAMPLES & state.keys()):

@@ -22,16 +22,26 @@ def read_timm(source: str, encoder: Encoder) -> Mapping[str, Any]:
     Raises:
         InputError: timm has no such network, the encoder is none of timm's, or the weights can't be had.
     """
-    name = source.removeprefix("timm/")
     if not isinstance(encoder, TimmEncoder):
         raise InputError(f"{source} are weights of a timm network: choose it with model.arch={source}.")
+    return fetch_timm(source)
+
+
+def fetch_timm(source: str) -> Mapping[str, Tensor]:
+    """Has timm fetch the weights timm/NAME; returns them under timm's names.
+
+    Raises:
+        InputError: timm has no such network, or the weights can't be had.
+    """
+    name = source.removeprefix("timm/")
     if not timm.is_model(name):
         raise InputError(f"{source}: timm {timm.__version__} has no network {name!r}.")
     was_offline = huggingface_hub.constants.HF_HUB_OFFLINE
     # Without a network the client tries for a minute, and tells each of its tries.
     huggingface_hub.constants.HF_HUB_OFFLINE = was_offline or not reaches(huggingface_hub.constants.ENDPOINT)
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        fetched: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+        return fetched
     except Exception as error:  # whatever a hub client raises
         why = reason(error, 120)
         if huggingface_hub.constants.HF_HUB_OFFLINE and not was_offline:
@@ -52,9 +62,14 @@ def from_timm(state: dict[str, Tensor], encoder: Encoder, report: LoadReport) ->
     convert = getattr(sys.modules[type(inner).__module__], "checkpoint_filter_fn", None)
     converted: dict[str, Tensor] = convert(state, inner) if convert is not None else state
     ours = {}
+    classifier = f"{inner.pretrained_cfg['classifier']}."  # type: ignore[index]
     for name, tensor in converted.items():
         if name.startswith("attn_pool."):
             report.dropped[name] = "timm's own pooling; the pooling is one of ours here"
+        elif encoder.returns_map and name.startswith(classifier) and tensor.ndim <= 2:
+            ours[f"head.{name.removeprefix(classifier)}"] = tensor
+        elif encoder.returns_map:
+            ours[f"encoder.model.{name}"] = tensor
         elif name.startswith(("head.", "fc.")) and tensor.ndim <= 2:
             ours[f"head.{name.split('.', 1)[1]}"] = tensor
         elif name.startswith(("head_dist.", "head.")):

@@ -16,10 +16,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from cct_lightning import ImageDataModule, InputError, LitClassifier
 
 
-def fit(callbacks, epochs=2, ckpt_path=None, **options):
+def fit(callbacks, epochs=2, ckpt_path=None, network=None, **options):
     """Trains a small network on 60 digits, 6 steps an epoch."""
     torch.manual_seed(0)
-    module = LitClassifier("cct_2_3x2_32", image_size=(16, 16), in_chans=1, mean=[0.3], std=[0.4])
+    module = LitClassifier(**{"arch": "cct_2_3x2_32", "image_size": (16, 16), **(network or {})}, in_chans=1, mean=[0.3], std=[0.4])
     data = ImageDataModule("digits", image_size=16, batch_size=10, per_class=6, seed=0)
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks, max_epochs=epochs,
@@ -109,6 +109,22 @@ def test_ema_resumes_to_the_bit(tmp_path, on_epoch_end):
     assert len(part.steps) == 6
     assert all(torch.equal(a, b) for a, b in zip(whole.steps[12:], part.steps, strict=True))
     assert torch.equal(module.model.head.weight, expected.model.head.weight)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+def test_ema_averages_the_statistics_of_batch_norms_and_resumes_to_the_bit(tmp_path):
+    name, seen = "model.encoder.model.bn1.running_var", []
+
+    class Statistics(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            seen.append(pl_module.get_buffer(name).clone())
+
+    network = {"arch": "timm/test_resnet", "image_size": 16}
+    expected, *_ = fit([EMA(0.5), Statistics(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)], network=network)
+    torch.testing.assert_close(expected.get_buffer(name), averaged(seen, 0.5, 0))
+    module, *_ = fit([EMA(0.5), Statistics()], ckpt_path=tmp_path / "epoch=0.ckpt", network=network)
+    assert all(torch.equal(one, two) for one, two in zip(seen[6:12], seen[12:], strict=True))
+    assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in expected.state_dict().items())
 
 
 def test_a_test_of_a_checkpoint_sees_its_average_whatever_was_trained_since(tmp_path):

@@ -116,6 +116,18 @@ def test_encoders_of_timm_survive(tmp_path, format, pooling):
     check_equal(export(tmp_path / "a.ckpt", format), module)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_networks_of_timm_that_return_a_map_survive(tmp_path, format):
+    shape = {"embed_dim": None, "depth": None, "num_heads": None}
+    module = write_checkpoint(tmp_path / "a.ckpt", arch="timm/test_resnet", pooling="mean", **shape, **{**VIT, "image_size": (32, 48)})
+    folder = export(tmp_path / "a.ckpt", format)
+    check_equal(folder, module)
+    if format == "timm":
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 32, 48)
+        torch.testing.assert_close(model(some_images(module, 2)), module(some_images(module, 2)), **CLOSE)
+
+
 def test_timms_own_networks_become_timms_own(tmp_path):
     shape = {"embed_dim": None, "depth": None, "num_heads": None}
     module = write_checkpoint(tmp_path / "a.ckpt", arch="timm/vit_tiny_patch16_224", pooling="mean", **shape, **VIT)

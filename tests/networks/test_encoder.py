@@ -1,10 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from cct_lightning import ConvTokenizer, InputError, PatchTokenizer, TimmEncoder, ViTEncoder, create_model
 from cct_lightning.networks.encoder import sine_table
+from cct_lightning.weights.loading import load_weights
 
 
 def encoder(**options):
@@ -224,9 +226,80 @@ def test_timm_norm_behind_the_pool_is_applied_to_the_tokens():
     assert tokens.patches.mean().item() == pytest.approx(5.0, abs=1e-4)
 
 
+@pytest.mark.parametrize(("name", "grid", "has_plain_head"), [
+    ("test_resnet", (2, 3), True), ("regnetx_002", (2, 3), True), ("test_efficientnet", (2, 3), True), ("test_convnext", (2, 3), False),
+    ("mobilenetv3_small_050", (2, 3), False),
+])  # fmt: skip
+def test_a_map_of_timms_is_the_grid_of_tokens_and_mean_the_usual_head(tmp_path, name, grid, has_plain_head):
+    import timm
+
+    torch.manual_seed(1)
+    theirs = timm.create_model(name, num_classes=7).train()
+    theirs(torch.randn(8, 3, 64, 96))  # so that the statistics of batch norms are no initial values
+    save_file({key: tensor.contiguous() for key, tensor in theirs.eval().state_dict().items()}, tmp_path / "model.safetensors")
+    ours = create_model(f"timm/{name}", num_classes=7, image_size=(64, 96), pretrained=tmp_path / "model.safetensors").eval()
+    assert (ours.load_report.new, ours.load_report.dropped) == ([], {})
+    assert ours.encoder.grid_size == grid
+    assert ours.encoder.is_grid_known
+    images = torch.randn(4, 3, 64, 96)
+    with torch.no_grad():
+        tokens = ours.encoder(images)
+        assert tokens.patches.shape == (4, grid[0] * grid[1], ours.num_features)
+        assert tokens.prefix.shape == (4, 0, ours.num_features)
+        if has_plain_head:  # an average and a linear layer
+            torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
+            seqpool = create_model(f"timm/{name}", pooling="seqpool", num_classes=7, image_size=(64, 96))
+            nn.init.zeros_(seqpool.pooling.score.weight)
+            seqpool.load_state_dict(ours.state_dict(), strict=False)
+            torch.testing.assert_close(seqpool.eval()(images), ours(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_map_with_channels_last_is_read_row_by_row():
+    net = create_model("timm/swin_tiny_patch4_window7_224", num_classes=2, image_size=(64, 96), proj_drop=0.0, drop_path=0.0).encoder.eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(net(images).patches, net.model(images).flatten(1, 2))
+    assert net.grid_size == (2, 3)
+
+
+def test_a_network_of_maps_takes_the_sizes_it_was_told_and_no_other():
+    net = create_model("timm/test_resnet", num_classes=2, image_size=64).encoder
+    with pytest.raises(InputError, match="images of 32x32 pixels given to a network built for 64x64"):
+        net(torch.zeros(1, 3, 32, 32))
+    net.take_sizes([(32, 32), (64, 64)])
+    assert net(torch.zeros(2, 3, 32, 32)).patches.shape[1] == 1
+    with pytest.raises(InputError, match="does not offer the tokens of its layers"):
+        net.intermediates(torch.zeros(1, 3, 64, 64), [0], norm=False, stop_early=False)
+
+
+def test_layer_decay_knows_the_depths_of_a_network_of_maps():
+    import timm.optim
+
+    net = create_model("timm/test_resnet", num_classes=2, image_size=32)
+    optimizer = timm.optim.create_optimizer_v2(net, opt="sgd", lr=1.0, layer_decay=0.5)
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    names = ("encoder.model.conv1.0.weight", "encoder.model.layer1.0.conv1.weight", "encoder.model.layer4.0.conv1.weight", "head.weight")
+    of_names = [scales[id(net.get_parameter(name))] for name in names]
+    assert of_names == sorted(set(of_names))
+    assert of_names[-1] == 1
+
+
+def test_a_first_convolution_of_timms_is_fitted_to_grey_images(tmp_path):
+    colour, grey = (create_model("timm/test_resnet", num_classes=2, image_size=32, in_chans=chans).eval() for chans in (3, 1))
+    torch.save(colour.state_dict(), tmp_path / "colour.pt")
+    load_weights(grey, tmp_path / "colour.pt")
+    images = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
+
+
 def test_timm_networks_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match=r"returns features of shape \(1, 512, 7, 7\)"):
-        TimmEncoder.create("resnet18", "none")
+    with pytest.raises(InputError, match="class_token=full asked of timm's ResNet, which has none"):
+        create_model("timm/test_resnet", pooling="class_token", image_size=32)
+    with pytest.raises(InputError, match="image_size=1x1 is none that timm's VGG takes"):
+        create_model("timm/vgg11", image_size=1, num_classes=2, drop_path=0.0)
+    with pytest.raises(InputError, match=r"drop_path=0\.1 can't be had of arch=timm/vgg11, which has none: give drop_path=0"):
+        create_model("timm/vgg11", image_size=32)
     with pytest.raises(InputError, match="class_token=full asked of timm's VisionTransformerRelPos, which has none"):
         TimmEncoder.create("vit_relpos_small_patch16_224", "full")
     with pytest.raises(InputError, match="class_token=read_only"):

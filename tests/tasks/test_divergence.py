@@ -157,7 +157,7 @@ def again(step):
 
 def train(monkeypatch, steps=200, log_every=50, engine="eager", callbacks=(), **options):
     monkeypatch.setattr(module, "check_graph", lambda *_: None)
-    monkeypatch.setattr(module, "StepGraph", lambda *arguments: StepGraph(*arguments, record=again))
+    monkeypatch.setattr(module, "StepGraph", lambda *arguments, **named: StepGraph(*arguments, record=again, **named))
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)  # inductor takes half a minute
     torch.manual_seed(0)
     lit = LitClassifier("cct_2_3x2_32", image_size=(16, 16), in_chans=1, mean=[0.3], std=[0.4], engine=engine, embed_dim=8, num_heads=2,

@@ -161,6 +161,19 @@ def test_a_run_with_smaller_images_first_that_is_stopped_goes_on_to_the_bit(tmp_
     assert seen == [8] * 5 + [12] * 5 + [16] * 2
 
 
+def test_a_network_with_batch_norms_that_is_stopped_goes_on_to_the_bit_and_is_trained_on_one_device(tmp_path):
+    def resnet(**options):
+        return LitClassifier("timm/test_resnet", image_size=16, in_chans=1, **IMAGES, **options)
+
+    assert_same_to_the_bit(*stopped_and_resumed(resnet, tmp_path, 0, 2, averages=True))
+    task = resnet()
+    task._trainer = SimpleNamespace(world_size=2, datamodule=None)
+    with pytest.raises(InputError, match="timm's ResNet has batch norms, for which each of 2 devices"):
+        task.on_fit_start()
+    with pytest.raises(InputError, match="whiten=start is for a CCT's convolutions"):
+        fit(lambda **options: resnet(whiten="start", **options), tmp_path)
+
+
 @pytest.mark.parametrize("whiten", ["start", "frozen"])
 def test_a_run_with_a_whitened_start_that_is_stopped_goes_on_to_the_bit(tmp_path, whiten):
     whole, again = stopped_and_resumed(named("classification"), tmp_path, 0, 2, averages=False, whiten=whiten)

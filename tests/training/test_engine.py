@@ -72,7 +72,7 @@ def again(step):
 
 def trained(monkeypatch, chosen, epochs=2, ckpt_path=None, callbacks=(), sizes=None, **options):
     monkeypatch.setattr(module, "check_graph", lambda *_: None)
-    monkeypatch.setattr(module, "StepGraph", lambda *arguments: StepGraph(*arguments, record=again))
+    monkeypatch.setattr(module, "StepGraph", lambda *arguments, **named: StepGraph(*arguments, record=again, **named))
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)  # inductor takes half a minute, and changes the last digits
     torch.manual_seed(0)
     options = {"pooling": "mean", "drop_path": 0.2, "attn_drop": 0.1, "schedule": ScheduleConfig("linear", warmup_epochs=1), **options}
@@ -178,6 +178,15 @@ def test_a_recorded_step_is_the_same_whatever_batch_it_was_made_of():
         optimizer = torch.optim.AdamW(net.parameters(), fused=True)
         step = StepGraph(lambda x, y: torch.nn.functional.cross_entropy(net(x), y), optimizer, images, targets, None, again)
         assert step.images.stride() == (16, 1, 4, 1)
+
+
+def test_a_recorded_step_puts_the_statistics_of_batch_norms_back():
+    net, images, targets = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4)), torch.rand(3, 1, 2, 2), torch.eye(4)[:3]
+    optimizer, before = torch.optim.AdamW(net.parameters(), fused=True), {name: buffer.clone() for name, buffer in net.named_buffers()}
+    step = StepGraph(lambda x, y: torch.nn.functional.cross_entropy(net(x), y), optimizer, images, targets, None, again, list(net.buffers()))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+    step(images, targets)
+    assert net[1].num_batches_tracked == 1
 
 
 def test_a_step_inside_autocast_casts_the_weights_that_it_changed():

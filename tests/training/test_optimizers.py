@@ -118,6 +118,14 @@ def test_muon_takes_the_matrices_of_the_layers_and_the_inner_convolutions():
     assert kinds["norm.weight"] == kinds["blocks.0.mlp.fc1.bias"] == (False, 1, 1e-3, 0.0)
 
 
+def test_muon_takes_the_inner_convolutions_of_timms_networks():
+    model = create_model("timm/test_resnet", num_classes=2, image_size=32)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    matrices = {names[p] for g in create_optimizer(model, OptimConfig("muon")).param_groups if g["muon"] for p in g["params"]}
+    assert matrices == {name for name, p in model.named_parameters() if p.ndim == 4 and ".layer" in name}
+    assert len(matrices) > 8
+
+
 def test_muons_update_of_every_matrix_has_singular_values_near_one():
     model = create_model("cct_2_3x2_32")
     optimizer = create_optimizer(model, OptimConfig("muon", muon_lr=1.0, weight_decay=0.0))
