@@ -22,7 +22,8 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 _SHARE, _TEXT = (float, int, NoneType), (str, NoneType)
 # Of what summary.json says, the types that those rely on who read it.
 SUMMARY: dict[str, type | tuple[type, ...]] = {
-    "finished": bool, "recipe": str, "run_dir": str, "arch": str, "pooling": str, "device": str, "best_checkpoint": _TEXT, "last_checkpoint": _TEXT,
+    "finished": bool, "recipe": str, "run_dir": str, "arch": str, "pooling": str, "device": str, "tta": str,
+    **dict.fromkeys(("best_checkpoint", "last_checkpoint"), _TEXT),
     **dict.fromkeys(("epochs", "steps", "num_parameters", "devices", "seed", "resumed"), int), "test": dict, "load_report": (dict, NoneType),
     **dict.fromkeys(("val_accuracy", "val_accuracy_last", "val_accuracy_raw", "test_accuracy", "images_per_second", "seconds", "cpu_seconds",
                      "flops_per_image", "test_confidence", "label_smoothing", "steps_per_epoch", "cpu_seconds_at_350"), _SHARE),

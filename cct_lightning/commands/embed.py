@@ -14,7 +14,7 @@ from cct_lightning.errors import InputError
 from cct_lightning.run_folder import find_network, replacing
 
 if TYPE_CHECKING:
-    from cct_lightning.inference.predictor import Embedding
+    from cct_lightning.inference.items import Embedding
 
 OPTIONS = (
     "out", "overwrite", "trainer.accelerator", "trainer.precision", "data.image_size", "data.crop_pct", "data.batch_size",

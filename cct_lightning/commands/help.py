@@ -23,8 +23,11 @@ EVALUATION = (
     "CHECKPOINT [--key value] ...",
     "What is not given is as in the training: the checkpoint knows. Any key of `cct fit --help` may differ, such as --data.root DIR,\n"
     "--data.batch_size N or --trainer.accelerator cpu; -c RECIPE lays a file over what the checkpoint says.\n\n"
+    "--tta mirror sees each image and its mirror; --tta shift sees both as they are and shifted by a pixel for each 32 of a side, up and to the\n"
+    "left, down and to the right. The mean of the probabilities counts; they take 2 and 6 forward passes an image.\n\n"
     "--calibrate also fits one temperature to the validation images, so that of what is predicted to 80 %, about 80 % are right (arXiv 1706.04599).\n"
-    "It is kept beside the checkpoint, in best.calibration.json; predict, export and cct_lightning.load use it, and no predicted class changes.",
+    "It is kept beside the checkpoint, in best.calibration.json; predict, export and cct_lightning.load use it, and no predicted class changes.\n"
+    "With --tta it is fitted to what that sees: give the one that you will predict with.",
 )
 ALLOW = """  --allow-import PACKAGE   recipes, checkpoints and keys may name classes of this package besides those of cct-lightning and Lightning
                            (trainer.callbacks: mycode.Note); it runs with all your rights, so no file can allow it, and each `cct resume`

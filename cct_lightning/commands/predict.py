@@ -17,6 +17,7 @@ from cct_lightning.commands.keys import check_value, groups, known_keys
 from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.files import find_images
 from cct_lightning.errors import InputError, RunError, check_range, did_you_mean
+from cct_lightning.evaluation.options import PASSES, cost
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.plain_yaml import read_yaml
@@ -25,16 +26,14 @@ from cct_lightning.tasks.options import FROM_DATA
 from cct_lightning.wording import as_cells
 
 if TYPE_CHECKING:
-    from cct_lightning.inference.predictor import Prediction, Predictor
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
+    from cct_lightning.inference.items import Prediction
     from cct_lightning.inference.predictor import Predictor
 
 
 FORMATS = ("csv", "jsonl")
 CHOICES = {
     "format": FORMATS,
+    "tta": tuple(PASSES),
     "trainer.accelerator": ACCELERATORS,
     "trainer.precision": PRECISIONS,
 }
@@ -51,6 +50,9 @@ PATH is an image, a folder (with all below it) or a glob ("photos/**/*.jpg"). A 
   --overwrite                  replace FILE where it exists
   --format csv|jsonl           of what goes to the screen (default: csv)
   --top_k N                    the N most probable classes of each image (default: 1)
+  --tta none|mirror|shift      what is seen of each image (default: none, the image): mirror sees its mirror, too, and takes twice the time;
+                               shift sees both as they are and shifted by a pixel for each 32 of a side, up and to the left, down and to
+                               the right, and takes six times. The mean of the probabilities counts.
   --data.image_size N          side of the images given to the network (default: as in the training)
   --data.crop_pct X            share of the image that is seen, along each side (default: as in the training)
   --data.batch_size N          images at a time (default: 256 on a GPU, else 32; halved where they don't fit into memory)
@@ -270,7 +272,7 @@ def main(arguments: list[str]) -> None:
     with _opened(out) as file:
         write = row_writer(file, kind, top_k)
         try:
-            for batch in predictor.batches(paths, top_k):
+            for batch in predictor.batches(paths, top_k, options.get("tta", "none")):
                 for prediction in batch:
                     write(prediction)
                     total, bad = total + 1, bad + (prediction.error is not None)
@@ -278,7 +280,7 @@ def main(arguments: list[str]) -> None:
         except KeyboardInterrupt:
             interrupted = True
     speed = f"{total / (time.perf_counter() - began):,.0f} images/s on {predictor.device_name}"
-    told = f"{total:,} image(s), {f'{bad:,} of them bad (the rows say why)' if bad else 'none bad'}, {speed}"
+    told = f"{total:,} image(s), {f'{bad:,} of them bad (the rows say why)' if bad else 'none bad'}, {speed}{cost(options.get('tta', 'none'))}"
     print(f"{'interrupted: ' if interrupted else ''}{told}{f'; written to {out}' if out else ''}", file=sys.stdout if out else sys.stderr)
     print(f"next\n  {_next(source, paths, options)}", file=sys.stdout if out else sys.stderr)
     if interrupted or bad == total:

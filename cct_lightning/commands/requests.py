@@ -14,6 +14,7 @@ from cct_lightning.run_folder import RunFolder
 from cct_lightning.tasks.options import FROM_DATA
 
 TRAIN = ("fit", "finetune", "pretrain")
+SHORT = {"tta": "model.tta"}  # keys that may be typed by their last name
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def read_request(command: str, typed: Typed, flags: tuple[str, ...] = ()) -> Req
     where: dict[str, str] = {}
     recipes: list[Path] = []
     permissions = Permissions.read(typed)
-    for option in typed.options:
+    for word in typed.options:
+        option = word._replace(key=SHORT.get(word.key, word.key))
         if option.key == CONFIG:
             path = find_recipe(option.value or "")
             found = read_recipe(path, trains)

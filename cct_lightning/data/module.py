@@ -169,11 +169,11 @@ class ImageDataModule(L.LightningDataModule):
         loader = self._images(split, KeyedSampler(np.sort(drawn), 128, self.seed, train=False), self._device)
         return torch.cat([batch.images.cpu() for batch in loader])
 
-    def use_features(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def use_features(self, encode: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
         """Puts what a frozen encoder makes of the images in their place: each is computed once, when its split is first asked for.
 
         Args:
-            encode: Maps images, float normalised (B, C, H, W) on the device, to features (B, ...).
+            encode: Maps images, float normalised (B, C, H, W) on the device, to features (B, ...); None: the images themselves again.
         """
         self._encode = encode
 

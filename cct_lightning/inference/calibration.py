@@ -14,6 +14,7 @@ from cct_lightning.data.files import SUFFIXES, Array
 from cct_lightning.data.folders import Split, class_folders
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.calibration import Calibration, describe_calibration, fit_temperature, measure_temperature
+from cct_lightning.evaluation.options import Tta
 from cct_lightning.inference.options import ACCELERATORS
 from cct_lightning.weights.files import Opened
 from cct_lightning.weights.trained import calibration_path, write_temperature
@@ -24,15 +25,19 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    predictor: Predictor, images: str | Path | Iterable[Item], targets: Sequence[int | str] | Array | None = None, keep: bool = True
+    predictor: Predictor,
+    images: str | Path | Iterable[Item],
+    targets: Sequence[int | str] | Array | None = None,
+    keep: bool = True,
+    tta: Tta = "none",
 ) -> Calibration:
     """Fits the temperature of a predictor and sets it; see ``Predictor.calibrate``."""
     if keep:
         _check_keeping(predictor)
-    logits, labels = labelled_logits(predictor, images, targets)
+    logits, labels = labelled_logits(predictor, images, targets, tta)
     found = measure_temperature(logits, labels, fit_temperature(logits, labels))
     if keep and predictor.saved is not None:
-        about = {"n": found.n, "accuracy": found.accuracy, "before": found.before._asdict(), "after": found.after._asdict()}
+        about = {"tta": tta, "n": found.n, "accuracy": found.accuracy, "before": found.before._asdict(), "after": found.after._asdict()}
         try:
             write_temperature(predictor.saved.weights, found.temperature, about)
         except OSError as error:
@@ -42,7 +47,9 @@ def calibrate(
     return found
 
 
-def calibrate_checkpoint(checkpoint: Opened, splits: Mapping[str, tuple[Split, Array]], accelerator: str = "auto", batch_size: int = 32) -> str:
+def calibrate_checkpoint(
+    checkpoint: Opened, splits: Mapping[str, tuple[Split, Array]], accelerator: str = "auto", batch_size: int = 32, tta: Tta = "none"
+) -> str:
     """Fits a temperature to the validation images of a run, keeps it, and measures it on the test images where there are some.
 
     Args:
@@ -50,6 +57,7 @@ def calibrate_checkpoint(checkpoint: Opened, splits: Mapping[str, tuple[Split, A
         splits: Of ``ImageDataModule.splits``, by name: images, and which of them are meant. ``val`` is among them.
         accelerator: As Lightning names it; what predictions know no word for is left to them.
         batch_size: Images at a time.
+        tta: What is seen of each.
 
     Returns:
         What came of it, as it is printed.
@@ -61,13 +69,13 @@ def calibrate_checkpoint(checkpoint: Opened, splits: Mapping[str, tuple[Split, A
 
     known = accelerator if accelerator in ACCELERATORS else "auto"
     predictor = load(checkpoint, accelerator=known, batch_size=batch_size, calibrated=False)
-    found = calibrate(predictor, *_labelled(*splits["val"]))
+    found = calibrate(predictor, *_labelled(*splits["val"]), tta=tta)
     lines = [
         f"calibration  temperature {found.temperature:.4f}, kept in {calibration_path(checkpoint.path)}",
         describe_calibration(found, "validation"),
     ]
     if "test" in splits:
-        logits, labels = labelled_logits(predictor, *_labelled(*splits["test"]))
+        logits, labels = labelled_logits(predictor, *_labelled(*splits["test"]), tta)
         lines.append(describe_calibration(measure_temperature(logits, labels, found.temperature), "test"))
     return "\n".join(lines)
 
@@ -100,7 +108,9 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def labelled_logits(predictor: Predictor, images: str | Path | Iterable[Item], targets: Sequence[int | str] | Array | None) -> tuple[Tensor, Tensor]:
+def labelled_logits(
+    predictor: Predictor, images: str | Path | Iterable[Item], targets: Sequence[int | str] | Array | None, tta: Tta = "none"
+) -> tuple[Tensor, Tensor]:
     """Returns logits (n, K), on the host, and class indices (n,) of labelled images, given as in ``Predictor.calibrate``.
 
     Raises:
@@ -113,7 +123,7 @@ def labelled_logits(predictor: Predictor, images: str | Path | Iterable[Item], t
     elif isinstance(images, str | Path):
         images = [images]
     labels = [_label(target, predictor.class_names) for target in targets]
-    logits = list(predictor.logits_of(images))
+    logits = list(predictor.logits_of(images, tta))
     if len(logits) != len(labels):
         raise InputError(f"{len(logits):,} images and {len(labels):,} targets are given: each image needs one.")
     return torch.from_numpy(np.stack(logits)) if logits else torch.zeros(0, len(predictor.class_names)), torch.tensor(labels, dtype=torch.long)

@@ -1,7 +1,8 @@
-"""What a ``Predictor`` takes for an image, and how it becomes pixels."""
+"""What a ``Predictor`` takes for an image, how it becomes pixels, and what is told of it."""
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -14,6 +15,34 @@ from cct_lightning.errors import InputError
 Item = str | Path | PIL.Image.Image | Array
 KINDS = (str, Path, PIL.Image.Image, np.ndarray)  # the same
 TAKES = "a Predictor takes paths, PIL images and uint8 arrays (H, W) or (H, W, C)"
+
+
+class Prediction(NamedTuple):
+    """The class of one image and how probable it is, or why there is none; ``top`` lists the most probable classes, best first."""
+
+    path: str | None
+    class_name: str | None = None
+    probability: float | None = None
+    top: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+class Embedding(NamedTuple):
+    """What the head reads of one image, and what it makes of it; or why there is none.
+
+    Attributes:
+        path: Of the image, None where it came from no file.
+        feature: Output of the pooling, (D,), float32. A hidden tanh layer (``head_hidden_dim``) belongs to the head, so it lies behind this.
+        label: Of the most probable class.
+        probability: Of this class, 0..1.
+        error: Why there is no feature.
+    """
+
+    path: str | None
+    feature: Array | None = None
+    label: int | None = None
+    probability: float | None = None
+    error: str | None = None
 
 
 def check_given(what: object) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import overload
 
 import numpy as np
 import PIL.Image
@@ -19,41 +19,15 @@ from cct_lightning.data.options import MAX_MEGAPIXELS, Preprocessing
 from cct_lightning.data.preparation import fit, normalize
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.evaluation.calibration import Calibration
+from cct_lightning.evaluation.options import Tta, check_tta
+from cct_lightning.evaluation.views import mean_logits
 from cct_lightning.inference.calibration import calibrate
-from cct_lightning.inference.items import KINDS, Item, check_given, check_item, to_pixels
+from cct_lightning.inference.items import KINDS, Embedding, Item, Prediction, check_given, check_item, to_pixels
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.weights.trained import Saved
 
 Network = Callable[[Tensor], Tensor]
 NO_NUMBER = "the network's output is not a number"
-
-
-class Prediction(NamedTuple):
-    """The class of one image and how probable it is, or why there is none; ``top`` lists the most probable classes, best first."""
-
-    path: str | None
-    class_name: str | None = None
-    probability: float | None = None
-    top: tuple[tuple[str, float], ...] = ()
-    error: str | None = None
-
-
-class Embedding(NamedTuple):
-    """What the head reads of one image, and what it makes of it; or why there is none.
-
-    Attributes:
-        path: Of the image, None where it came from no file.
-        feature: Output of the pooling, (D,), float32. A hidden tanh layer (``head_hidden_dim``) belongs to the head, so it lies behind this.
-        label: Of the most probable class.
-        probability: Of this class, 0..1.
-        error: Why there is no feature.
-    """
-
-    path: str | None
-    feature: Array | None = None
-    label: int | None = None
-    probability: float | None = None
-    error: str | None = None
 
 
 class Predictor:
@@ -113,14 +87,19 @@ class Predictor:
                 contexts.enter_context(torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False))
             return function(inputs.to(self.device)).float()
 
-    def probabilities(self, images: Array) -> Array:
+    def probabilities(self, images: Array, tta: Tta = "none") -> Array:
         """Classifies uint8 images (B, H, W, C) of the network's size: probabilities (B, K), float32.
+
+        Args:
+            images: Them.
+            tta: What is seen of each: ``mirror`` and ``shift`` see 2 and 6 views (``evaluation.views``), as many forward passes; their mean counts.
 
         Raises:
             InputError: The images have another shape or dtype, or not even one fits into memory.
         """
         self._check_batch(images)
-        return self._compute(images, lambda normalised: self._softmax(self.logits(normalised)), len(self.class_names))
+        check_tta(tta)
+        return self._compute(images, lambda normalised: self._softmax(mean_logits(self.logits, normalised, tta)), len(self.class_names))
 
     def _softmax(self, logits: Tensor) -> Tensor:
         return (logits / self.temperature).softmax(dim=1)
@@ -144,7 +123,9 @@ class Predictor:
         both = self._compute(images, compute, network.num_features + len(self.class_names))
         return both[:, : network.num_features], both[:, network.num_features :]
 
-    def calibrate(self, images: str | Path | Iterable[Item], targets: Sequence[int | str] | Array | None = None, *, keep: bool = True) -> Calibration:
+    def calibrate(
+        self, images: str | Path | Iterable[Item], targets: Sequence[int | str] | Array | None = None, *, keep: bool = True, tta: Tta = "none"
+    ) -> Calibration:
         """Fits the temperature to images that were not trained on, so that of what is predicted to 80 %, about 80 % are right.
 
         Predicted classes stay as they are. ``evaluation.calibration.fit_temperature`` tells how it is done and after whom.
@@ -153,12 +134,13 @@ class Predictor:
             images: A folder of class folders with the network's classes; or images, with targets.
             targets: Of each image its class, by name or index.
             keep: Write it beside the checkpoint (best.calibration.json), where ``load``, `cct predict` and `cct export` find it.
+            tta: What is seen of each, as it shall be when it is predicted.
 
         Raises:
             InputError: An image can't be read, targets or classes don't fit; or it can't be kept, since this is an export, or was opened with
                 other preprocessing than the checkpoint's.
         """
-        return calibrate(self, images, targets, keep)
+        return calibrate(self, images, targets, keep, tta)
 
     def _with_features(self) -> ImageClassifier:
         if isinstance(self._network, ImageClassifier):
@@ -194,18 +176,19 @@ class Predictor:
         return np.concatenate(done)
 
     @overload
-    def predict(self, what: Item, top_k: int = 1) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+    def predict(self, what: Item, top_k: int = 1, tta: Tta = "none") -> Prediction: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
 
     @overload
-    def predict(self, what: Iterable[Item], top_k: int = 1) -> Iterator[Prediction]: ...
+    def predict(self, what: Iterable[Item], top_k: int = 1, tta: Tta = "none") -> Iterator[Prediction]: ...
 
-    def predict(self, what: Item | Iterable[Item], top_k: int = 1) -> Prediction | Iterator[Prediction]:
+    def predict(self, what: Item | Iterable[Item], top_k: int = 1, tta: Tta = "none") -> Prediction | Iterator[Prediction]:
         """Classifies one image, or a stream of them.
 
         Args:
             what: A file, a PIL image or a uint8 array (H, W, C); or an iterable of these, of folders and of globs, which is read as the
                 predictions are taken, two batches ahead at most.
             top_k: Length of ``Prediction.top``.
+            tta: As in ``probabilities``.
 
         Returns:
             For one image its prediction. For an iterable an iterator in the same order, in which an image that can't be read is a
@@ -216,9 +199,10 @@ class Predictor:
                 Of an iterable that is no list or tuple, this is found out when its turn comes.
         """
         check_range("top_k", top_k, 1, len(self.class_names))
+        check_tta(tta)
         check_given(what)
         if not isinstance(what, KINDS):
-            return (prediction for batch in self.batches(what, top_k) for prediction in batch)
+            return (prediction for batch in self.batches(what, top_k, tta) for prediction in batch)
         item: Found | PIL.Image.Image | Array
         if isinstance(what, str | Path):
             if os.path.isdir(what) or is_glob(os.fspath(what)):
@@ -229,11 +213,11 @@ class Predictor:
         path, pixels = self._read(item)
         if isinstance(pixels, str):
             raise InputError(f"{path or 'the image'}: {pixels}.")
-        return self._predictions([(path, pixels)], top_k)[0]
+        return self._predictions([(path, pixels)], top_k, tta)[0]
 
-    def batches(self, items: Iterable[Item], top_k: int = 1) -> Iterator[list[Prediction]]:
+    def batches(self, items: Iterable[Item], top_k: int = 1, tta: Tta = "none") -> Iterator[list[Prediction]]:
         """Classifies a stream a batch at a time; never more than two batches of it are in memory."""
-        return (self._predictions(read, top_k) for read in self._batches_read(items))
+        return (self._predictions(read, top_k, tta) for read in self._batches_read(items))
 
     def embed(self, what: Item | Iterable[Item]) -> Array:
         """Encodes images, in order: features (n, D), float32, as ``Embedding.feature`` describes them.
@@ -264,18 +248,20 @@ class Predictor:
         check_given(items)
         return (embedding for read in self._batches_read(items) for embedding in self._embeddings(read))
 
-    def logits_of(self, items: Iterable[Item]) -> Iterator[Array]:
-        """Classifies a stream, in order: logits (K,) of each image, as ``logits`` gives them.
+    def logits_of(self, items: Iterable[Item], tta: Tta = "none") -> Iterator[Array]:
+        """Classifies a stream, in order: logits (K,) of each image, as ``logits`` gives them, or of its views as ``mean_logits`` does.
 
         Raises:
             InputError: An image can't be read, or something else is given.
         """
         check_given(items)
+        check_tta(tta)
         for read in self._batches_read(items):
             for path, pixels in read:
                 if isinstance(pixels, str):
                     raise InputError(f"{path or 'an image'}: {pixels}.")
-            yield from self._compute(np.stack([pixels for _, pixels in read]), self.logits, len(self.class_names))
+            images = np.stack([pixels for _, pixels in read])
+            yield from self._compute(images, lambda seen: mean_logits(self.logits, seen, tta), len(self.class_names))
 
     def _embeddings(self, read: list[tuple[str | None, Array | str]]) -> Iterator[Embedding]:
         images = [pixels for _, pixels in read if not isinstance(pixels, str)]
@@ -332,9 +318,9 @@ class Predictor:
             said = str(damage).removeprefix(f"{path} ").removesuffix(": mend it or move it out of the data set.")
             return path, " ".join(said.split()).rstrip(".") or type(damage).__name__
 
-    def _predictions(self, read: list[tuple[str | None, Array | str]], top_k: int) -> list[Prediction]:
+    def _predictions(self, read: list[tuple[str | None, Array | str]], top_k: int, tta: Tta) -> list[Prediction]:
         images = [pixels for _, pixels in read if not isinstance(pixels, str)]
-        rows = iter(self.probabilities(np.stack(images)) if images else ())
+        rows = iter(self.probabilities(np.stack(images), tta) if images else ())
         return [Prediction(path, error=p) if isinstance(p, str) else self._prediction(path, next(rows), top_k) for path, p in read]
 
     def _prediction(self, path: str | None, probabilities: Array, top_k: int) -> Prediction:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
+from cct_lightning.evaluation.options import PASSES
 from cct_lightning.run_folder import RunFolder, replacing
 from cct_lightning.runs.curves import Series, draw_curves
 from cct_lightning.runs.page_parts import _percent, _test, details, escape, interval, more_pictures
@@ -142,6 +143,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ("Speed", f"{speed:,.0f} images/s" if speed else ""),
         ("Hardware", f"{devices} × {device}" if device and devices > 1 else str(device or "")),
         ("Precision", str(run.key("trainer.precision") or "")),
+        ("Test images seen", f"{tta}: {PASSES[tta]} forward passes each" if (tta := summary.get("tta", "none")) in PASSES and tta != "none" else ""),
         ("Seed", str(summary.get("seed", run.key("seed_everything")))),
         ("Weights", f"checkpoints/{Path(checkpoint).name}" if checkpoint else ""),
         ("Versions", ", ".join(versions)),

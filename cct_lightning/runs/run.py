@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cct_lightning.errors import InputError
-from cct_lightning.inference.items import Item
+from cct_lightning.evaluation.options import Tta
+from cct_lightning.inference.items import Item, Prediction
 from cct_lightning.inference.opening import load
-from cct_lightning.inference.predictor import Prediction, Predictor
+from cct_lightning.inference.predictor import Predictor
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.summary import Summary
 from cct_lightning.wording import percent
@@ -74,6 +75,6 @@ class Run:
             raise InputError(f"{self.folder} has no checkpoint to predict with: it was stopped before its first epoch ended, or keeps none.")
         return load(checkpoint)
 
-    def predict(self, what: Item | Iterable[Item], top_k: int = 1) -> Prediction | Iterator[Prediction]:
+    def predict(self, what: Item | Iterable[Item], top_k: int = 1, tta: Tta = "none") -> Prediction | Iterator[Prediction]:
         """Classifies one image, or a stream of them, with the best weights; see ``Predictor.predict``."""
-        return self.predictor.predict(what, top_k)  # type: ignore[arg-type]
+        return self.predictor.predict(what, top_k, tta)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from cct_lightning.runs.search import SEARCHES
 from cct_lightning.runs.summary import Summary, describe, device_name, steps_per_epoch
 from cct_lightning.runs.testing import write_tables
 from cct_lightning.runs.trainer import Parts, Setting
-from cct_lightning.tasks.classification import LitClassifier
+from cct_lightning.tasks.classification import LitClassifier, tta_of
 from cct_lightning.tasks.divergence import DivergenceError
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
@@ -222,6 +222,7 @@ class Session:
             left_out=[printable(str(bad.path)) for bad in self.data.bad],
             task=str(self.setting.recipe["task"]),
             val={name.removeprefix("val/"): value for name, value in last.items() if name.startswith("val/")},
+            tta=tta_of(self.module),
         )
         if trainer.is_global_zero:
             self._tell(summary)
@@ -255,6 +256,8 @@ class Session:
             return {}, None
         if isinstance(self.module, KeepsOutcomes):
             self.module.collect = True
+        if tta_of(self.module) != "none":
+            self.data.use_features(None)
         tested = trainer.test(self.module, self.data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
         confidence = None
         if trainer.is_global_zero and checkpoint and isinstance(self.module, KeepsOutcomes):

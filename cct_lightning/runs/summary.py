@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 
 import cct_lightning
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
+from cct_lightning.evaluation.options import Tta, cost
 from cct_lightning.run_folder import LEFT_OUT
 from cct_lightning.tasks.registry import DEFAULT
 from cct_lightning.training.hardware import REFERENCE_SPEED
@@ -77,6 +78,7 @@ class Summary:
             that was resumed, or was not computed in bfloat16 on a CPU.
         task: What was learned.
         val: All measures of the last validation, by name.
+        tta: What the test saw of each image.
     """
 
     recipe: str
@@ -113,6 +115,7 @@ class Summary:
     cpu_seconds_at_350: float | None = None
     task: str = DEFAULT
     val: Mapping[str, float] | None = None
+    tta: Tta = "none"
 
 
 def device_name(trainer: Trainer) -> str:
@@ -137,7 +140,7 @@ def _cost(summary: Summary) -> str:
 def _accuracies(summary: Summary) -> list[str]:
     """Tells how good the network is, in a line for the validation and one for the test; of what classifies nothing the loss alone."""
     best = "best" if summary.best_checkpoint else "last"
-    test = percent(summary.test_accuracy, 2) + (f" with the {best} weights" if summary.test_accuracy is not None else "")
+    test = percent(summary.test_accuracy, 2) + (f" with the {best} weights{cost(summary.tta)}" if summary.test_accuracy is not None else "")
     if summary.task == DEFAULT:
         raw = f"; last without EMA {percent(summary.val_accuracy_raw, 2)}" if summary.val_accuracy_raw is not None else ""
         return [f"  validation accuracy  best {percent(summary.val_accuracy, 2)}, last {percent(summary.val_accuracy_last, 2)}{raw}",

@@ -8,11 +8,13 @@ from lightning.pytorch import Trainer
 
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError
+from cct_lightning.evaluation.options import cost
 from cct_lightning.evaluation.outcomes import Report, make_report
 from cct_lightning.evaluation.tables import check_class_names, describe_report, write_report
 from cct_lightning.inference.calibration import calibrate_checkpoint, calibration_note
 from cct_lightning.run_folder import tables_beside
 from cct_lightning.runs.trainer import make_ours
+from cct_lightning.tasks.classification import tta_of
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import Opened
@@ -45,8 +47,9 @@ def write_tables(
     report = make_report(module.outcomes, data.class_names, split.files, source, measures)
     folder = tables_beside(checkpoint, data.dataset, stage)
     told = {name: value for name, value in images.items() if name != "augment"}  # which is for training alone
+    about = {"checkpoint": checkpoint.name, "split": stage, "split_size": len(chosen), "tta": tta_of(module), "data": told}
     try:
-        write_report(report, folder, {"checkpoint": checkpoint.name, "split": stage, "split_size": len(chosen), "data": told})
+        write_report(report, folder, about)
     except OSError as error:
         return report, folder, error
     return report, folder, None
@@ -105,7 +108,8 @@ def evaluate(
     report, folder, problem = write_tables(stage, runner.callback_metrics, path, module, data, images)
     there = len(data.splits[stage][1])
     limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
-    told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images", str(path), folder, problem)
+    tta = tta_of(module)
+    told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images{cost(tta)}", str(path), folder, problem)
     if calibrates:
-        return f"{told}\n{calibrate_checkpoint(checkpoint, data.splits, str(trainer['accelerator']), data.batch_size)}"
+        return f"{told}\n{calibrate_checkpoint(checkpoint, data.splits, str(trainer['accelerator']), data.batch_size, tta)}"
     return told + calibration_note(path)

@@ -13,7 +13,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from cct_lightning.data.options import NEEDS_LABELS
 from cct_lightning.errors import InputError
+from cct_lightning.evaluation.options import Tta
 from cct_lightning.evaluation.outcomes import Outcomes
+from cct_lightning.evaluation.views import mean_logits
 from cct_lightning.networks.classifier import ImageClassifier, check_network
 from cct_lightning.networks.encoder import ViTEncoder
 from cct_lightning.options import keywords_of
@@ -54,6 +56,11 @@ class LitClassifierOptions(ClassificationOptions):
     """
 
     model: ImageClassifier | None = None
+
+
+def tta_of(module: object) -> Tta:
+    """Returns what the tests of a module see of each image; of a task that classifies nothing that is the image."""
+    return module.tta if isinstance(module, LitClassifier) else "none"
 
 
 def _create(options: ClassificationOptions) -> ImageClassifier:
@@ -100,6 +107,8 @@ class LitClassifier(Task):
         if isinstance(encoder, ViTEncoder):
             self.model_config["position"] = encoder.position
         self.label_smoothing, self.freeze_part, self.loss = options.label_smoothing, options.freeze, options.loss
+        self.tta: Tta = options.tta
+        self._was_trained = False  # whether this process trains it: validations then see each image as it is
         self._class_weights: Tensor | None = None
         if options.whiten != "none" and options.pretrained is not None:
             raise InputError(
@@ -164,6 +173,7 @@ class LitClassifier(Task):
         """
         if getattr(self.trainer.datamodule, "has_unlabelled", False):  # type: ignore[attr-defined]
             raise InputError(NEEDS_LABELS)
+        self._was_trained = True
         if self.loss.class_weights == "balanced":
             if (counts := getattr(self.trainer.datamodule, "class_counts", None)) is None:  # type: ignore[attr-defined]
                 raise InputError("model.loss.class_weights=balanced needs a data module with class_counts, as ImageDataModule has: leave it out.")
@@ -179,7 +189,7 @@ class LitClassifier(Task):
         """Updates the measures of a stage, and keeps what came of each image where asked."""
         measures, loss = (self.val_metrics, self.val_loss) if stage == "val" else (self.test_metrics, self.test_loss)
         images, targets = batch[0], batch[1]
-        logits = self(images).float()
+        logits = self._logits_of_views(images, "none" if stage == "val" and self._was_trained else self.tta)
         measures.update(logits, targets)
         loss.update(F.cross_entropy(logits, targets, reduction="none"))
         if self.collect:
@@ -206,8 +216,12 @@ class LitClassifier(Task):
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Returns probabilities (B, K)."""
-        probabilities: Tensor = self(batch[0]).float().softmax(dim=1)
-        return probabilities
+        return self._logits_of_views(batch[0], self.tta).softmax(dim=1)
+
+    def _logits_of_views(self, images: Tensor, tta: Tta) -> Tensor:
+        if tta != "none" and images.ndim < 4:
+            raise InputError(f"model.tta={tta} needs images, and features of them are given: leave it out.")
+        return mean_logits(lambda seen: self(seen).float(), images, tta)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
 from cct_lightning.errors import InputError, check_range
+from cct_lightning.evaluation.options import Tta, check_tta
 from cct_lightning.networks.options import MaskedTarget, NetworkOptions
 from cct_lightning.training.options import LossConfig, TrainingOptions
 
@@ -26,6 +27,8 @@ class _ClassifierOptions(NetworkOptions):
         new_head: Start the head at zero even where the weights have one that fits; it always is where classes differ.
         freeze: backbone trains the pooling and the head alone.
         loss: The loss.
+        tta: What tests, `cct validate` and predictions see of each image: none the image, mirror it and its mirror (twice the time), shift both of
+            it, too, shifted by a pixel for each 32 (six times). The mean of the probabilities counts. The validation of a training sees the image.
     """
 
     arch: str = field(default="cct_7_3x1_32", kw_only=False)
@@ -35,9 +38,11 @@ class _ClassifierOptions(NetworkOptions):
     new_head: bool = False
     freeze: Literal["none", "backbone"] = "none"
     loss: LossConfig = LossConfig()
+    tta: Tta = "none"
 
     def __post_init__(self) -> None:
         check_range("label_smoothing", self.label_smoothing, 0, 1)
+        check_tta(self.tta)
         super().__post_init__()
 
 
@@ -96,11 +101,12 @@ class MaskedOptions(TrainingOptions, _MaskedOptions):
 
 
 def to_config(options: TrainingOptions, kind: type[TrainingOptions] = ClassificationOptions) -> dict[str, Any]:
-    """Returns what a checkpoint keeps of the options, in plain values: all fields of ``kind`` but the weights that were started from."""
+    """Returns what a checkpoint keeps of the options, in plain values: all fields of ``kind`` but the weights that were started from,
+    and what a test sees, which is asked for each time."""
     config: dict[str, Any] = {}
     for option in fields(kind):
         value = getattr(options, option.name)
-        if option.name not in ("pretrained", "new_head"):
+        if option.name not in ("pretrained", "new_head", "tta"):
             config[option.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     for name in ("class_names", "mean", "std"):
         config[name] = list(config[name]) if config[name] else None

@@ -1,8 +1,14 @@
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
+
+import cct_lightning
+from cct_lightning import ImageDataModule
 
 FROZEN = Path(__file__).parents[1] / "frozen"
 
@@ -65,3 +71,30 @@ def test_what_was_trained_without_labels_is_to_be_fine_tuned_first(cct, tmp_path
     assert "tensors loaded\n  dropped decoder (18 tensors): it fills in masked patches, for the pre-training alone\n  new " in tuned.out
     resumed = cct("resume", run, "--extend-to", 2)
     assert resumed.code == 0, resumed.err
+
+
+def measures(folder):
+    return json.loads((folder / "measures.json").read_text())
+
+
+def test_a_test_says_what_it_sees_and_what_that_costs(cct, tmp_path):
+    shutil.copy(FROZEN / "ema.ckpt", tmp_path / "best.ckpt")
+    plain = cct("test", "best.ckpt")
+    assert (plain.code, "tta" in plain.out) == (0, False), plain.err
+    assert measures(tmp_path / "best-digits-test")["tta"] == "none"
+    seen = cct("test", "best.ckpt", "--tta", "shift", "--calibrate")
+    assert seen.code == 0, seen.err
+    assert "images, tta shift: 6 forward passes an image\n" in seen.out
+    found = measures(tmp_path / "best-digits-test")
+    assert found["tta"] == "shift"
+    kept = json.loads((tmp_path / "best.calibration.json").read_text())
+    assert kept["tta"] == "shift"
+    # what it measures is what is predicted
+    data = ImageDataModule("digits", image_size=16, seed=0)
+    data.setup("test")
+    split, chosen = data.splits["test"]
+    predictor = cct_lightning.load("best.ckpt", calibrated=False)
+    probabilities = predictor.probabilities(np.stack([split.images[index] for index in chosen]), "shift")
+    assert found["accuracy"] == pytest.approx((probabilities.argmax(1) == split.targets[chosen]).mean(), abs=1e-6)
+    refused = cct("test", "best.ckpt", "--tta", "flip")
+    assert (refused.code, "model.tta=flip is unknown. Known: mirror, none, shift." in refused.err) == (2, True)

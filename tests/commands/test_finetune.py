@@ -186,6 +186,18 @@ def test_the_road_over_features_gives_what_the_long_one_gives(cct, photos, weigh
     assert measured[0] == pytest.approx(measured[1], abs=1e-5)
 
 
+def test_the_test_at_the_end_sees_views_only_where_asked_though_features_were_trained_on(cct, photos, weights, tmp_path):
+    outcome = cct("finetune", photos, "-c", "linear_probe", "--model.pretrained", weights, "--tta", "mirror", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "features are computed once" in outcome.out
+    assert "with the best weights, tta mirror: 2 forward passes an image\n" in outcome.out
+    (path,) = tmp_path.glob("runs/finetune/*/checkpoints/best-image_folder-test/measures.json")
+    assert json.loads(path.read_text())["tta"] == summary_of(tmp_path)["tta"] == configuration_of(tmp_path)["model"]["tta"] == "mirror"
+    again = cct("test", path.parents[1] / "best.ckpt")
+    assert again.code == 0, again.err
+    assert (json.loads(path.read_text())["tta"], "tta mirror" in again.out) == ("none", False)  # a checkpoint does not ask for it
+
+
 def test_augmentation_and_a_frozen_backbone_take_the_long_road(cct, photos, weights, tmp_path):
     outcome = cct("finetune", photos, "--model.pretrained", weights, "--model.freeze", "backbone", *QUICK)
     assert outcome.code == 0, outcome.err

@@ -56,6 +56,14 @@ def test_rows_are_what_python_predicts(cct, tmp_path, files):
         assert found["probability"] == found["top"][0]["probability"]
 
 
+@pytest.mark.parametrize("tta", ["none", "shift"])
+def test_rows_are_of_the_views_that_are_asked_for_and_their_cost_is_said(cct, tmp_path, files, tta):
+    outcome = cct("predict", "best.ckpt", "photos", "--out", "a.csv", "--tta", tta)
+    told = [f"{p.probability:.6g}" for p in cct_lightning.load("best.ckpt").predict(files, tta=tta)]
+    assert [row["probability"] for row in read_csv((tmp_path / "a.csv").read_text())] == told
+    assert ("images/s on the CPU, tta shift: 6 forward passes an image; written to a.csv" in outcome.out) == (tta == "shift")
+
+
 def test_without_out_rows_go_to_the_screen_and_words_beside_them(cct, files):
     outcome = cct("predict", "best.ckpt", *files[:2])
     assert [row["path"] for row in read_csv(outcome.out)] == files[:2]
@@ -166,8 +174,8 @@ def test_rows_survive_what_ends_the_command(cct, tmp_path, files, monkeypatch):
     batches = Predictor.batches
     seen = []
 
-    def interrupted(self, items, top_k):
-        for batch in batches(self, items, top_k):
+    def interrupted(self, items, top_k, tta):
+        for batch in batches(self, items, top_k, tta):
             seen.append((tmp_path / "a.csv").read_text().count("png"))  # what another program can read by now
             if len(seen) == 3:
                 raise KeyboardInterrupt

@@ -178,3 +178,14 @@ def test_where_it_can_not_be_done_that_is_said(cct, tmp_path, words, message):
     outcome = cct(*words)
     assert outcome.code == 2
     assert message in outcome.err
+
+
+def test_a_temperature_can_be_that_of_what_is_seen_mirrored(best):
+    images, targets = labelled()
+    opened = cct_lightning.load(best)
+    plain, mirrored = opened.calibrate(images, targets, keep=False), opened.calibrate(images, targets, tta="mirror")
+    assert mirrored.temperature != plain.temperature
+    assert json.loads(calibration_path(best).read_text())["tta"] == "mirror"
+    probabilities = opened.probabilities(np.stack(images), "mirror")
+    assert mirrored.after.confidence == pytest.approx(probabilities.max(1).mean(), abs=1e-5)
+    assert mirrored.accuracy == (probabilities.argmax(1) == targets).mean()

@@ -13,6 +13,7 @@ from cct_lightning import InputError, LitClassifier
 from cct_lightning.data.files import decode
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.data.preparation import fit
+from cct_lightning.evaluation.views import views
 from cct_lightning.inference.opening import choose_device
 from cct_lightning.inference.predictor import Predictor
 
@@ -377,3 +378,28 @@ def test_a_function_and_a_graph_have_no_features(best, tmp_path):
     for name in ("embed", "embeddings"):
         with pytest.raises(InputError, match=r"model\.onnx is a graph \(onnx\).*Give the run's checkpoint, or export with --format safetensors"):
             getattr(cct_lightning.load(folder), name)([tmp_path / "none.png"])
+
+
+@pytest.mark.parametrize("tta", ["mirror", "shift"])
+def test_views_are_seen_where_asked_and_their_mean_is_told(best, photos, tta):
+    opened, images = cct_lightning.load(best), pixels(5)
+    normalised = (torch.from_numpy(images) / 255 - 0.4) / 0.2
+    seen = views(normalised.float().permute(0, 3, 1, 2), tta)
+    by_hand = torch.stack([opened.logits(view).softmax(1) for view in seen]).mean(0).numpy()
+    np.testing.assert_allclose(opened.probabilities(images, tta), by_hand, atol=1e-5)
+    assert np.abs(opened.probabilities(images) - by_hand).max() > 1e-2
+    told = list(opened.predict(list(images), top_k=3, tta=tta))
+    np.testing.assert_allclose([prediction.probability for prediction in told], by_hand.max(1), atol=1e-5)
+    np.testing.assert_allclose([sum(p for _, p in prediction.top) for prediction in told], 1, atol=1e-5)
+    assert opened.predict(images[0], tta=tta).probability == pytest.approx(told[0].probability, abs=1e-5)
+    opened.temperature = 3.0  # divides the logits that are the logarithms of the mean: no class changes
+    tempered = (torch.from_numpy(by_hand).log() / 3).softmax(1).numpy()
+    np.testing.assert_allclose(opened.probabilities(images, tta), tempered, atol=1e-5)
+    assert [p.class_name for p in opened.predict(list(images), tta=tta)] == [p.class_name for p in told]
+
+
+def test_another_view_is_refused_at_once(best):
+    opened = cct_lightning.load(best)
+    for call in (lambda: opened.predict(["nowhere"], tta="mirrors"), lambda: opened.probabilities(pixels(), "mirrors")):
+        with pytest.raises(InputError, match=r"tta=mirrors is unknown\. Did you mean mirror\?"):
+            call()

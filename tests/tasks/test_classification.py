@@ -310,3 +310,37 @@ def test_fifty_steps_in_bf16_follow_those_in_float32():
     # bfloat16 rounds to 2^-9; over 50 steps the curves part by less than 2 % of where they begin, 2.3
     assert (exact - fast).abs().max() < 0.05
     assert (exact - fast).abs().mean() < 0.01
+
+
+def test_a_test_sees_the_views_that_it_is_told_and_a_training_does_not(tmp_path):
+    """The validations of a training see each image as it is, those of `cct validate` do not; a checkpoint does not ask for views."""
+    seen = []
+
+    class Counting(LitClassifier):
+        def forward(self, images):
+            seen.append((self.trainer.state.fn.value, len(images)))
+            return super().forward(images)
+
+    source = data()
+    options = {"image_size": (16, 16), "in_chans": 1, "mean": source.mean, "std": source.std, "embed_dim": 32, "tta": "mirror"}
+    module, fresh = (Counting("cct_2_3x2_32", **options) for _ in range(2))
+    trainer = L.Trainer(max_epochs=1, enable_checkpointing=False, num_sanity_val_steps=0, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(module, source)
+    images = {name: len(source.splits[name][1]) for name in ("train", "val", "test")}
+    passed = sum(count for state, count in seen if state == "fit")
+    assert passed <= images["train"] + images["val"]
+    trainer.validate(module, source, verbose=False)
+    assert sum(count for state, count in seen if state == "validate") == images["val"]
+    fresh.collect = True
+    seen.clear()
+    runner = L.Trainer(default_root_dir=tmp_path, **QUIET)
+    (measured,) = runner.validate(fresh, source, verbose=False)
+    assert sum(count for _, count in seen) == 2 * images["val"]
+    (measured,) = runner.test(fresh, source, verbose=False)
+    predicted = torch.cat(runner.predict(fresh, source.test_dataloader()))
+    by_hand = (predicted.argmax(1) == fresh.outcomes.targets).float().mean()  # in the order of the data set
+    assert measured["test/accuracy"] == pytest.approx(float(by_hand))
+    torch.testing.assert_close(predicted.max(1).values, fresh.outcomes.probability)
+    assert "tta" not in module.model_config
+    with pytest.raises(InputError, match=r"model\.tta=mirror needs images, and features of them are given"):
+        fresh._logits_of_views(torch.zeros(2, 8), "mirror")
