@@ -217,6 +217,18 @@ def test_flops_of_the_published_network():
     assert count_flops(create_model("cct_7_3x1_32")) == tokenizer + depth * block + 2 * N * D + 2 * D * 10
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_flops_are_counted_of_every_pooling(pooling):
+    N, D = 64, 128  # tokens and their width
+    more = {
+        "map": 2 * D * D + 2 * N * D * 2 * D + 2 * 2 * N * D + 2 * D * D + 2 * 2 * D * 4 * D,  # query, keys and values, attention, projection, MLP
+        "seqpool": 2 * N * D,  # scores; torch counts products of matrices alone, not the weighted sum
+        "mean": 0,
+    }
+    counted = count_flops(create_model("cct_2_3x2_32", pooling=pooling)) - count_flops(create_model("cct_2_3x2_32", pooling="mean"))
+    assert counted == more[pooling] if pooling in more else counted > 2 * D * D
+
+
 FROZEN = Path(__file__).with_name("frozen_logits.json")
 
 

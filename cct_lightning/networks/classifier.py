@@ -185,8 +185,9 @@ def count_flops(model: ImageClassifier) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     modes = {module: module.training for module in model.modules()}  # a frozen part is not in training where the rest is
-    # As two products: not every version of torch counts the CPU's fused kernel.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    # As two products: not every version of torch counts the CPU's fused kernel. With gradients: torch 2.15's counter fails without them where a
+    # parameter, such as a pooling's class token, is what a layer is given.
+    with FlopCounterMode(display=False) as counter, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         model.eval()(torch.zeros(1, model.encoder.in_chans, *model.encoder.image_size))
     for module, mode in modes.items():
         module.training = mode
