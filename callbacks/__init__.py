@@ -5,9 +5,10 @@ if __name__ == "callbacks":
 
 from .batch_preview import BatchPreview
 from .ema import EMA
+from .knn_accuracy import KNNAccuracy
 from .pooling_maps import PoolingMaps
 from .progress import ProgressBar
 from .test_report import TestReport
 from .throughput import Throughput
 
-__all__ = ["EMA", "BatchPreview", "PoolingMaps", "ProgressBar", "TestReport", "Throughput"]
+__all__ = ["EMA", "BatchPreview", "KNNAccuracy", "PoolingMaps", "ProgressBar", "TestReport", "Throughput"]

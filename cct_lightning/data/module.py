@@ -16,7 +16,7 @@ from cct_lightning.data.augment.mixing import draw_mix, mix_batch
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.bad_images import Bad, Readable, numbers_of, used_images
-from cct_lightning.data.division import Splits, divide, hide_labels
+from cct_lightning.data.division import Splits, divide, hide_labels, subset
 from cct_lightning.data.files import Array
 from cct_lightning.data.fingerprint import Fingerprint, Past
 from cct_lightning.data.folders import UNLABELLED, Split, no_test_images
@@ -168,6 +168,28 @@ class ImageDataModule(L.LightningDataModule):
         drawn = chosen[torch.randperm(len(chosen), generator=generator(self.seed, "sample"))[:count].numpy()]
         loader = self._images(split, KeyedSampler(np.sort(drawn), 128, self.seed, train=False), self._device)
         return torch.cat([batch.images.cpu() for batch in loader])
+
+    def _labelled(self, stage: str) -> Array:
+        split, chosen = self.splits[stage]
+        known: Array = chosen[split.targets[chosen] != UNLABELLED]
+        return known
+
+    def num_labelled(self, stage: str) -> int:
+        """Returns how many images of a stage have labels."""
+        return len(self._labelled(stage))
+
+    def labelled_images(self, stage: str, most: int) -> Loader:
+        """Returns this device's batches of images of a stage that have labels, uint8, as evaluation sees them, and always the same ones.
+
+        Args:
+            stage: train, val or test.
+            most: Images over all devices, about: where there are more, of each class as many.
+        """
+        split, known = self.splits[stage][0], self._labelled(stage)
+        if len(known) > most:
+            known = subset(split.targets, known, 1.0, max(most // self.num_classes, 1), self.split_seed)
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return self._images(split, KeyedSampler(known, self.batch_size, self.seed, False, rank, world), self._device)
 
     def use_features(self, encode: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
         """Puts what a frozen encoder makes of the images in their place: each is computed once, when its split is first asked for.

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 import yaml
 from pictures import write_images
 
@@ -34,7 +35,7 @@ def newest(folder, recipe="pretrain"):
     return max(folder.glob(f"runs/{recipe}/*"))
 
 
-def test_images_without_labels_teach_a_network(cct, photos, heap, tmp_path):
+def test_images_without_labels_teach_a_network_that_is_fine_tuned(cct, photos, heap, tmp_path):
     learned = cct("pretrain", "heap", *SMALL)
     assert learned.code == 0, learned.err
     run = newest(tmp_path)
@@ -44,6 +45,17 @@ def test_images_without_labels_teach_a_network(cct, photos, heap, tmp_path):
     assert summary["val"]["loss"] > 0
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["data"]["dataset"], config["task"]) == ("images", "masked")
+
+    tuned = cct("finetune", "photos", "--model.pretrained", run, *SMALL[2:])
+    assert tuned.code == 0, tuned.err
+    report = json.loads((newest(tmp_path, "finetune") / "summary.json").read_text())["load_report"]
+    config = yaml.safe_load((newest(tmp_path, "finetune") / "config.yaml").read_text())
+    assert config["data"]["image_size"] == [16, 16]
+    assert config["model"]["arch"] == "cct_2_3x2_32"
+    weights = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert set(report["loaded"]) == {name.removeprefix("model.") for name in weights if name.startswith("model.encoder.")}
+    assert all(name.startswith(("head.", "pooling.")) for name in report["new"])
+    assert all(name.startswith("decoder") for name in report["dropped"])
 
 
 def test_class_folders_are_taken_as_a_fine_tuning_takes_them(cct, photos, heap, tmp_path):
