@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from cct_lightning.data.check import Seen
     from cct_lightning.data.findings import Finding, Listing
 
-KEYS = ("data.dataset", "data.root", "data.num_workers", "data.on_bad_image", "data.max_megapixels")
+KEYS = ("data.dataset", "data.root", "data.unlabelled", "data.num_workers", "data.on_bad_image", "data.max_megapixels")
 # Has glibc keep freed memory in the processes that read: Pillow's would go back to the system and come as 500 new pages with each photograph,
 # which takes longer than to decode it (benchmarks/README.md).
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**26)}
 HELP = """cct check DIR [-c RECIPE] [--key value] ...
 
 Reads every image before a training would, on all cores, and says what it found. DIR is what `cct finetune` takes: class folders, or train and val
-(and test) with such folders, or a CSV. It may be the name of a data set, too, or be left out behind -c RECIPE.
+(and test) with such folders, or a CSV. It may be the name of a data set, too, or be left out behind -c RECIPE. For `cct pretrain`, DIR with
+--data.dataset images is all images below it, and --data.unlabelled MORE adds a folder of images without labels.
 
 What blocks a training (exit code 1)
   unreadable images            all of them, read as a training reads them; up to 1 % don't block with --data.on_bad_image skip
@@ -51,8 +52,9 @@ What is worth a look (exit code 0)
   passed over                  files that are no images by their names, folders that are no split
 
   --out DIR                    where problems.csv, a row for each, and report.json are written (default: runs/check/NAME)
-  --data.dataset NAME          image_folder, csv or a named set
+  --data.dataset NAME          image_folder, csv, images or a named set
   --data.root PATH             where it lies
+  --data.unlabelled DIR        images without labels beside it
   --data.num_workers N         processes that read (default: one for each core)
   --data.on_bad_image stop|skip, --data.max_megapixels X
                                as the training will have them
@@ -66,6 +68,7 @@ class Place:
 
     dataset: str
     root: Path
+    unlabelled: Path | None
     out: Path
     workers: int | None
     skips: bool
@@ -95,12 +98,13 @@ def prepare(arguments: list[str]) -> Place:
     if len(typed.alone) > 1:
         raise InputError(f"check takes one data set, and {len(typed.alone)} words were given: {' '.join(typed.alone[:5])}")
     if typed.alone:
-        keys |= _of_word(typed.alone[0], keys.get("data.root"))
+        keys |= _of_word(typed.alone[0], keys.get("data.root"), keys.get("data.dataset") == "images")
     if "data.dataset" not in keys:
         raise InputError("check needs your images: cct check DIR, a CSV, the name of a data set, or -c RECIPE.")
     root = Path(str(keys.get("data.root", DataOptions.root))).expanduser()
     dataset, workers = str(keys["data.dataset"]), keys.get("data.num_workers")
-    own = dataset in ("image_folder", "csv")
+    own = dataset in ("image_folder", "csv", "images")
+    further = keys.get("data.unlabelled")
     if own and not root.exists():
         raise InputError(f"There is no folder or file {root}.")
     name = root.resolve().name if own else dataset
@@ -113,13 +117,14 @@ def prepare(arguments: list[str]) -> Place:
     except ValueError:
         raise InputError(f"data.max_megapixels={keys['data.max_megapixels']}: it takes a number.") from None
     check_range("data.max_megapixels", limit, 0, exclusive="low")
-    return Place(dataset, root, out, count, keys.get("data.on_bad_image") == "skip", limit, typed.alone[0] if typed.alone else str(root))
+    unlabelled = Path(str(further)).expanduser() if further not in (None, "null", "rest") else None
+    return Place(dataset, root, unlabelled, out, count, keys.get("data.on_bad_image") == "skip", limit, typed.alone[0] if typed.alone else str(root))
 
 
-def _of_word(word: str, root: object) -> dict[str, Any]:
+def _of_word(word: str, root: object, is_heap: bool) -> dict[str, Any]:
     place = Path(word).expanduser()
     if place.is_dir():
-        return {"data.dataset": "image_folder", "data.root": word}
+        return {"data.dataset": "images" if is_heap else "image_folder", "data.root": word}
     if place.is_file():
         if place.suffix.lower() not in TABLES:
             raise InputError(f"{word} is neither a folder of class folders nor a .csv with the columns path and label.")
@@ -142,7 +147,7 @@ def main(arguments: list[str]) -> None:
     from cct_lightning.data.findings import find, list_images
 
     began = time.perf_counter()
-    listing = list_images(place.dataset, place.root)
+    listing = list_images(place.dataset, place.root, place.unlabelled)
     _make(place.out)
     workers = cores() if place.workers is None else place.workers
     found = examine_all(listing.images, workers, place.max_megapixels)
@@ -236,8 +241,10 @@ def _told(
             lines += [line for problem in dict.fromkeys(f.problem for f in found) if problem in of_kind for line in _kind(problem, found)]
     lines.append("" if blocks else "nothing blocks a training")
     lines.append(f"written: {place.out / 'problems.csv'} ({len(found):,} rows), report.json")
-    if not blocks and place.dataset in ("image_folder", "csv"):
-        lines += ["next", f"  {shlex.join(['cct', 'finetune', str(place.root)])}"]
+    if not blocks and place.dataset in ("image_folder", "csv", "images"):
+        further = ["--data.unlabelled", str(place.unlabelled)] if place.unlabelled else []
+        command = "pretrain" if further or place.dataset == "images" else "finetune"
+        lines += ["next", f"  {shlex.join(['cct', command, str(place.root), *further])}"]
     return [line for line in lines if line]
 
 
@@ -246,8 +253,10 @@ def _kind(problem: str, found: Sequence["Finding"]) -> list[str]:
     of_kind = [finding for finding in found if finding.problem == problem]
     lines = [f"  {problem:16}{len(of_kind):>7,}  {some([_short(finding) for finding in of_kind])}"]
     if "duplicate" in problem:
-        across = [finding for finding in of_kind if finding.split != finding.other_split]
-        torn = [finding for finding in of_kind if finding.label != finding.other_label]
+        from cct_lightning.data.findings import NO_LABEL
+
+        across = [found for found in of_kind if found.split != found.other_split and {found.split, found.other_split} != {"train", "unlabelled"}]
+        torn = [found for found in of_kind if found.label != found.other_label and NO_LABEL not in (found.label, found.other_label)]
         share = percent(len({finding.path for finding in across}) / max(len(of_kind), 1), 0)
         lines += [f"  {'across splits':>16}{len(across):>7,}  {share} of them: a test measures what was trained on"] if across else []
         lines += [f"  {'in two classes':>16}{len(torn):>7,}  {some([_short(finding) for finding in torn])}"] if torn else []

@@ -13,12 +13,24 @@ import numpy as np
 
 from cct_lightning.data.check import Seen, near_duplicates
 from cct_lightning.data.files import SUFFIXES, Array
-from cct_lightning.data.folders import SPLITS, Split, class_folders, class_images, folder_class_names, read_table, split_folder
+from cct_lightning.data.folders import (
+    SPLITS,
+    Split,
+    class_folders,
+    class_images,
+    folder_class_names,
+    list_heap,
+    read_heap,
+    read_table,
+    split_folder,
+)  # fmt: skip
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
+from cct_lightning.data.source import others
 from cct_lightning.errors import InputError
 from cct_lightning.wording import printable
 
 BLOCKING = ("unreadable", "empty class", "other classes", "no data set")
+NO_LABEL = "-"  # stands for the class of an image without one
 TINY = 10  # training images of a class, below which it is named
 LONG, SHORT = 5, 8  # an image is odd whose sides are 1 to more than 5, or whose shorter one is under an eighth of the median of all
 
@@ -72,16 +84,27 @@ class Listing:
         return printable(str(image).removeprefix(f"{self.base}{os.sep}"))
 
 
-def list_images(dataset: str, root: Path) -> Listing:
+def list_images(dataset: str, root: Path, unlabelled: Path | None = None) -> Listing:
     """Lists all images of a data set, and all that is wrong with where they lie, where a training stops at the first thing.
 
     Args:
         dataset: A name of ``DATASETS``.
         root: As ``data.root``.
+        unlabelled: Folder of further images, without labels; their split is then called that.
 
     Raises:
         InputError: There is no such folder, file or set.
     """
+    listing = _list_set(dataset, root)
+    if unlabelled is not None:
+        known = [image for image in listing.images if isinstance(image, Path)]
+        listing.add("unlabelled", NO_LABEL, others(list_heap(unlabelled), known))
+    return listing
+
+
+def _list_set(dataset: str, root: Path) -> Listing:
+    if dataset == "images":
+        return _list_heap(root)
     folder = root if dataset == "image_folder" else named_folder(dataset, root)
     if folder is not None:
         if not folder.is_dir():
@@ -106,6 +129,19 @@ def list_images(dataset: str, root: Path) -> Listing:
     for name in SPLITS:
         if (read := read_split(dataset, root, name)) is not None:
             _add_split(listing, name, read, names)
+    return listing
+
+
+def _list_heap(root: Path) -> Listing:
+    """Lists images without labels; what beside a train folder is no split is passed over, and so are test images."""
+    listing = Listing(root)
+    for name in SPLITS:
+        if (read := read_heap(root, name)) is not None:
+            listing.add(name, NO_LABEL, list(read.images))
+    folders = {split: folder for split in SPLITS if (folder := split_folder(root, split)) is not None}
+    for other in class_folders(root) if "train" in folders else ():
+        if other not in (folders["train"], folders.get("val")):
+            listing.findings.append(Finding("passed over", path=printable(other.name), detail="a folder beside train that is not pre-trained on"))
     return listing
 
 
@@ -178,7 +214,7 @@ def find(listing: Listing, seen: Sequence[Seen]) -> list[Finding]:
     found = list(listing.findings)
     found += [_of(listing, "unreadable", index, detail=about.error) for index, about in enumerate(seen) if about.error is not None]
     found += _odd(listing, seen)
-    counts = Counter(label for split, label in zip(listing.splits, listing.labels, strict=True) if split == "train")
+    counts = Counter(label for split, label in zip(listing.splits, listing.labels, strict=True) if split == "train" and label != NO_LABEL)
     found += [Finding("tiny class", "train", printable(name), detail=f"{count} image(s)") for name, count in sorted(counts.items()) if count < TINY]
     found += _twice(listing, seen)
     return sorted(found, key=lambda finding: not finding.blocks)

@@ -91,7 +91,7 @@ class Source:
                     f"data.unlabelled={self.heap} holds files, and {self.dataset} lies in {self.root} as one array: only class folders of it can be\n"
                     f"  joined with them. data.unlabelled={REST} takes its own images without their labels."
                 )
-            further = _others(list_heap(self.heap), [file for images in files.values() for file in images])
+            further = others(list_heap(self.heap), [file for images in files.values() for file in images])
             targets = np.concatenate([train.targets, np.full(len(further), UNLABELLED)])
             read["train"] = replace(train, images=[*files["train"], *further], targets=targets)
         return read
@@ -111,7 +111,7 @@ class Source:
         return shlex.join([str(self.root), *further] if own else [self.dataset, "--data.root", str(self.root), *further])
 
 
-def _others(heap: Iterable[Path], known: Iterable[Path]) -> list[Path]:
+def others(heap: Iterable[Path], known: Iterable[Path]) -> list[Path]:
     """Returns the files that are none of those that are known, by whatever name or link: test images may lie in the heap, too."""
     seen = {_identity(file) for file in known}
     return [file for file in heap if _identity(file) not in seen]

@@ -49,6 +49,27 @@ def test_r07b_a_folder_is_read_whole_and_reported_on_screen_and_in_files(cct, ph
     assert cct("check", photos, "--data.on_bad_image", "skip").code == 0  # 1 of 240 would be left out
 
 
+def test_images_without_labels_are_checked(cct, photos, tmp_path):
+    write_images(tmp_path / "heap/2025", classes=1, each=5, size=8)
+    (tmp_path / "heap/bad.png").write_bytes(b"no image")
+    (tmp_path / "heap/again.png").write_bytes((photos / "train/class0001/5.png").read_bytes())
+    (tmp_path / "heap/link.png").symlink_to(photos / "val/class0001/5.png")  # which a training leaves out of the heap
+    outcome = cct("check", "photos", "--data.unlabelled", "heap")
+    assert outcome.code == 1
+    assert "photos: 247 images" in outcome.out
+    assert "unreadable            1  " in outcome.out
+    assert "duplicate             6  " in outcome.out
+    assert "in two classes" not in outcome.out
+    assert "across splits" not in outcome.out
+    (tmp_path / "heap/bad.png").unlink()
+    assert cct("check", "photos", "--data.unlabelled", "heap").out.rstrip().endswith("cct pretrain photos --data.unlabelled heap")
+    alone = cct("check", "heap", "--data.dataset", "images")
+    assert alone.code == 0, alone.err
+    assert "heap: 7 images" in alone.out
+    assert "tiny class" not in alone.out
+    assert alone.out.rstrip().endswith("cct pretrain heap")
+
+
 def test_tables_named_sets_and_recipes_are_checked(cct, tmp_path):
     write_images(tmp_path / "heap", classes=2, each=12, size=8)
     lines = [f"heap/class000{label}/{number}.png,{label}" for label in range(2) for number in range(12)]

@@ -138,6 +138,16 @@ def test_tables_and_named_sets_are_listed_too(tmp_path):
     assert find(listing, [examine(image) for image in listing.images]) == []
 
 
+def test_of_a_heap_all_that_a_pre_training_takes_is_listed(tmp_path):
+    for split in ("train", "val", "test", "more"):
+        write_images(tmp_path / "heap" / split / "2025", classes=2, each=3, size=8)
+    listing = list_images("images", tmp_path / "heap")
+    assert {split: listing.splits.count(split) for split in listing.splits} == {"train": 6, "val": 6}
+    assert [(finding.problem, finding.path) for finding in listing.findings] == [("passed over", "more"), ("passed over", "test")]
+    shutil.rmtree(tmp_path / "heap/train")
+    assert len(list_images("images", tmp_path / "heap").images) == 18
+
+
 def test_classes_of_two_spellings_are_told(tmp_path):
     write_images(tmp_path / "photos", classes=2, each=12, size=8)
     shutil.copytree(tmp_path / "photos/class0001", tmp_path / "photos/Class0001")
