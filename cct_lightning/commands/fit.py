@@ -5,7 +5,7 @@ from dataclasses import replace
 from cct_lightning.commands.requests import Request, read_request
 from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
-from cct_lightning.weights.sources import check_source
+from cct_lightning.weights.sources import check_source, check_teacher
 
 # Keys of their own: these look for a value instead of training.
 SEARCHES = ("find-lr", "find-batch-size")
@@ -29,6 +29,8 @@ def prepare(arguments: list[str], command: str = "fit") -> Request:
         raise InputError(f"{' and '.join(f'--{name}' for name in SEARCHES)}: one at a time, since what the one finds changes the other.")
     if (source := request.keys.get("model.pretrained")) not in (None, "null"):
         check_source(str(source))
+    if (teacher := request.keys.get("model.teacher")) not in (None, "null"):
+        check_teacher(str(teacher))
     if not request.recipes:
         raise InputError("fit needs a recipe: cct fit -c digits. `cct recipes` lists those that are shipped; a path of your own will do as well.")
     if "data.dataset" not in request.keys:

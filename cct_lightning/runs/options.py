@@ -40,6 +40,6 @@ class CheckpointConfig:
 
 # Where a run is computed, not what it is: these keys may differ when it is resumed.
 WHERE = (
-    "data.root", "data.unlabelled", "data.cache", "data.max_megapixels", "data.num_workers",
+    "data.root", "data.unlabelled", "data.cache", "data.max_megapixels", "data.num_workers", "model.teacher", "model.distill.cache",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.enable_progress_bar", "wandb.mode",
 )  # fmt: skip

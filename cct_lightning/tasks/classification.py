@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
@@ -21,9 +22,10 @@ from cct_lightning.networks.encoder import ViTEncoder
 from cct_lightning.options import keywords_of
 from cct_lightning.tasks.options import ClassificationOptions, from_config, to_config
 from cct_lightning.tasks.task import Stage, Task
+from cct_lightning.tasks.teaching import Guide, Teaching, check_same_teacher
 from cct_lightning.training.losses import class_weights, cross_entropy
 from cct_lightning.training.options import TrainingOptions
-from cct_lightning.weights.files import KEY, read_checkpoint
+from cct_lightning.weights.files import KEY, read_checkpoint, without_guide
 from cct_lightning.weights.loading import ModelOptions, create_model
 
 
@@ -117,6 +119,11 @@ class LitClassifier(Task):
             )
         if options.freeze == "backbone":
             _freeze(self.model)
+            if options.teacher is not None:
+                raise InputError(f"model.teacher={options.teacher} teaches whole networks: leave it out with freeze=backbone, or give freeze=none.")
+        self.teacher, self.distill = options.teacher, options.distill  # opened by ``setup``, where there is a training
+        self.guide: Guide | None = None
+        self._teaching: Teaching | None = None
         self.collect = False  # whether an evaluation keeps what came of each image, for a report; batches then hold indices behind the targets
         self.outcomes: Outcomes | None = None  # of the last such evaluation
         self._collected: list[Outcomes] = []  # of its batches
@@ -154,16 +161,37 @@ class LitClassifier(Task):
             self.model.encoder.eval()  # no dropout or drop path in a frozen encoder
         return self
 
+    def setup(self, stage: str) -> None:
+        """As every task; opens the teacher where there is one to learn from."""
+        super().setup(stage)
+        if stage == "fit" and self.teacher is not None and self._teaching is None:
+            self._teaching = Teaching.open(self.teacher, self.distill, self.model, self.class_names, self.mean, self.std)
+            self.guide = self._teaching.guide
+
+    def further_parameters(self) -> list[nn.Parameter]:
+        return [] if self.guide is None else list(self.guide.parameters())
+
     def step_inputs(self, batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """Takes images and targets, classes or probabilities, out of a batch; for a recorded step always probabilities (B, K)."""
+        """Takes images and targets, classes or probabilities, out of a batch.
+
+        Returns:
+            Images, and targets; for a recorded step always probabilities (B, K), with a teacher these and behind them what it tells.
+        """
         images, targets = super().step_inputs(batch)
-        if self._records and targets.ndim == 1:
+        if (self._records or self._teaching is not None) and targets.ndim == 1:
             targets = F.one_hot(targets, self.model.num_classes).float()  # one shape, whether MixUp is on or off
+        if self._teaching is not None:
+            done = self.trainer.global_step / self.trainer.estimated_stepping_batches
+            targets = torch.cat((targets, self._teaching.look(images, batch, done)), dim=1)
         return images, targets
 
     def training_loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Computes the cross-entropy of a batch, smoothed and weighed as asked."""
-        return cross_entropy(self(images), targets, self.label_smoothing, self._class_weights)
+        """Computes the cross-entropy of a batch, smoothed and weighed as asked, and what is learned of a teacher."""
+        logits = self(images)
+        if self._teaching is None:
+            return cross_entropy(logits, targets, self.label_smoothing, self._class_weights)
+        labels, theirs = targets.tensor_split([self.model.num_classes], dim=1)
+        return self._teaching.loss(logits, labels, theirs, self.label_smoothing, self._class_weights)
 
     def on_fit_start(self) -> None:
         """Counts the classes where the loss is balanced, then as every task.
@@ -178,7 +206,39 @@ class LitClassifier(Task):
             if (counts := getattr(self.trainer.datamodule, "class_counts", None)) is None:  # type: ignore[attr-defined]
                 raise InputError("model.loss.class_weights=balanced needs a data module with class_counts, as ImageDataModule has: leave it out.")
             self._class_weights = class_weights(counts).to(self.device)
+        if self._teaching is not None:
+            self._teaching.begin(self.trainer, self.device)
         super().on_fit_start()
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        if self._teaching is not None:
+            self._teaching.end_epoch()
+
+    def on_fit_end(self) -> None:
+        super().on_fit_end()
+        if self._teaching is not None:
+            self._teaching.end()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every task; names the teacher."""
+        super().on_save_checkpoint(checkpoint)
+        if self._teaching is not None:
+            checkpoint[KEY]["teacher"] = self._teaching.about
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every task; a training goes on with the teacher it had, and anything else without.
+
+        Raises:
+            InputError: The teacher is another one than it was.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_same_teacher(checkpoint.get(KEY, {}).get("teacher"), self._teaching)
+        if self.guide is None:
+            checkpoint["state_dict"] = without_guide(checkpoint["state_dict"])
+            if "ema" in checkpoint:
+                checkpoint["ema"] = {**checkpoint["ema"], "raw": without_guide(checkpoint["ema"]["raw"])}
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -244,7 +304,7 @@ class LitClassifier(Task):
         if about["model"] is None and "model" not in changes:
             raise InputError(f"{checkpoint_path} was trained with a network of its own: build it and pass it as model=.")
         module = cls(**from_config({**(about["model"] or {}), **changes}))
-        module.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(without_guide(checkpoint["state_dict"]))
         module._is_started = True
         module.recipe, module.seed = about["recipe"], about["seed"]
         return module.to(map_location).eval()

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_type_hints
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.evaluation.options import Tta, check_tta
 from cct_lightning.networks.options import MaskedTarget, NetworkOptions
-from cct_lightning.training.options import LossConfig, TrainingOptions
+from cct_lightning.training.options import DistillConfig, LossConfig, TrainingOptions
 
 # What a module takes from its data module: LightningCLI links data.NAME to model.NAME.
 FROM_DATA = ("num_classes", "image_size", "in_chans", "class_names", "mean", "std")
@@ -29,6 +29,9 @@ class _ClassifierOptions(NetworkOptions):
         loss: The loss.
         tta: What tests, `cct validate` and predictions see of each image: none the image, mirror it and its mirror (twice the time), shift both of
             it, too, shifted by a pixel for each 32 (six times). The mean of the probabilities counts. The validation of a training sees the image.
+        teacher: A trained network of the same classes to learn from beside the labels: a checkpoint or run, an exported folder, or timm/NAME@FILE,
+            a network of timm's with a file of its weights. It sees the same augmented images.
+        distill: What is learned of the teacher.
     """
 
     arch: str = field(default="cct_7_3x1_32", kw_only=False)
@@ -39,6 +42,8 @@ class _ClassifierOptions(NetworkOptions):
     freeze: Literal["none", "backbone"] = "none"
     loss: LossConfig = LossConfig()
     tta: Tta = "none"
+    teacher: str | None = None
+    distill: DistillConfig = DistillConfig()
 
     def __post_init__(self) -> None:
         check_range("label_smoothing", self.label_smoothing, 0, 1)
@@ -102,11 +107,11 @@ class MaskedOptions(TrainingOptions, _MaskedOptions):
 
 def to_config(options: TrainingOptions, kind: type[TrainingOptions] = ClassificationOptions) -> dict[str, Any]:
     """Returns what a checkpoint keeps of the options, in plain values: all fields of ``kind`` but the weights that were started from,
-    and what a test sees, which is asked for each time."""
+    the teacher, and what a test sees, which is asked for each time."""
     config: dict[str, Any] = {}
     for option in fields(kind):
         value = getattr(options, option.name)
-        if option.name not in ("pretrained", "new_head", "tta"):
+        if option.name not in ("pretrained", "new_head", "tta", "teacher", "distill"):
             config[option.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     for name in ("class_names", "mean", "std"):
         config[name] = list(config[name]) if config[name] else None

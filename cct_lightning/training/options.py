@@ -78,6 +78,33 @@ class LossConfig:
     class_weights: Literal["none", "balanced"] = "none"
 
 
+@dataclass(frozen=True)
+class DistillConfig:
+    """What is learned of ``model.teacher``.
+
+    Args:
+        kind: soft: its probabilities; hard: the class that it takes an image for; features: its map of the image, by the tokens of the layers.
+        share: Share of the loss that is the teacher's with soft and hard; the labels' is the rest.
+        temperature: What the logits of both are divided by with soft: higher ones tell more of the classes that it thinks unlikely.
+        weight: Factor of the teacher's part of the loss with features, at the start; it falls linearly to 0 at the end of the run.
+        layers: Numbers, from 0, of the transformer layers that learn its map with features; null: all.
+        cache: Folder in which the teacher's logits are kept: a later run with the same teacher, images, seed and augmentation reads them instead of
+            computing them. An epoch takes 2 bytes for each image and class.
+    """
+
+    kind: Literal["soft", "hard", "features"] = "soft"
+    share: float = 0.5
+    temperature: float = 3.0
+    weight: float = 1.0
+    layers: list[int] | None = None
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("distill.share", self.share, 0, 1, exclusive="low")
+        check_range("distill.temperature", self.temperature, 0, exclusive="low")
+        check_range("distill.weight", self.weight, 0, exclusive="low")
+
+
 Engine = Literal["auto", "eager", "compile", "graph"]
 Whiten = Literal["none", "start", "frozen"]
 

@@ -127,9 +127,14 @@ def _innermost(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), content)
 
 
+def without_guide(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out what was trained beside a network to learn from a teacher's features."""
+    return {name: tensor for name, tensor in state.items() if not str(name).startswith("guide.")}
+
+
 def unwrap(content: Mapping[str, Any], path: str) -> dict[str, Tensor]:
     """Opens the containers and strips the wrappers that training code puts around a state dict."""
-    content = _innermost(content)
+    content = without_guide(_innermost(content))
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in content.items() if isinstance(tensor, Tensor) and isinstance(name, str)}
     for wrapper in WRAPPERS * 2:
         if state and all(name.startswith(wrapper) for name in state):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.networks.timm_names import check_timm_name
 from cct_lightning.run_folder import find_network
 
 
@@ -62,6 +63,23 @@ def check_source(source: str) -> None:
         f"  Weights come from a file (a run's best.ckpt, .pth, .safetensors), an exported folder, timm/NAME, or by the name of published ones:\n"
         f"  {', '.join(PUBLISHED)}."
     )
+
+
+def check_teacher(source: str) -> None:
+    """Does so for a network to learn from, which may also be timm/NAME@FILE.
+
+    Raises:
+        InputError: Says what may be given.
+    """
+    name, given, file = source.partition("@")
+    if not name.startswith("timm/"):
+        try:
+            return check_source(source)
+        except InputError as error:
+            raise InputError(str(error).replace("model.pretrained", "model.teacher", 1)) from None
+    check_timm_name("model.teacher", name)
+    if given and not Path(file).expanduser().is_file():
+        raise InputError(f"model.teacher={source}: there is no file {file or 'behind the @'}; give timm/NAME@FILE, or a checkpoint of yours.")
 
 
 def locate(source: str | Path) -> Path:

@@ -11,13 +11,14 @@ from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.networks.presets import VARIANTS
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.tasks.registry import TASKS, task_class
-from cct_lightning.training.options import LossConfig
+from cct_lightning.training.options import DistillConfig, LossConfig
 
 
 def test_keys_are_those_of_the_classes():
     expected = {f"model.{name}" for task in TASKS for name in inspect.signature(task_class(task)).parameters} - {
         "model.model",
         "model.loss",
+        "model.distill",
         "model.optim",
         "model.schedule",
     }
@@ -25,7 +26,7 @@ def test_keys_are_those_of_the_classes():
     expected |= {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
     for prefix, config in (
         ("model.loss", LossConfig), ("model.optim", OptimConfig), ("model.schedule", ScheduleConfig), ("data.augment", AugmentConfig),
-        ("wandb", WandbConfig), ("checkpoint", CheckpointConfig),
+        ("wandb", WandbConfig), ("checkpoint", CheckpointConfig), ("model.distill", DistillConfig),
     ):  # fmt: skip
         expected |= {f"{prefix}.{field.name}" for field in fields(config)}
     assert set(known_keys()) == expected | {"seed_everything", "task"}

@@ -20,8 +20,8 @@ def test_groups_may_be_given_as_they_are():
     assert from_config({"loss": LossConfig("balanced"), "optim": {"lr": 1}}) == {"loss": LossConfig("balanced"), "optim": OptimConfig(lr=1)}
 
 
-def test_the_weights_that_a_run_began_with_and_what_a_test_sees_are_not_what_it_is():
-    kept = {option.name for option in fields(ClassificationOptions)} - {"pretrained", "new_head", "tta"}
+def test_the_weights_that_a_run_began_with_its_teacher_and_what_a_test_sees_are_not_what_it_is():
+    kept = {option.name for option in fields(ClassificationOptions)} - {"pretrained", "new_head", "tta", "teacher", "distill"}
     assert to_config(ClassificationOptions()).keys() == kept
 
 
