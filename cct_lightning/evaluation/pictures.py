@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cct_lightning.data.files import Array
+from cct_lightning.data.folders import UNLABELLED
 from cct_lightning.wording import percent, shortened
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ def class_name(names: Sequence[str] | None, number: int, width: int = 22) -> str
 
 
 def label(target: Tensor, names: Sequence[str] | None) -> str:
-    """Tells a class (), or of probabilities (K,) the two largest: "cat (70 %)", "+ dog (30 %)" in a line each."""
+    """Tells a class (), that there is none, or of probabilities (K,) the two largest: "cat (70 %)", "+ dog (30 %)" in a line each."""
+    if target.ndim == 0 and target == UNLABELLED:
+        return "no label"
     if target.ndim == 0:
         return class_name(names, int(target))
     shares, numbers = target.float().topk(min(2, len(target)))

@@ -29,6 +29,7 @@ def test_labels_tell_the_class_or_the_two_largest_shares():
     names = ["cat", "dog", "bird"]
     assert label(torch.tensor(2), names) == "bird"
     assert label(torch.tensor(2), None) == "2"
+    assert label(torch.tensor(-1), names) == "no label"
     assert label(torch.tensor([0.1, 0.7, 0.2]), names) == "dog (70 %)\n+ bird (20 %)"
     assert label(torch.tensor([0.0, 1.0, 0.0]), names) == "dog"
     assert label(torch.tensor([1.0]), ["cat"]) == "cat"
