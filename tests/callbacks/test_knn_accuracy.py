@@ -88,3 +88,25 @@ def test_numbers_out_of_range_are_refused(options):
     (name,) = options
     with pytest.raises(InputError, match=rf"KNNAccuracy\.{name}={options[name]}"):
         KNNAccuracy(**options)
+
+
+@pytest.mark.slow
+def test_two_devices_find_what_one_finds_and_a_run_that_goes_on_what_it_would_have(forks, tmp_path):
+    words = (
+        "pretrain", "digits", "--data.per_class", 20, "--data.unlabelled", "rest", "--model.optim.name", "adamw", "--model.optim.lr", 1e-9,
+        "--model.schedule.warmup_lr", 0, "--trainer.limit_train_batches", 2, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
+        "--trainer.callbacks", "[{class_path: KNNAccuracy, init_args: {every_n_epochs: 1}}]", "--trainer.enable_progress_bar", "false",
+    )  # fmt: skip
+    two = ("--trainer.devices", 2, "--trainer.max_epochs", 2)
+    runs = [forks.start(*words, *more, "--trainer.default_root_dir", name, cwd=tmp_path)
+            for name, more in (("one", ("--trainer.max_epochs", 1)), ("two", two))]  # fmt: skip
+    assert [run.wait(120) for run in runs] == [0, 0], [run.out for run in runs]
+    (one,), (both,) = (tmp_path.glob(f"{name}/pretrain/*") for name in ("one", "two"))
+    resumed = forks.start("resume", one, "--extend-to", 2, cwd=tmp_path)
+    assert resumed.wait(120) == 0, resumed.out
+    measured = []
+    for run in (one, both):
+        with (run / "metrics.csv").open(newline="") as file:
+            measured.append([float(row["val/knn"]) for row in csv.DictReader(file) if row["val/knn"]])
+    assert len(measured[0]) == len(measured[1]) == 2
+    assert measured[0] == pytest.approx(measured[1], abs=1.1 / 143)  # of near ties one image may go the other way
