@@ -8,7 +8,8 @@ from .ema import EMA
 from .knn_accuracy import KNNAccuracy
 from .pooling_maps import PoolingMaps
 from .progress import ProgressBar
+from .start_record import StartRecord
 from .test_report import TestReport
 from .throughput import Throughput
 
-__all__ = ["EMA", "BatchPreview", "KNNAccuracy", "PoolingMaps", "ProgressBar", "TestReport", "Throughput"]
+__all__ = ["EMA", "BatchPreview", "KNNAccuracy", "PoolingMaps", "ProgressBar", "StartRecord", "TestReport", "Throughput"]

@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "classify images: cct predict runs/.../best.ckpt PATH... [--out FILE]",
     "embed": "write features of images: cct embed runs/.../best.ckpt PATH... --out features.npz",
     "export": "write a network for other programs: cct export runs/.../best.ckpt --format onnx",
+    "study": "compare runs that differ in one thing: cct study poolings -c digits [--seeds N] [--jobs N]",
     "recipes": "list the recipes; cct recipes NAME prints one",
 }
 EVALUATION = (

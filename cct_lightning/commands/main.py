@@ -15,8 +15,8 @@ from cct_lightning.commands.streams import kept_open
 from cct_lightning.errors import InputError, RunError, did_you_mean
 from cct_lightning.wording import shortened
 
-# Plain torch: these need no Lightning, which takes 10 s to import.
-LIGHT = ("check", "predict", "embed", "export")
+# These import what they need once their words are checked.
+LIGHT = ("check", "predict", "embed", "export", "study")
 LINE = 1000  # characters of an error's line, which may repeat what was typed
 
 

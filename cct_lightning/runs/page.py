@@ -11,7 +11,7 @@ from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibra
 from cct_lightning.evaluation.options import PASSES
 from cct_lightning.run_folder import RunFolder, replacing
 from cct_lightning.runs.curves import Series, draw_curves
-from cct_lightning.runs.page_parts import _percent, _test, details, escape, interval, more_pictures
+from cct_lightning.runs.page_parts import _percent, _test, details, document, escape, interval, more_pictures
 from cct_lightning.side_files import read_json
 from cct_lightning.wording import duration, part_epochs, reason
 
@@ -35,22 +35,7 @@ def write_html(run_dir: Path) -> Path:
     name = str(run.summary.get("recipe") or run.recipe)
     test, room = _test(run, PICTURE_BYTES)
     parts = (_head(run, name), _notes(run), _curves(run), test, more_pictures(run, room), _configuration(run))
-    page = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(name)}: training report</title>
-<style>
-{Path(__file__).with_suffix(".css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-{"".join(parts)}</main>
-</body>
-</html>
-"""
+    page = document(f"{name}: training report", parts)
     with replacing(run.page) as file:
         file.write(page.encode())
     return run.page

@@ -43,12 +43,32 @@ def interval(share: float, n: int) -> tuple[float, float]:
     return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
 
 
+def document(title: str, parts: Iterable[str]) -> str:
+    """Makes a page of its parts: one file, with no script and nothing from elsewhere."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>
+{Path(__file__).with_name("page.css").read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<main>
+{"".join(parts)}</main>
+</body>
+</html>
+"""
+
+
 def escape(value: object) -> str:
     """Escapes a value; what a file's name may hold that is no text is shown as a question mark."""
     return html.escape(str(value).encode("utf-8", "replace").decode())
 
 
-def _picture(path: Path, room: int) -> tuple[str, int]:
+def picture(path: Path, room: int) -> tuple[str, int]:
     """Returns a PNG as an img element, and the bytes it takes; empty where there is no room for it, or it is damaged."""
     try:
         data, kind = path.read_bytes(), "png"
@@ -71,7 +91,7 @@ def _title(path: Path) -> str:
     return TITLES.get(kind, kind.replace("_", " ").capitalize()) + (f", after epoch {int(epoch)}" if epoch.isdigit() else "")
 
 
-def _figure(image: str, caption: str) -> str:
+def figure(image: str, caption: str) -> str:
     width = int(image.split('width="')[1].split('"')[0])
     broad = ' class="broad"' if width > HALF else ""
     return f"<figure{broad}>{image}\n<figcaption>{escape(caption)}</figcaption></figure>\n"
@@ -83,17 +103,17 @@ def _test(run: RunFolder, room: int) -> tuple[str, int]:
         return "", room
     drawn, missing = [], []
     for name, caption in TEST_PICTURES.items():
-        image, size = _picture(run.pictures / f"{name}.png", room)
+        image, size = picture(run.pictures / f"{name}.png", room)
         room -= size
         if image:
-            drawn.append(_figure(image, caption))
+            drawn.append(figure(image, caption))
         else:
             missing.append(f"pictures/{name}.png")
     told = f'<p class="soft">Not there or not readable: {escape(", ".join(missing))}.</p>\n' if missing else ""
     return f'<section id="test"><h2>Test</h2>\n<div class="pictures">\n{"".join(drawn)}</div>\n{told}{_tables(run)}</section>\n', room
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> str:
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> str:
     """Makes a table whose first ``words`` columns are words, and the others numbers."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
@@ -114,15 +134,15 @@ def _tables(run: RunFolder) -> str:
     tables = []
     if classes:
         rows = [(row["name"], row["n"], *(_percent(row[name], 1) for name in ("precision", "recall", "f1"))) for row in classes]
-        table = _table(("class", "images", "precision", "recall", "F1"), rows, words=1)
+        table = html_table(("class", "images", "precision", "recall", "F1"), rows, words=1)
         tables.append(details(f"Each class, the worst first ({len(rows):,})", table, len(rows) <= OPEN_ROWS))
     if confusions:
         rows = [(row["true"], row["predicted"], row["n"], _percent(row["share"], 1)) for row in confusions[:LISTED]]
-        table = _table(("class", "taken for", "images", "of the class"), rows, words=2)
+        table = html_table(("class", "taken for", "images", "of the class"), rows, words=2)
         tables.append(details(_some("Most frequent confusions", len(rows), len(confusions)), table, is_open=False))
     if mistakes:
         rows = [(row["true"], row["predicted"], row["file"] or f"image {row['image']}", _percent(row["probability"], 1)) for row in mistakes[:LISTED]]
-        table = _table(("class", "taken for", "image", "probability"), rows, words=3)
+        table = html_table(("class", "taken for", "image", "probability"), rows, words=3)
         tables.append(details(_some("Worst mistakes", len(rows), len(mistakes)), table, is_open=False))
     return "".join(tables)
 
@@ -144,12 +164,12 @@ def more_pictures(run: RunFolder, room: int) -> str:
     kinds = dict(sorted(kinds.items()))
     shown, left_out = {}, []
     for path in [paths[0] for paths in kinds.values()] + [path for paths in kinds.values() for path in paths[1:]]:
-        shown[path], size = _picture(path, room)
+        shown[path], size = picture(path, room)
         room -= size
         left_out += [path.name] * (not shown[path])
     newest, earlier = [], []
     for paths in kinds.values():
-        images = [_figure(shown[path], _title(path)) for path in paths if shown[path]]
+        images = [figure(shown[path], _title(path)) for path in paths if shown[path]]
         newest += images[:1]
         if images[1:]:
             title = f"{TITLES.get(kind := paths[0].stem.partition('-epoch')[0], kind)}: {len(images) - 1} earlier"

@@ -1,0 +1,220 @@
+"""Carries out the runs of a study, one after another or in processes side by side; each writes what it says into a log beside its run."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from cct_lightning.studies.plan import Job
+from cct_lightning.wording import duration, percent, reason
+
+LOG = "log.txt"
+Call = Callable[[Job], None]
+
+
+@dataclass
+class Result:
+    """How a run ended.
+
+    Attributes:
+        job: The run.
+        error: Why it failed, in a line; None where it did not.
+        seconds: That it took now.
+        stopped: The exit code of a signal that stopped it; it can go on.
+    """
+
+    job: Job
+    error: str | None
+    seconds: float
+    stopped: int = 0
+
+
+def carry_out(jobs: Sequence[Job], call: Call, processes: int = 1) -> Iterator[Result]:
+    """Carries out runs; one that fails ends nothing but itself.
+
+    Args:
+        jobs: The runs, in the order in which they begin.
+        call: Trains one, or goes on with it; a function of a module, which other processes can import.
+        processes: How many run side by side, each on its share of the cores; 1: in this process.
+
+    Yields:
+        How each ended, as soon as it has.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the runs at hand have written what they go on from.
+        SystemExit: Another signal that asks a process to end; likewise.
+    """
+    if processes > 1 and len(jobs) > 1:
+        yield from _side_by_side(jobs, call, min(processes, len(jobs)))
+        return
+    for job in jobs:
+        result = _one(job, call)
+        yield result
+        _raise_stop(result.stopped)
+
+
+def _raise_stop(code: int) -> None:
+    if code == 128 + signal.SIGINT:
+        raise KeyboardInterrupt
+    if code:
+        raise SystemExit(code)
+
+
+def _one(job: Job, call: Call) -> Result:
+    begun, error, stopped = time.monotonic(), None, 0
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with into(job.folder / LOG):
+        try:
+            call(job)
+        except KeyboardInterrupt:
+            stopped = 128 + signal.SIGINT
+        except SystemExit as ended:
+            stopped = ended.code if isinstance(ended.code, int) and ended.code > 128 else 0
+            error = None if stopped else f"it ended with code {ended.code}"
+        except Exception as fault:
+            traceback.print_exc()
+            error = reason(fault)
+    return Result(job, error, time.monotonic() - begun, stopped)
+
+
+@contextmanager
+def into(log: Path) -> Iterator[None]:
+    """Sends what is printed, also past Python's own streams, into a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with log.open("a", encoding="utf-8", errors="replace") as file:
+        kept = {number: os.dup(number) for number in (1, 2)}
+        try:
+            for number in kept:
+                os.dup2(file.fileno(), number)
+            with redirect_stdout(file), redirect_stderr(file):
+                yield
+        finally:
+            file.flush()
+            for number, before in kept.items():
+                os.dup2(before, number)
+                os.close(before)
+
+
+def _work(pipe: Connection, call: Call) -> None:
+    """A process that carries out runs one after another until there are no more."""
+    while True:
+        try:
+            job = pipe.recv()
+            if job is None:
+                return
+            result = _one(job, call)
+            pipe.send(result)
+            if result.stopped:
+                return
+        except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the study has ended, or a signal came between two runs
+            return
+
+
+class _Worker:
+    """A process beside this one, and the run that it has."""
+
+    def __init__(self, call: Call, threads: int) -> None:
+        spawn = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
+        self.pipe, theirs = spawn.Pipe()
+        self.process: BaseProcess = spawn.Process(target=_work, args=(theirs, call), daemon=False)
+        with _environment(OMP_NUM_THREADS=str(threads)):
+            self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+        self.begun = 0.0
+
+    def give(self, job: Job) -> None:
+        self.job, self.begun = job, time.monotonic()
+        self.pipe.send(job)
+
+    def end(self) -> None:
+        with suppress(OSError):
+            self.pipe.send(None)
+        self.pipe.close()
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _side_by_side(jobs: Sequence[Job], call: Call, processes: int) -> Iterator[Result]:
+    left = list(jobs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(cores // processes, 1)
+    workers: list[_Worker] = []
+    try:
+        while left or any(worker.job for worker in workers):
+            workers = [worker for worker in workers if worker.process.is_alive() or worker.job]
+            while len(workers) < processes and left:
+                workers.append(_Worker(call, threads))
+                workers[-1].give(left.pop(0))
+            for worker in _ready(workers):
+                result = _result(worker)
+                worker.job = None
+                if not result.stopped and worker.process.is_alive() and left:
+                    worker.give(left.pop(0))
+                yield result
+                _raise_stop(result.stopped)
+    finally:
+        _end(workers)
+
+
+def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
+    """Waits until a worker has something to say, or has died."""
+    busy: dict[Any, _Worker] = {worker.pipe: worker for worker in workers if worker.job}
+    return [busy[pipe] for pipe in wait(list(busy))]
+
+
+def _result(worker: _Worker) -> Result:
+    assert worker.job is not None
+    try:
+        result: Result = worker.pipe.recv()
+        return result
+    except (EOFError, OSError):
+        worker.process.join()
+        code = worker.process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"code {code}"
+        return Result(worker.job, f"its process ended by {how}: for want of memory, where nobody killed it", time.monotonic() - worker.begun)
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    """Has the workers end: those in a run stop it, which writes what it goes on from."""
+    for worker in workers:
+        if worker.job is not None and worker.process.is_alive() and worker.process.pid is not None:
+            os.kill(worker.process.pid, signal.SIGTERM)
+        worker.end()
+    for worker in workers:
+        worker.process.join()
+
+
+def line(number: int, count: int, result: Result) -> str:
+    """Tells how a run ended: "[3/40] seqpool, seed 1: 83.9 % test, 1 min 40 s"."""
+    summary, head = result.job.summary, f"[{number}/{count}] {result.job.title}"
+    if result.error is not None:
+        return f"{head}: FAILED, {result.error} ({result.job.folder / LOG})"
+    if result.stopped or summary is None:
+        return f"{head}: stopped, it goes on from there"
+    accuracy, which = summary.get("test_accuracy"), "test"
+    if accuracy is None:
+        accuracy, which = summary.get("val_accuracy"), "validation"
+    return f"{head}: {percent(accuracy, 2)} {which}, {duration(result.seconds)}"

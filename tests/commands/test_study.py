@@ -1,0 +1,126 @@
+import csv
+import json
+import re
+import signal
+
+import pytest
+from cct_lightning.callbacks import StartRecord
+
+from cct_lightning.commands.study import study_paths
+
+MINE = """
+factor: model.pooling
+values: {mean: {model.pooling: mean}, broken: {model.num_heads: 3}, seqpool: {model.pooling: seqpool}}
+baseline: mean
+seeds: 2
+expected: Nothing.
+fixed:
+  model.embed_dim: 32
+  data.per_class: 12
+  data.batch_size: 20
+  trainer.max_epochs: 2
+  trainer.callbacks: null
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.yaml").write_text(MINE)
+    return tmp_path / "studies" / "mine-digits"
+
+
+def rows(folder):
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_a_study_compares_what_its_runs_found_and_goes_on_where_it_was_stopped(cct, mine, monkeypatch):
+    record = StartRecord.on_train_batch_start
+
+    def interrupted(self, trainer, pl_module, batch, batch_idx):
+        record(self, trainer, pl_module, batch, batch_idx)
+        if type(pl_module.model.pooling).__name__ == "SeqPool" and trainer.global_step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StartRecord, "on_train_batch_start", interrupted)
+        outcome = cct("study", "mine.yaml", "-c", "digits")
+    assert outcome.code == 130
+    assert "[1/6] mean, seed 0: " in outcome.out
+    assert "[2/6] broken, seed 0: FAILED, num_heads=3 does not divide embed_dim=32" in outcome.out
+    assert "[3/6] seqpool, seed 0: stopped, it goes on from there" in outcome.out
+    assert "stopped; the same command goes on" in outcome.err
+    assert [row["arm"] for row in rows(mine)] == ["mean"]
+
+    outcome = cct("study", "mine.yaml", "-c", "digits", "--seeds", 3)
+    assert outcome.code == 1  # the arm that fails, tried again
+    assert "9, of which 1 are there" in outcome.out
+    assert "3 of the runs failed" in outcome.err
+    found = rows(mine)
+    assert sorted((row["arm"], row["seed"]) for row in found) == [(arm, str(seed)) for arm in ("mean", "seqpool") for seed in range(3)]
+    for row in found:
+        summary = json.loads((mine.parents[1] / row["run_dir"] / "summary.json").read_text())
+        assert (float(row["test_accuracy"]), summary["seed"]) == (summary["test_accuracy"], int(row["seed"]))
+        assert summary["resumed"] == int((row["arm"], row["seed"]) == ("seqpool", "0"))
+    assert "seqpool: 29 shared tensors equal at the start; the same batches; of its own pooling.score.bias" in outcome.out
+    assert "Without a run that ended: broken." in outcome.out
+    page, table = (mine / "report.html").read_text(), (mine / "results.md").read_text()
+    assert "Expected before it was measured: Nothing." in table
+    assert page.count("data:image/png") == 2  # seeds, and accuracy over the training
+    assert re.search(r"\| seqpool \| [\d.]+ ± [\d.]+ % \| 3 \| [+-][\d.]+ \|", table)
+
+    outcome = cct("study", "mine.yaml", "-c", "digits", "--seeds", 3, "--model.embed_dim", 64)
+    assert outcome.code == 2
+    assert "holds runs of another fixed" in outcome.err
+
+
+@pytest.mark.slow
+def test_processes_side_by_side_find_the_same(cct, mine):
+    words = ("study", "mine.yaml", "-c", "digits", "--seeds", 1)
+    assert cct(*words).code == 1
+    assert cct(*words, "--out", "beside", "--jobs", 2).code == 1
+    ours, theirs = rows(mine), rows(mine.parents[1] / "beside")
+    assert len(ours) == 2
+    for name in ("arm", "seed", "test_accuracy", "val_accuracy", "num_parameters"):
+        assert [row[name] for row in ours] == [row[name] for row in theirs]
+
+
+def test_a_plan_trains_nothing_and_says_how_much_there_is(cct, mine):
+    outcome = cct("study", "mine.yaml", "-c", "digits", "--plan")
+    assert outcome.code == 0, outcome.err
+    assert "3 arms x 2 seeds x 1 comparison(s) = 6 runs; 6 are missing" in outcome.out
+    assert re.search(r"about .* each, by \d+ steps of mean, validation and test left out: CPU-hours 0\.0 in all", outcome.out)
+    assert not mine.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "study takes one study"),
+        (("poolings", "x", "-c", "digits"), "and 2 words were given"),
+        (("poolings",), "study needs a recipe"),
+        (("pooling", "-c", "digits"), "neither a file nor a study. Did you mean poolings?"),
+        (("poolings", "-c", "digits", "--seeds", "0"), "--seeds 0: it takes a whole number"),
+        (("poolings", "-c", "digits", "--model.deph", "3"), "model.deph"),
+        (("poolings", "-c", "digits", "--model.pooling", "mean"), "model.pooling is set by fixed and by values"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused_before_anything_is_read(cct, words, said):
+    outcome = cct("study", *words, *(("--jobs", "1") if not words else ()))
+    assert outcome.code == 2
+    assert said in outcome.err
+
+
+def test_an_arm_with_a_key_that_is_none_is_refused_before_the_first_run(cct, tmp_path):
+    (tmp_path / "mine.yaml").write_text("factor: words\nvalues: {a: {}, b: {model.depht: 3}}\n")
+    outcome = cct("study", "mine.yaml", "-c", "digits")
+    assert outcome.code == 2
+    assert "model.depht" in outcome.err
+
+
+def test_shipped_studies_are_listed(cct):
+    outcome = cct("study")
+    assert outcome.code == 0
+    for name in study_paths():
+        assert f"\n{name} " in f"\n{outcome.out}"

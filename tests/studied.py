@@ -1,0 +1,54 @@
+"""Runs of a study that train nothing: functions of a module, since other processes import them."""
+
+import json
+import os
+import signal
+import time
+
+
+def pretend(job):
+    """Writes what a run leaves behind; its accuracy follows from arm and seed."""
+    print(f"trained {job.title} with {os.environ.get('OMP_NUM_THREADS')} threads")
+    write(job, {"finished": True, "test_accuracy": len(job.arm) / 10 + job.seed / 100, "val_accuracy": job.keys.get("model.optim.lr", 0.5)})
+
+
+def write(job, summary):
+    run = job.folder / "recipe" / "20260101-000000"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").touch()
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+def fail_at_b(job):
+    if job.arm == "b":
+        raise ValueError("b is what it can't do\nand more")
+    pretend(job)
+
+
+def die_at_b(job):
+    if job.arm == "b":
+        os.kill(os.getpid(), signal.SIGKILL)
+    pretend(job)
+
+
+def stop_at_b(job):
+    if job.arm == "b":
+        raise KeyboardInterrupt
+    pretend(job)
+
+
+def end_at_b(job):
+    if job.arm == "b":
+        raise SystemExit(143)
+    pretend(job)
+
+
+def wait_at_b(job):
+    """Trains b until it is asked to end, as a run does."""
+    if job.arm == "b":
+        signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(SystemExit(143)))
+        write(job, {"finished": False})
+        time.sleep(60)
+    while not (job.folder.parents[1] / "b").is_dir() and job.arm == "a":
+        time.sleep(0.05)
+    raise SystemExit(130) if job.arm == "a" else AssertionError

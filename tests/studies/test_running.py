@@ -1,0 +1,48 @@
+import os
+
+import pytest
+import studied
+
+from cct_lightning.studies.plan import Job
+from cct_lightning.studies.running import LOG, carry_out, line
+
+
+def jobs(tmp_path, arms="abc", seeds=1):
+    return [Job(arm, {}, seed, {}, tmp_path / arm / f"seed{seed}") for seed in range(seeds) for arm in arms]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_fails_is_told_and_ends_nothing_else(tmp_path, processes, capfd):
+    results = {result.job.arm: result for result in carry_out(jobs(tmp_path), studied.fail_at_b, processes)}
+    assert {arm: result.error for arm, result in results.items()} == {"a": None, "b": "b is what it can't do", "c": None}
+    assert "FAILED, b is what it can't do" in line(2, 3, results["b"])
+    assert line(1, 3, results["a"]).startswith("[1/3] a, seed 0: 10.00 % test, ")
+    assert "ValueError" in (tmp_path / "b" / "seed0" / LOG).read_text()
+    assert "trained a, seed 0" in (tmp_path / "a" / "seed0" / LOG).read_text()
+    assert capfd.readouterr() == ("", "")  # what runs say is in their logs
+
+
+def test_processes_share_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert len(list(carry_out(jobs(tmp_path), studied.pretend, 4))) == 3
+    assert "with 2 threads" in (tmp_path / "c" / "seed0" / LOG).read_text()
+
+
+def test_a_process_that_is_killed_costs_its_run_alone(tmp_path):
+    results = {result.job.arm: result.error for result in carry_out(jobs(tmp_path, "abcd"), studied.die_at_b, 2)}
+    assert results.pop("b").startswith("its process ended by signal 9")
+    assert results == {"a": None, "c": None, "d": None}
+
+
+@pytest.mark.parametrize(("call", "raised"), [(studied.stop_at_b, KeyboardInterrupt), (studied.end_at_b, SystemExit)])
+def test_a_signal_ends_the_study_after_the_run_that_it_stopped(tmp_path, call, raised):
+    seen = []
+    with pytest.raises(raised):
+        seen += (result for result in carry_out(jobs(tmp_path), call))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_signal_to_one_of_two_stops_the_other(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        list(carry_out(jobs(tmp_path, "ab"), studied.wait_at_b, 2))
+    assert (tmp_path / "b" / "seed0" / "recipe" / "20260101-000000" / "summary.json").is_file()  # it ended, and long before its minute was over
