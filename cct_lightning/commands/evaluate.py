@@ -11,7 +11,7 @@ from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import find_network, newest
 from cct_lightning.tasks.registry import DEFAULT
-from cct_lightning.weights.trained import check_head
+from cct_lightning.weights.schema import check_head
 
 FLAGS = ("calibrate",)
 

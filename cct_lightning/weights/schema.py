@@ -29,6 +29,23 @@ LARGEST = {
 }  # fmt: skip
 
 
+def check_head(path: Path, model: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that holds no head, as a training on masked patches leaves it.
+
+    Args:
+        path: The checkpoint, for the message.
+        model: What it says of its network.
+
+    Raises:
+        InputError: Says how to get one.
+    """
+    if "target" in model:  # of masked patches
+        raise InputError(
+            f"{path} was trained without labels and tells no classes yet: train it on labelled images first,\n"
+            f"  cct finetune DIR --model.pretrained {path}"
+        )
+
+
 def read_json(path: Path, what: str = "") -> Any:
     """Reads a small JSON file.
 

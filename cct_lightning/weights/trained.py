@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.run_folder import find_network, replacing
-from cct_lightning.weights.schema import KEY, check_export, check_temperature, read_json
+from cct_lightning.weights.schema import KEY, check_export, check_head, check_temperature, read_json
 from cct_lightning.weights.sources import check_digest, sha256
 from cct_lightning.wording import reason
 
@@ -123,23 +123,6 @@ def describe_run(opened: Opened) -> Saved:
     crop_pct = about["recipe"]["data"].get("crop_pct", 1.0) if about["recipe"] else 1.0
     preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | {"crop_pct": crop_pct}
     return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing, opened)
-
-
-def check_head(path: Path, model: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint that holds no head, as a training on masked patches leaves it.
-
-    Args:
-        path: The checkpoint, for the message.
-        model: What it says of its network.
-
-    Raises:
-        InputError: Says how to get one.
-    """
-    if "target" in model:  # of masked patches
-        raise InputError(
-            f"{path} was trained without labels and tells no classes yet: train it on labelled images first,\n"
-            f"  cct finetune DIR --model.pretrained {path}"
-        )
 
 
 def calibration_path(checkpoint: Path) -> Path:
