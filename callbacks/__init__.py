@@ -8,8 +8,19 @@ from .ema import EMA
 from .knn_accuracy import KNNAccuracy
 from .pooling_maps import PoolingMaps
 from .progress import ProgressBar
+from .reconstruction_preview import ReconstructionPreview
 from .start_record import StartRecord
 from .test_report import TestReport
 from .throughput import Throughput
 
-__all__ = ["EMA", "BatchPreview", "KNNAccuracy", "PoolingMaps", "ProgressBar", "StartRecord", "TestReport", "Throughput"]
+__all__ = [
+    "EMA",
+    "BatchPreview",
+    "KNNAccuracy",
+    "PoolingMaps",
+    "ProgressBar",
+    "ReconstructionPreview",
+    "StartRecord",
+    "TestReport",
+    "Throughput",
+]

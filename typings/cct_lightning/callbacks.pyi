@@ -3,6 +3,7 @@ from callbacks import BatchPreview as BatchPreview
 from callbacks import KNNAccuracy as KNNAccuracy
 from callbacks import PoolingMaps as PoolingMaps
 from callbacks import ProgressBar as ProgressBar
+from callbacks import ReconstructionPreview as ReconstructionPreview
 from callbacks import StartRecord as StartRecord
 from callbacks import TestReport as TestReport
 from callbacks import Throughput as Throughput
