@@ -165,3 +165,21 @@ def test_any_pooling_may_read_the_encoder(tmp_path, theirs, ours):
 def test_what_does_not_suit_masked_patches_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         task(**options)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_step_on_a_gpu_mixes_no_devices_and_waits_for_nothing(gpu, target):
+    module = task(target)
+    gpu.takes(module)
+    module._device = gpu.device  # Lightning's own to() sets it, by a test of its type
+    images = torch.zeros(4, 1, 16, 16, device=gpu.device)
+    given = Batch(images, torch.zeros(4, dtype=torch.int64, device=gpu.device), torch.arange(4, device=gpu.device), 0, 0)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert module.training_loss(*module.step_inputs(given)).device == gpu.device
+
+
+def test_a_step_compiles_as_one_graph():
+    module = task().eval()
+    compiled = torch.compile(module.model, fullgraph=True, backend="eager")
+    given = module.step_inputs(batch([1, 2]))
+    torch.testing.assert_close(compiled(*given), module.model(*given))
