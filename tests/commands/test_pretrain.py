@@ -58,6 +58,18 @@ def test_images_without_labels_teach_a_network_that_is_fine_tuned(cct, photos, h
     assert all(name.startswith("decoder") for name in report["dropped"])
 
 
+def test_a_recipe_begins_with_what_was_learned(cct, tmp_path):
+    few = ("--data.per_class", 4, *SMALL, *(word for part in ("train", "val", "test") for word in (f"--trainer.limit_{part}_batches", 2)))
+    assert cct("pretrain", "digits", "--data.unlabelled", "rest", *few).code == 0
+    for overlay in ((), ("-c", "linear_probe")):
+        begun = cct("fit", "-c", "digits", *overlay, "--model.pretrained", newest(tmp_path), *few)
+        assert begun.code == 0, begun.err
+        summary = json.loads((newest(tmp_path, "digits") / "summary.json").read_text())
+        assert {name.split(".")[0] for name in summary["load_report"]["loaded"]} == {"encoder"}
+        assert ("its features are computed once" in begun.out) == bool(overlay)
+        assert summary["test_accuracy"] is not None
+
+
 def test_class_folders_are_taken_as_a_fine_tuning_takes_them(cct, photos, heap, tmp_path):
     assert prepare(["photos"]).keys["data.dataset"] == "image_folder"
     assert prepare(["heap"]).keys["data.dataset"] == "images"
