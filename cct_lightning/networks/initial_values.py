@@ -27,6 +27,7 @@ INITIAL: dict[str, Callable[[Tensor, torch.Generator], object]] = {
     "cls_pos_embed": lambda p, source: _truncated_normal(p, source, 0.2),
     "cls_token": lambda p, source: nn.init.zeros_(p),
     "mask_token": lambda p, source: _truncated_normal(p, source, 0.02),
+    "queries": lambda p, source: _truncated_normal(p, source, 0.02),
     "latent": lambda p, source: _truncated_normal(p, source, p.shape[-1] ** -0.5),
     "gamma_1": lambda p, source: None,  # LayerScale: a constant, set by its constructor
     "gamma_2": lambda p, source: None,

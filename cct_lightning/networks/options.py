@@ -18,7 +18,8 @@ class NetworkOptions:
 
     Args:
         arch: Network: a preset such as cct_7_3x1_32, or timm/NAME for a network of timm that returns tokens (a ViT) or a map of them (a ResNet).
-        pooling: How tokens become one feature: class_token, masked_class_token, class_attention, map, seqpool or mean; null: the arch's.
+        pooling: How tokens become one feature: class_token, masked_class_token, class_token_mean, class_attention, map,
+            multi_query, seqpool or mean; null: the arch's.
         num_classes: Number of classes; 0: the network returns features.
         image_size: Side of square images, or height and width, pixels.
         in_chans: Channels of the images.

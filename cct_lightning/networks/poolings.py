@@ -3,6 +3,7 @@
 To add one: a class here, and a line of ``POOLINGS``. Shapes as in encoder.py.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -211,7 +212,8 @@ class SeqPool(Pooling):
     """Averages the patches with weights from one linear score: attention of one head, one query, and no projections.
 
     Sequence pooling of "Escaping the Big Data Paradigm with Compact Transformers" (arXiv 2104.05704, section 3.2);
-    ``attention_pool`` in SHI-Labs' code, with a bias there that the softmax cancels. It is kept so that weights load.
+    ``attention_pool`` in SHI-Labs' code, with a bias there that the softmax cancels. It is kept so that weights load. Attention-based pooling of
+    multiple-instance learning (AbMILP) with a linear score is the same thing.
     """
 
     def __init__(self, embed_dim: int, num_heads: int) -> None:
@@ -238,6 +240,45 @@ class MeanPooling(Pooling):
         return _on_patches(tokens.patches.new_full((B, N), 1 / N), tokens)
 
 
+class ClassTokenMeanPooling(MeanPooling):
+    """Averages the patches of an encoder whose class token takes part in every layer, and is not read: a scratch pad alone.
+
+    ``avg`` of timm's networks that keep their class token, such as its ``vit_base_patch16_224`` trained with global average pooling.
+    """
+
+    class_token: ClassVar[ClassToken] = "full"
+
+
+class MultiQueryPooling(Pooling):
+    """Lets several learned queries read the patches, each its own part of the channels; neither queries nor keys are projected.
+
+    Efficient probing of "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency" (arXiv 2506.10178), ``EfficientProbing`` in
+    billpsomas/efficient-probing: 32 queries, one linear map for the values, whose channels they share out. Here there are as many of the 32 as divide
+    D evenly. With one query and no map of the values it is sequence pooling, but for the scale of the scores.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, num_queries: int = 32) -> None:
+        super().__init__(embed_dim, num_heads)
+        self.num_queries = math.gcd(num_queries, embed_dim)
+        self.queries = nn.Parameter(torch.zeros(1, self.num_queries, embed_dim))
+        self.v = nn.Linear(embed_dim, embed_dim, bias=False)
+        initialise(self, "pooling")
+
+    def _scores(self, patches: Tensor) -> Tensor:
+        scores: Tensor = (self.queries * self.embed_dim**-0.5 @ patches.transpose(1, 2)).softmax(dim=2)
+        return scores  # (B, queries, N)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        B, N, D = tokens.patches.shape
+        values = self.v(tokens.patches).view(B, N, self.num_queries, D // self.num_queries)
+        scores = self._scores(tokens.patches).to(values.dtype)  # autocast has the softmax in float32
+        return torch.einsum("bqn,bnqd->bqd", scores, values).reshape(B, D)
+
+    def weights(self, tokens: Tokens) -> Tensor:
+        """Returns the queries' attention, mean over all of them."""
+        return _on_patches(self._scores(tokens.patches).mean(dim=1), tokens)
+
+
 POOLINGS: dict[str, type[Pooling]] = {
     "class_token": ClassTokenPooling,
     "masked_class_token": MaskedClassTokenPooling,
@@ -245,4 +286,6 @@ POOLINGS: dict[str, type[Pooling]] = {
     "map": MapPooling,
     "seqpool": SeqPool,
     "mean": MeanPooling,
+    "class_token_mean": ClassTokenMeanPooling,
+    "multi_query": MultiQueryPooling,
 }

@@ -118,7 +118,7 @@ def _of_tensors(state: Mapping[str, Tensor], source: str, given: Mapping[str, st
 
 def _pooling(state: Mapping[str, Tensor], class_token: bool) -> str:
     for name, pattern in (("seqpool", r"(?:classifier\.attention_pool|pooling\.score)\.weight"), ("class_attention", r"pooling\.cls_token"),
-                          ("map", r"pooling\..*latent.*")):  # fmt: skip
+                          ("map", r"pooling\..*latent.*"), ("multi_query", r"pooling\.queries")):  # fmt: skip
         if _find(state, pattern):
             return name
     return "class_token" if class_token else "mean"

@@ -21,10 +21,11 @@ from cct_lightning.networks.attention_maps import (
     position_similarity,
     top_share,
 )
-from cct_lightning.networks.poolings import POOLINGS
+from cct_lightning.networks.poolings import POOLINGS, ClassTokenPooling, MeanPooling
 from cct_lightning.networks.tokenizers import PatchTokenizer
 
-CLASS_TOKENS = [name for name, kind in POOLINGS.items() if kind.class_token != "none"]
+CLASS_TOKENS = [name for name, kind in POOLINGS.items() if issubclass(kind, ClassTokenPooling)]  # that read it
+MEANS = [name for name, kind in POOLINGS.items() if issubclass(kind, MeanPooling)]
 
 
 def network(pooling, image_size=(16, 24), arch="vit_2_4_32", **options):
@@ -86,11 +87,11 @@ def test_look_gives_the_logits_and_what_each_patch_counts(pooling, arch):
         tokens = model.encoder(images)
         torch.testing.assert_close(seen.logits, model(images))
     assert seen.weights.shape == seen.rollout.shape == (3, h * w)
-    assert seen.is_signed == (pooling == "mean")
+    assert seen.is_signed == (pooling in MEANS)
     assert (seen.heads is not None) == (pooling == "map")
     if not seen.is_signed:
         torch.testing.assert_close(seen.weights.sum(dim=1), torch.ones(3))
-    if pooling not in (*CLASS_TOKENS, "mean"):
+    if pooling not in (*CLASS_TOKENS, *MEANS):
         torch.testing.assert_close(seen.weights, model.pooling.weights(tokens)[:, P:])
     torch.testing.assert_close(seen.rollout.sum(dim=1), torch.ones(3))
     assert (seen.rollout >= 0).all()

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cct_lightning import POOLINGS, Tokens
-from cct_lightning.networks.poolings import ClassTokenPooling, MeanPooling, SeqPool
+from cct_lightning.networks.poolings import ClassTokenPooling, MeanPooling, MultiQueryPooling, SeqPool
 
 
 def tokens(prefix=1, seed=0):
@@ -73,6 +73,34 @@ def test_seqpool_with_equal_scores_is_the_mean():
 def test_mean_is_the_mean_of_the_patches():
     batch = tokens(prefix=3)
     torch.testing.assert_close(MeanPooling(16, 1)(batch), batch.patches.mean(dim=1))
+
+
+def test_queries_share_out_the_channels():
+    pool, batch = make("multi_query"), tokens()
+    assert pool.num_queries == 16  # of 32 as many as divide the width
+    values = batch.patches @ pool.v.weight.T
+    expected = []
+    for number in range(16):  # each its own channel
+        scores = (batch.patches @ pool.queries[0, number] / 16**0.5).softmax(dim=1)  # (2, 9)
+        expected.append((scores * values[:, :, number]).sum(dim=1))
+    torch.testing.assert_close(pool(batch), torch.stack(expected, dim=1))
+    assert MultiQueryPooling(48, 3, num_queries=6).num_queries == 6
+
+
+def test_one_query_that_maps_nothing_is_seqpool():
+    pool, seqpool, batch = MultiQueryPooling(16, 1, num_queries=1), make("seqpool"), tokens()
+    with torch.no_grad():
+        pool.v.weight.copy_(torch.eye(16))
+        pool.queries.copy_(seqpool.score.weight[None] * 16**0.5)
+    torch.testing.assert_close(pool(batch), seqpool(batch))
+
+
+def test_the_mean_beside_a_class_token_does_not_read_it():
+    batch = tokens(prefix=1)
+    pool = make("class_token_mean")
+    assert pool.class_token == "full"
+    torch.testing.assert_close(pool(batch), batch.patches.mean(dim=1))
+    assert torch.equal(pool(batch), pool(batch._replace(prefix=batch.prefix + 9)))
 
 
 def test_the_class_token_is_the_first_prefix_token():
