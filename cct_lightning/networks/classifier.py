@@ -54,10 +54,17 @@ class ImageClassifier(nn.Module):
         about = {**encoder.describe_images(), "num_classes": num_classes, "first_conv": first_conv, "classifier": "head"}
         self.pretrained_cfg = self.default_cfg = about  # under timm's names: ``timm.data.resolve_model_data_config`` reads the one
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Classifies images (B, C, H, W): logits (B, K)."""
-        logits: Tensor = self.head(self.pooling(self.encoder(images)))
-        return logits
+    def forward(self, images: Tensor, layers: Sequence[int] = ()) -> Any:
+        """Classifies images (B, C, H, W): logits (B, K).
+
+        Args:
+            images: Float, normalised.
+            layers: Numbers of transformer layers, from 0: their patches (B, N, D) are returned, too, as a list behind the logits.
+        """
+        if not layers:
+            return self.head(self.pooling(self.encoder(images)))
+        last, kept = self.encoder.intermediates(images, layers, norm=False, stop_early=False)
+        return self.forward_head(last), [tokens[:, self.encoder.num_prefix_tokens :] for tokens in kept]
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Encodes images: all tokens (B, P + N, D), prefix first, after the final norm."""

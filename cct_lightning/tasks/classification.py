@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -167,6 +168,10 @@ class LitClassifier(Task):
         if stage == "fit" and self.teacher is not None and self._teaching is None:
             self._teaching = Teaching.open(self.teacher, self.distill, self.model, self.class_names, self.mean, self.std)
             self.guide = self._teaching.guide
+            if self.guide is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+                raise InputError(
+                    "model.distill.kind=features trains more than the network, which the overlay fsdp shards alone: take ddp, soft or hard."
+                )
 
     def further_parameters(self) -> list[nn.Parameter]:
         return [] if self.guide is None else list(self.guide.parameters())
@@ -187,11 +192,11 @@ class LitClassifier(Task):
 
     def training_loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Computes the cross-entropy of a batch, smoothed and weighed as asked, and what is learned of a teacher."""
-        logits = self(images)
         if self._teaching is None:
-            return cross_entropy(logits, targets, self.label_smoothing, self._class_weights)
+            return cross_entropy(self(images), targets, self.label_smoothing, self._class_weights)
         labels, theirs = targets.tensor_split([self.model.num_classes], dim=1)
-        return self._teaching.loss(logits, labels, theirs, self.label_smoothing, self._class_weights)
+        answer = super().forward(images, layers) if (layers := self._teaching.layers) else self(images)
+        return self._teaching.loss(answer, labels, theirs, self.label_smoothing, self._class_weights)
 
     def on_fit_start(self) -> None:
         """Counts the classes where the loss is balanced, then as every task.
@@ -235,7 +240,7 @@ class LitClassifier(Task):
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_same_teacher(checkpoint.get(KEY, {}).get("teacher"), self._teaching)
-        if self.guide is None:
+        if self.guide is None and "state_dict" in checkpoint:  # FSDP2's strategy reads the weights itself
             checkpoint["state_dict"] = without_guide(checkpoint["state_dict"])
             if "ema" in checkpoint:
                 checkpoint["ema"] = {**checkpoint["ema"], "raw": without_guide(checkpoint["ema"]["raw"])}

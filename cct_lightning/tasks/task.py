@@ -88,7 +88,7 @@ class Task(L.LightningModule, ABC):
         assert isinstance(encoder, Encoder)
         return encoder
 
-    def forward(self, images: Tensor, *others: Tensor) -> Any:
+    def forward(self, images: Tensor, *others: Any) -> Any:
         """Runs the network on images (B, C, H, W), uint8 or float normalised, and on what else it takes.
 
         Raises:

@@ -101,8 +101,6 @@ class Teaching:
         self.guide: Guide | None = None
         self._order: Tensor | None = None
         self._weight = torch.ones(())  # of a teacher's features, at this step
-        self._tokens: dict[int, Tensor] = {}  # that the layers returned last
-        self._hooks: list[Any] = []
         self._cache: TeacherCache | None = None
         teacher.expect(mean, std)
         if distill.kind == "features":
@@ -134,10 +132,10 @@ class Teaching:
         layers = range(depth) if self.distill.layers is None else self.distill.layers
         if not layers or not all(0 <= number < depth for number in layers) or len(set(layers)) < len(layers):
             raise InputError(f"model.distill.layers={self.distill.layers} should be some of the layers 0 to {depth - 1} of {encoder.title()}.")
-        return Guide(self.student, layers, Map(*self.teacher.choose_map(encoder.grid_size)))
+        return Guide(self.student, sorted(layers), Map(*self.teacher.choose_map(encoder.grid_size)))
 
     def begin(self, trainer: L.Trainer, device: torch.device) -> None:
-        """Puts the teacher where the student is, in its precision, and has the layers keep what they return.
+        """Puts the teacher where the student is, in its precision.
 
         Raises:
             InputError: The run asks for what the two can't do.
@@ -153,15 +151,6 @@ class Teaching:
             if not hasattr(data, "fingerprint"):
                 raise InputError("model.distill.cache needs ImageDataModule, which tells what a batch is made of: leave it out.")
             self._cache = TeacherCache(self.distill.cache, lambda: self._about(trainer, data, device), device)
-        if self.guide is not None:
-            blocks, prefix = tuple(self.student.encoder.layers()), self.student.encoder.num_prefix_tokens
-            for number in self.guide.layers:
-
-                def keep(block: nn.Module, inputs: Any, tokens: Tensor, number: int = number) -> None:
-                    if block.training:
-                        self._tokens[number] = tokens[:, prefix:]
-
-                self._hooks.append(blocks[number].register_forward_hook(keep))
 
     def _about(self, trainer: L.Trainer, data: Any, device: torch.device) -> dict[str, Any]:
         """Returns all that the teacher's logits follow from, in plain values."""
@@ -200,20 +189,25 @@ class Teaching:
         largest = torch.finfo(torch.float16).max
         return logits.clamp(-largest, largest).half()
 
-    def loss(self, logits: Tensor, labels: Tensor, theirs: Tensor, label_smoothing: float, weights: Tensor | None) -> Tensor:
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of the student's layers whose patches ``loss`` wants to see."""
+        return () if self.guide is None else self.guide.layers
+
+    def loss(self, answer: Any, labels: Tensor, theirs: Tensor, label_smoothing: float, weights: Tensor | None) -> Tensor:
         """Computes the loss of labels and teacher, ().
 
         Args:
-            logits: The student's, (B, K).
+            answer: What the student makes of the images: logits (B, K), and with ``layers`` their patches.
             labels: Probabilities (B, K).
             theirs: What ``look`` returned.
             label_smoothing: Of the labels.
             weights: Of the classes, (K,).
         """
+        logits, patches = answer if self.guide is not None else (answer, [])
         of_labels, distill = cross_entropy(logits, labels, label_smoothing, weights), self.distill
         if self.guide is not None:
-            theirs = theirs.view(-1, *self.guide.theirs)
-            error: Tensor = self.guide([self._tokens.pop(number) for number in self.guide.layers], theirs)
+            error: Tensor = self.guide(patches, theirs.view(-1, *self.guide.theirs))
             return of_labels + self._weight * error
         of_teacher = hard_loss(logits, theirs) if distill.kind == "hard" else soft_loss(logits, theirs, distill.temperature)
         return (1 - distill.share) * of_labels + distill.share * of_teacher
@@ -225,9 +219,6 @@ class Teaching:
 
     def end(self) -> None:
         """Lets go of what a training needs."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._tokens = [], {}
         if self._cache is not None:
             self._cache.write()
             rank_zero_info(f"the teacher's logits: {self._cache}")
