@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from cct_lightning.errors import InputError
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.encoder import ViTEncoder
-from cct_lightning.weights.files import open_weights, read_checkpoint, unwrap
-from cct_lightning.weights.loading import load_weights
+from cct_lightning.weights.files import Opened, open_weights, read_checkpoint, unwrap
+from cct_lightning.weights.inspection import describe
+from cct_lightning.weights.loading import create_model, load_weights
 from cct_lightning.weights.sources import locate, sha256
 from cct_lightning.weights.trained import build, read_saved
 from cct_lightning.wording import reason, some
@@ -162,8 +163,8 @@ def open_teacher(source: str) -> Teacher:
     """Opens a trained network to learn from; nothing is drawn from the global generators.
 
     Args:
-        source: A checkpoint or folder of a run, an exported folder, the name of published weights; timm/NAME@FILE, or timm/NAME where there is a
-            network.
+        source: A checkpoint or folder of a run, an exported folder, a file or the name of SHI-Labs' published weights; timm/NAME@FILE, or timm/NAME
+            where there is a network.
 
     Raises:
         InputError: There is no such network, or its file can't be read.
@@ -179,7 +180,11 @@ def open_teacher(source: str) -> Teacher:
 
 def _of_ours(source: str) -> Teacher:
     path = locate(source)
-    saved = read_saved(open_weights(path, source) if path.suffix in (".ckpt", ".pth", ".pt") else path)
+    alone = path.suffix not in (".json", ".onnx", ".pt2") and not (path.suffix == ".safetensors" and path.with_name("config.json").is_file())
+    opened = open_weights(path, source) if alone else None
+    if opened is not None and opened.about is None:
+        return _of_others(opened)
+    saved = read_saved(opened or path)
     if saved.opened is None:
         raise InputError(f"{saved.weights} is a graph to predict with: give the run's checkpoint, or an export of another format.")
     network = build(saved.model, saved)
@@ -187,6 +192,17 @@ def _of_ours(source: str) -> Teacher:
     names = (saved.opened.about or {}).get("class_names")
     preprocessing, size = saved.preprocessing, network.encoder.image_size
     return Teacher(network, source, sha256(saved.weights), names, network.num_classes, size, preprocessing["mean"], preprocessing["std"])
+
+
+def _of_others(opened: Opened) -> Teacher:
+    """Builds the network that the tensors of a file of SHI-Labs' code or of vit-pytorch tell of."""
+    keys, state = describe(opened), unwrap(opened.content, opened.name)
+    data = keys["data"]
+    head = state.get("classifier.fc.weight", state.get("head.weight", ()))
+    size = {"image_size": data["image_size"]} if "image_size" in data else {}
+    about = {**keys["model"], **size, "in_chans": data["in_chans"], "num_classes": len(head)}
+    network = create_model(**about, drop_path=0.0, attn_drop=0.0, pretrained=opened)
+    return Teacher(network, opened.name, sha256(opened.path), None, len(head), network.encoder.image_size, data.get("mean"), data.get("std"))
 
 
 def _of_timm(source: str) -> Teacher:
@@ -203,7 +219,11 @@ def _of_timm(source: str) -> Teacher:
         path = Path(file).expanduser()
         state, digest = unwrap(read_checkpoint(path), file), sha256(path)
     else:
-        state = fetch_timm(source)
+        try:
+            state = fetch_timm(source)
+        except InputError as error:
+            first = str(error).splitlines()[0].removeprefix(f"{source}: ")
+            raise InputError(f"{first}\n  Without a network give a file of them: --model.teacher {source}@FILE") from None
         digest = _digest(state)
     about: Any = timm.models.get_pretrained_cfg(name)
     head = state.get(f"{about.classifier if isinstance(about.classifier, str) else about.classifier[0]}.weight", ())

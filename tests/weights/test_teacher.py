@@ -1,14 +1,17 @@
 import hashlib
+import os
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from trained import write_checkpoint, write_export
 
 from cct_lightning import InputError, LitClassifier, TimmEncoder, create_model
 from cct_lightning.networks.classifier import ImageClassifier
+from cct_lightning.weights.sources import unreachable
 from cct_lightning.weights.teacher import Teacher, open_teacher
 
 
@@ -40,6 +43,27 @@ def test_checkpoints_runs_exports_and_files_of_timm_are_opened(tmp_path, resnet)
     images = torch.randn(2, 3, 160, 160)
     torch.testing.assert_close(teacher.logits(images), network(images))
     assert (teacher.num_classes, teacher.class_names, teacher.image_size, teacher.mean) == (5, None, (160, 160), network.pretrained_cfg["mean"])
+
+
+@pytest.mark.skipif("CCT_GOLDEN" not in os.environ, reason="CCT_GOLDEN names no folder of golden vectors")
+def test_a_file_of_shi_labs_names_is_opened():
+    file = Path(os.environ["CCT_GOLDEN"], "cct_2_3x2_32.safetensors")
+    golden, teacher = load_file(file), open_teacher(str(file))
+    torch.testing.assert_close(teacher.logits(golden["input"]), golden["logits"], atol=3e-5, rtol=0)
+    assert (teacher.num_classes, teacher.class_names, teacher.image_size) == (golden["logits"].shape[1], None, (32, 32))
+
+
+def test_weights_of_timm_that_can_not_be_had_are_told_with_the_way_out(monkeypatch):
+    def refuse(source):
+        raise unreachable(source, "no network")
+
+    monkeypatch.setattr("cct_lightning.weights.timm_weights.fetch_timm", refuse)
+    with pytest.raises(InputError) as refused:
+        open_teacher("timm/resnet18")
+    assert str(refused.value).splitlines() == [
+        "model.teacher=timm/resnet18 can't be learned from: the weights can't be had (no network).",
+        "  Without a network give a file of them: --model.teacher timm/resnet18@FILE",
+    ]
 
 
 @pytest.mark.parametrize(("source", "message"), [
