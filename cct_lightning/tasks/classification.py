@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -168,10 +167,14 @@ class LitClassifier(Task):
         if stage == "fit" and self.teacher is not None and self._teaching is None:
             self._teaching = Teaching.open(self.teacher, self.distill, self.model, self.class_names, self.mean, self.std)
             self.guide = self._teaching.guide
-            if self.guide is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
-                raise InputError(
-                    "model.distill.kind=features trains more than the network, which the overlay fsdp shards alone: take ddp, soft or hard."
-                )
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.guide is not None and self._device_mesh is not None:
+            from torch.distributed.fsdp import FSDPModule, fully_shard
+
+            if not isinstance(self.guide, FSDPModule):
+                fully_shard(self.guide)
 
     def further_parameters(self) -> list[nn.Parameter]:
         return [] if self.guide is None else list(self.guide.parameters())
