@@ -26,7 +26,8 @@ def _in_notebook(stream: TextIO) -> bool:
 
 
 class ProgressBar(Bar):
-    """Tells epoch, step, loss, learning rate, images per second, validation accuracy with the best so far, and the time left.
+    """Tells epoch, step, loss, learning rate, images per second, validation accuracy with the best so far, and the time left; of what classifies
+    nothing the validation loss, and how many nearest neighbours are of an image's class.
 
     On a terminal it is one line that is drawn anew, by the clock and not by the step: drawing takes longer than a small network's step, and
     the loss waits for a GPU. So it is in a notebook, once a second at most. Elsewhere, in a log file, lines follow each other, seldom enough to
@@ -49,6 +50,7 @@ class ProgressBar(Bar):
         self._begin, self._began = 0, 0.0
         self._accuracy: float | None = None
         self._best = 0.0
+        self._others: dict[str, float] = {}  # what a validation without accuracy found last
 
     def enable(self) -> None:
         self._enabled = True
@@ -129,9 +131,14 @@ class ProgressBar(Bar):
             self._show(f"test batch {batch_idx + 1}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (accuracy := trainer.callback_metrics.get("val/accuracy")) is not None and not trainer.sanity_checking:
-            self._accuracy = float(accuracy)
+        found = trainer.callback_metrics
+        if trainer.sanity_checking:
+            return
+        if "val/accuracy" in found:
+            self._accuracy = float(found["val/accuracy"])
             self._best = max(self._best, self._accuracy)
+        else:
+            self._others |= {name: float(found[name]) for name in ("val/loss", "val/knn") if name in found}
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best}
@@ -169,6 +176,8 @@ class ProgressBar(Bar):
             parts.append(f"{rate:,.0f} images/s")
         if self._accuracy is not None:
             parts.append(f"val {percent(self._accuracy)} (best {percent(self._best)})")
+        parts += [f"val loss {self._others['val/loss']:.3f}"] if "val/loss" in self._others else []
+        parts += [f"k-NN {percent(self._others['val/knn'])}"] if "val/knn" in self._others else []
         seconds, steps = time.monotonic() - self._began, done - self._begin
         if steps and math.isfinite(total):
             parts.append(f"{clock(seconds / steps * (total - done))} left" if done < total else f"{clock(seconds)} in all")

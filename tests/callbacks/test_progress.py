@@ -44,6 +44,16 @@ def test_the_progress_bar_tells_what_one_wants_to_know(monkeypatch):
     assert bar._line(stand_in(global_step=400, current_epoch=20)).endswith("1:40 in all")
 
 
+def test_of_what_classifies_nothing_it_tells_the_loss_and_the_neighbours(monkeypatch):
+    at(monkeypatch, [50.0], io.StringIO())
+    bar, trainer = ProgressBar(), stand_in()
+    trainer.callback_metrics |= {"val/loss": torch.tensor(0.75), "val/knn": torch.tensor(0.25)}
+    bar.on_validation_end(trainer, None)
+    del trainer.callback_metrics["val/knn"]  # measured every few epochs
+    bar.on_validation_end(trainer, None)
+    assert "images/s  val loss 0.750  k-NN 25.0 %" in bar._line(trainer)
+
+
 def test_a_terminal_has_one_line_that_is_drawn_by_the_clock(monkeypatch):
     seconds, stream = [100.0], Terminal()
     at(monkeypatch, seconds, stream)
