@@ -1,8 +1,7 @@
 """Classification: loss, metrics, what came of each image, and the network that a checkpoint holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,12 +19,12 @@ from cct_lightning.evaluation.views import mean_logits
 from cct_lightning.networks.classifier import ImageClassifier, check_network
 from cct_lightning.networks.encoder import ViTEncoder
 from cct_lightning.options import keywords_of
-from cct_lightning.tasks.options import ClassificationOptions, from_config, to_config
+from cct_lightning.tasks.options import ClassificationOptions, to_config
 from cct_lightning.tasks.task import Stage, Task
 from cct_lightning.tasks.teaching import Guide, Teaching, check_same_teacher
 from cct_lightning.training.losses import class_weights, cross_entropy
 from cct_lightning.training.options import TrainingOptions
-from cct_lightning.weights.files import KEY, read_checkpoint, without_guide
+from cct_lightning.weights.files import KEY, without_guide
 from cct_lightning.weights.loading import ModelOptions, create_model
 
 
@@ -290,29 +289,3 @@ class LitClassifier(Task):
         if tta != "none" and images.ndim < 4:
             raise InputError(f"model.tta={tta} needs images, and features of them are given: leave it out.")
         return mean_logits(lambda seen: self(seen).float(), images, tta)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: str | torch.device = "cpu", **changes: Any
-    ) -> "LitClassifier":
-        """Builds the network that a checkpoint holds, with its weights, in eval mode.
-
-        Args:
-            checkpoint_path: A file that a run wrote.
-            map_location: Device of the result.
-            changes: Arguments of the constructor that shall differ from the run's; ``model`` where the run had a network of its own.
-
-        Raises:
-            InputError: The file can't be read, is no checkpoint of ours, or holds a network that only Python can build.
-        """
-        checkpoint = read_checkpoint(checkpoint_path)
-        about = checkpoint.get(KEY)
-        if not isinstance(about, Mapping):
-            raise InputError(f"{checkpoint_path} is no checkpoint of cct-lightning; weights alone are read with pretrained={checkpoint_path}.")
-        if about["model"] is None and "model" not in changes:
-            raise InputError(f"{checkpoint_path} was trained with a network of its own: build it and pass it as model=.")
-        module = cls(**from_config({**(about["model"] or {}), **changes}))
-        module.load_state_dict(without_guide(checkpoint["state_dict"]))
-        module._is_started = True
-        module.recipe, module.seed = about["recipe"], about["seed"]
-        return module.to(map_location).eval()

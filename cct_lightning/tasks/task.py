@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
 import torch
@@ -21,11 +22,12 @@ from cct_lightning.networks.tokenizers import ConvTokenizer
 from cct_lightning.options import keywords_of
 from cct_lightning.randomness import reseed
 from cct_lightning.tasks.divergence import EVERY, check_numbers
+from cct_lightning.tasks.options import from_config
 from cct_lightning.training.engine import StepGraph, check_graph, choose_engine, make_plain
 from cct_lightning.training.optimizers import create_optimizer
 from cct_lightning.training.options import Engine, TrainingOptions, Whiten
 from cct_lightning.training.schedules import create_scheduler, fit_schedule
-from cct_lightning.weights.files import KEY
+from cct_lightning.weights.files import KEY, read_checkpoint, without_guide
 from cct_lightning.weights.soundness import tensors_in
 
 Stage = Literal["val", "test"]
@@ -292,3 +294,29 @@ class Task(L.LightningModule, ABC):
         """Takes up the loss of an epoch that was stopped."""
         self._is_started = True
         self._epoch_loss = torch.zeros(()) + checkpoint.get(KEY, {}).get("epoch_loss", 0.0)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: str | torch.device = "cpu", **changes: Any
+    ) -> Self:
+        """Builds the network that a checkpoint holds, with its weights, in eval mode.
+
+        Args:
+            checkpoint_path: A file that a run wrote.
+            map_location: Device of the result.
+            changes: Arguments of the constructor that shall differ from the run's; ``model`` where the run had a network of its own.
+
+        Raises:
+            InputError: The file can't be read, is no checkpoint of ours, or holds a network that only Python can build.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        about = checkpoint.get(KEY)
+        if not isinstance(about, Mapping):
+            raise InputError(f"{checkpoint_path} is no checkpoint of cct-lightning; weights alone are read with pretrained={checkpoint_path}.")
+        if about["model"] is None and "model" not in changes:
+            raise InputError(f"{checkpoint_path} was trained with a network of its own: build it and pass it as model=.")
+        module = cls(**from_config({**(about["model"] or {}), **changes}))
+        module.load_state_dict(without_guide(checkpoint["state_dict"]))
+        module._is_started = True
+        module.recipe, module.seed = about["recipe"], about["seed"]
+        return module.to(map_location).eval()

@@ -147,6 +147,15 @@ def test_every_task_that_is_stopped_goes_on_to_the_bit(tmp_path, name):
     assert_same_to_the_bit(*stopped_and_resumed(named(name), tmp_path, 0, 2, averages=False))
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_loaded_from_its_checkpoint(tmp_path, name):
+    task, trainer = fit(named(name), tmp_path, epochs=1)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    again = task_class(name).load_from_checkpoint(tmp_path / "run.ckpt", drop_path=0.2)
+    assert (again.seed, again.training, again.model_config) == (task.seed, False, {**task.model_config, "drop_path": 0.2})
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in task.state_dict().items())
+
+
 def test_a_run_with_smaller_images_first_that_is_stopped_goes_on_to_the_bit(tmp_path):
     seen = []
 
