@@ -25,6 +25,7 @@ def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path):
     files = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "cct_lightning").rglob("*.py")}
     files |= {f"cct_lightning/{path.parent.name}/{path.name}" for folder in ("callbacks", "recipes") for path in (CHECKOUT / folder).glob("*.py")}
     files |= {f"cct_lightning/{path.relative_to(CHECKOUT).as_posix()}" for path in (CHECKOUT / "recipes").rglob("*.yaml")}
+    files |= {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "cct_lightning" / "weights" / "inside").glob("*/*")}
     assert {name for name in names if "dist-info" not in name} == files | {"cct_lightning/py.typed", "cct_lightning/runs/page.css"}
 
 

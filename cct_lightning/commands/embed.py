@@ -11,7 +11,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from cct_lightning.commands.predict import check_images, check_place, open_network, parse, print_usage
 from cct_lightning.errors import InputError
-from cct_lightning.run_folder import find_network, replacing
+from cct_lightning.run_folder import replacing
+from cct_lightning.weights.sources import find_source
 
 if TYPE_CHECKING:
     from cct_lightning.inference.items import Embedding
@@ -129,7 +130,7 @@ def main(arguments: list[str]) -> None:
         print_usage(HELP)
         return
     source, paths, options = parse(arguments, "embed", OPTIONS)
-    find_network(source)
+    find_source(source)
     if "out" not in options:
         raise InputError("embed needs a file to write: --out features.npz")
     out = Path(options["out"]).expanduser()

@@ -9,9 +9,10 @@ from cct_lightning.commands.keys import check_value, flatten, groups_without_key
 from cct_lightning.commands.requests import Request, read_request
 from cct_lightning.commands.words import read_words
 from cct_lightning.errors import InputError
-from cct_lightning.run_folder import find_network, newest
+from cct_lightning.run_folder import newest
 from cct_lightning.tasks.registry import DEFAULT
 from cct_lightning.weights.schema import check_head
+from cct_lightning.weights.sources import find_source
 
 FLAGS = ("calibrate",)
 
@@ -32,7 +33,7 @@ def prepare(arguments: list[str], command: str) -> Request:
         hint = next(iter(newest()), "runs/.../checkpoints/best.ckpt")
         what = f"one, not {len(named)}" if named else "a file that ends in .ckpt"
         raise InputError(f"{command} needs a checkpoint, {what}: cct {command} {hint}")
-    checkpoint = find_network(named[0])
+    checkpoint = find_source(named[0])
     if checkpoint.suffix != ".ckpt":
         raise InputError(f"{command} measures a run's checkpoint, and {checkpoint} is none: cct predict classifies with it.")
     calibrates = any(option.key in FLAGS for option in typed.options)

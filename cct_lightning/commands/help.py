@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "write a network for other programs: cct export runs/.../best.ckpt --format onnx",
     "study": "compare runs that differ in one thing: cct study poolings -c digits [--seeds N] [--jobs N]",
     "recipes": "list the recipes; cct recipes NAME prints one",
+    "models": "list the weights to start from; cct models NAME tells more of one",
 }
 EVALUATION = (
     "CHECKPOINT [--key value] ...",
@@ -46,8 +47,12 @@ SOURCE is one of
   FILE.pth, FILE.safetensors                                  weights of SHI-Labs/Compact-Transformers or vit-pytorch, the network read off them;
                                                               of timm with --model.arch timm/NAME
   timm/NAME                                                   timm's, where there is a network
-  cct_7_3x1_32_cifar10_300epochs, ...                         SHI-Labs' ten published files, where there is a network
-without it the network is trained from scratch. The head is made anew, positions are resized; what became of each tensor is printed.
+  cct_2_3x2_32_cifar10                                        inside the package, a CCT-2/3x2 (0.28 M parameters) of CIFAR-10
+  cct_7_3x1_32_cifar10_300epochs, ...                         SHI-Labs' ten published files, where there is a network; `cct models` lists all
+Left out it is cct_2_3x2_32_cifar10 where --data.image_size is up to 64, or is left out, too, and there are up to 5,000 training images, which then
+are seen at 64 pixels; not where another network or a teacher is asked for. Else, and with --model.pretrained null, the network is trained from
+scratch, CCT-7/7x2 at 128 pixels unless keys say otherwise.
+The head is made anew, positions are resized; what became of each tensor is printed.
 
 Everything may be changed, as in `cct fit --help`:
   --data.image_size 64                       larger images, and so more tokens

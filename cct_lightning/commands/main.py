@@ -9,6 +9,7 @@ from typing import NoReturn
 import cct_lightning
 from cct_lightning.commands import evaluate, finetune, fit, pretrain, resume
 from cct_lightning.commands.help import COMMANDS, print_help, print_keys
+from cct_lightning.commands.models import print_models
 from cct_lightning.commands.recipes import print_recipes
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.streams import kept_open
@@ -108,6 +109,8 @@ def _run(arguments: list[str]) -> bool:
         print(cct_lightning.__version__)
     elif arguments[0] == "recipes":
         print_recipes(arguments[1:])
+    elif arguments[0] == "models":
+        print_models(arguments[1:])
     elif arguments[0] in LIGHT:
         import_module(f"cct_lightning.commands.{arguments[0]}").main(arguments[1:])
     elif arguments[0] in COMMANDS and {"-h", "--help"} & set(arguments):

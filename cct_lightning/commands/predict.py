@@ -21,8 +21,8 @@ from cct_lightning.evaluation.options import PASSES, cost
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.plain_yaml import read_yaml
-from cct_lightning.run_folder import find_network
 from cct_lightning.tasks.options import FROM_DATA
+from cct_lightning.weights.sources import find_source
 from cct_lightning.wording import as_cells
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def main(arguments: list[str]) -> None:
         print_usage(HELP)
         return
     source, paths, options = parse(arguments)
-    find_network(source)
+    find_source(source)
     out = Path(options["out"]).expanduser() if "out" in options else None
     kind = check_out(out, "overwrite" in options, options.get("format")) if out else options.get("format", "csv")
     check_images(paths)
@@ -294,7 +294,7 @@ def _next(source: str, paths: list[str], options: dict[str, Any]) -> str:
     if out is None:
         where = shlex.join(paths) if len(paths) < 4 else "PATH..."
         return f"{command} {where}{_typed(kept)} --out predictions.{options.get('format', 'csv')}"
-    if find_network(source).suffix == ".ckpt":
+    if find_source(source).suffix == ".ckpt":
         return f"{shlex.join(['cct', 'export', source])} --format onnx"
     return f"{command} PATH...{_typed({'out': out, 'top_k': 3} | kept)} --overwrite"
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
-from cct_lightning.run_folder import find_network
+from cct_lightning.weights.sources import find_source
 from cct_lightning.weights.trained import Saved, build, read_saved, read_temperature
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def export(
     check_range("--tolerance", tolerance, 0)
     if absent := [package for package in FORMATS[format].needs if find_spec(package) is None]:
         raise InputError(f'--format {format} needs {", ".join(absent)}, not installed here: pip install "cct-lightning[{format}]"')
-    source = find_network(checkpoint)
+    source = find_source(checkpoint)
     if source.name == "config.json" or source.suffix in {Path(about.file).suffix for about in FORMATS.values()}:
         raise InputError(f"{checkpoint} is an export, or weights alone: give a run's folder or its best.ckpt.")
     target = Path(out).expanduser() if out is not None else _beside(source, format)

@@ -23,7 +23,8 @@ class _ClassifierOptions(NetworkOptions):
         in_chans: Channels of the images; comes from the data.
         label_smoothing: Share of each target that is spread over all classes.
         pretrained: Weights to start from: a checkpoint of a run, an exported folder, a file of SHI-Labs/Compact-Transformers, vit-pytorch or
-            timm; by name, where there is a network: one of SHI-Labs' published weights, such as cct_7_3x1_32_cifar10_300epochs, or timm/NAME.
+            timm; by name, as `cct models` lists them: cct_2_3x2_32_cifar10, which is inside the package, and where there is a network one of
+            SHI-Labs' published weights, such as cct_7_3x1_32_cifar10_300epochs, or timm/NAME.
         new_head: Start the head at zero even where the weights have one that fits; it always is where classes differ.
         freeze: backbone trains the pooling and the head alone.
         loss: The loss.

@@ -1,37 +1,45 @@
-"""Where weights come from: a file, an exported folder, the ten published files of SHI-Labs/Compact-Transformers by name, timm by name."""
+"""Where weights come from: a file, an exported folder; by name those inside the package, the ten published files of SHI-Labs/Compact-Transformers,
+timm's."""
 
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.networks.timm_names import check_timm_name
+from cct_lightning.plain_yaml import read_yaml
 from cct_lightning.run_folder import find_network
+
+INSIDE = Path(__file__).with_name("inside")  # a folder for each name, as `cct export` writes it, and card.md
 
 
 @dataclass(frozen=True)
 class Published:
-    """Weights that SHI-Labs offer: where they lie, the network, and the data set whose normalisation and classes they know."""
+    """Weights that SHI-Labs offer: where they lie, the network, the data set whose normalisation and classes they know, and the accuracy on its
+    test images (ImageNet: validation images) that ``TABLES`` state, in per cent."""
 
     folder: str
     arch: str
     dataset: str
+    accuracy: float
 
 
 URL = "https://shi-labs.com/projects/cct/checkpoints"
-# The tables of README.md in SHI-Labs/Compact-Transformers; a name is that of the file there.
+TABLES = "https://github.com/SHI-Labs/Compact-Transformers#results"
+# A name is that of the file there.
 PUBLISHED: dict[str, Published] = {
-    "cct_7_3x1_32_cifar10_300epochs": Published("pretrained", "cct_7_3x1_32", "cifar10"),
-    "cct_7_3x1_32_sine_cifar10_1500epochs": Published("pretrained", "cct_7_3x1_32_sine", "cifar10"),
-    "cct_7_3x1_32_sine_cifar10_5000epochs": Published("pretrained", "cct_7_3x1_32_sine", "cifar10"),
-    "cct_7_3x1_32_cifar100_300epochs": Published("pretrained", "cct_7_3x1_32_c100", "cifar100"),
-    "cct_7_3x1_32_sine_cifar100_1500epochs": Published("pretrained", "cct_7_3x1_32_sine_c100", "cifar100"),
-    "cct_7_3x1_32_sine_cifar100_5000epochs": Published("pretrained", "cct_7_3x1_32_sine_c100", "cifar100"),
-    "cct_7_7x2_224_flowers102": Published("pretrained", "cct_7_7x2_224_sine", "flowers102"),
-    "cct_14_7x2_224_imagenet": Published("pretrained", "cct_14_7x2_224", "imagenet"),
-    "cct_14_7x2_384_imagenet": Published("finetuned", "cct_14_7x2_384", "imagenet"),
-    "cct_14_7x2_384_flowers102": Published("finetuned", "cct_14_7x2_384_fl", "flowers102"),
+    "cct_7_3x1_32_cifar10_300epochs": Published("pretrained", "cct_7_3x1_32", "cifar10", 96.53),
+    "cct_7_3x1_32_sine_cifar10_1500epochs": Published("pretrained", "cct_7_3x1_32_sine", "cifar10", 97.48),
+    "cct_7_3x1_32_sine_cifar10_5000epochs": Published("pretrained", "cct_7_3x1_32_sine", "cifar10", 98.00),
+    "cct_7_3x1_32_cifar100_300epochs": Published("pretrained", "cct_7_3x1_32_c100", "cifar100", 80.92),
+    "cct_7_3x1_32_sine_cifar100_1500epochs": Published("pretrained", "cct_7_3x1_32_sine_c100", "cifar100", 82.72),
+    "cct_7_3x1_32_sine_cifar100_5000epochs": Published("pretrained", "cct_7_3x1_32_sine_c100", "cifar100", 82.87),
+    "cct_7_7x2_224_flowers102": Published("pretrained", "cct_7_7x2_224_sine", "flowers102", 97.19),
+    "cct_14_7x2_224_imagenet": Published("pretrained", "cct_14_7x2_224", "imagenet", 80.67),
+    "cct_14_7x2_384_imagenet": Published("finetuned", "cct_14_7x2_384", "imagenet", 82.71),
+    "cct_14_7x2_384_flowers102": Published("finetuned", "cct_14_7x2_384_fl", "flowers102", 99.76),
 }
 SECONDS = 30  # without a byte, after which a download is given up
 
@@ -39,6 +47,29 @@ SECONDS = 30  # without a byte, after which a download is given up
 def weights_folder() -> Path:
     """Returns where downloaded weights are kept: ``CCT_HOME``, else ~/.cache/cct-lightning, each with weights/ below."""
     return Path(os.environ.get("CCT_HOME", "~/.cache/cct-lightning")).expanduser() / "weights"
+
+
+def inside() -> dict[str, Path]:
+    """Returns the weights that came with the package, by name: the config.json of each, which stands for its folder."""
+    return {config.parent.name: config for config in sorted(INSIDE.glob("*/config.json"))}
+
+
+def card(name: str) -> tuple[dict[str, Any], str]:
+    """Returns what the card of weights inside the package says: its values by name, and the whole text."""
+    path = inside()[name].with_name("card.md")
+    text = path.read_text(encoding="utf-8")
+    return read_yaml(text.split("---\n")[1], str(path)), text
+
+
+def find_source(source: str | Path) -> Path:
+    """Returns the file of a trained network: that of weights inside the package by their name, else as ``find_network``.
+
+    Raises:
+        InputError: There is nothing of that kind.
+    """
+    if (config := inside().get(str(source))) is not None and not Path(source).exists():
+        return config
+    return find_network(source)
 
 
 def check_source(source: str) -> None:
@@ -50,18 +81,19 @@ def check_source(source: str) -> None:
     if not source or source.startswith("--"):
         raise InputError("model.pretrained is given without a value: name a file, an exported folder, timm/NAME or published weights; null is none.")
     path = Path(source).expanduser()
-    if source in PUBLISHED or source.startswith("timm/") or path.is_file() or (path / "config.json").is_file() or (path / "checkpoints").is_dir():
+    names = (*inside(), *PUBLISHED)
+    if source in names or source.startswith("timm/") or path.is_file() or (path / "config.json").is_file() or (path / "checkpoints").is_dir():
         return
     if path.is_dir():
         raise InputError(f"{path} is a folder without weights: give a run's folder, one that `cct export` wrote, or a file.")
     near = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".ckpt", ".pth", ".pt", ".safetensors"))[:5]
     if path.suffix == ".pth" and path.stem in PUBLISHED:
         raise InputError(f"There is no file {path}. Published weights go by their name without .pth, which downloads them: {path.stem}.")
-    hint = f" Beside it: {', '.join(near)}." if near else did_you_mean(source, PUBLISHED) if len(path.parts) == 1 and not path.suffix else ""
+    hint = f" Beside it: {', '.join(near)}." if near else did_you_mean(source, names) if len(path.parts) == 1 and not path.suffix else ""
     raise InputError(
         f"There is no file {path}.{hint}\n"
-        f"  Weights come from a file (a run's best.ckpt, .pth, .safetensors), an exported folder, timm/NAME, or by the name of published ones:\n"
-        f"  {', '.join(PUBLISHED)}."
+        f"  Weights come from a file (a run's best.ckpt, .pth, .safetensors), an exported folder, timm/NAME, or by the name of those that\n"
+        f"  `cct models` lists: {', '.join(names)}."
     )
 
 
@@ -83,7 +115,8 @@ def check_teacher(source: str) -> None:
 
 
 def locate(source: str | Path) -> Path:
-    """Returns the file of a source (of an exported folder its config.json); published weights are downloaded where they are not on this machine.
+    """Returns the file of a source (of an exported folder its config.json); published weights are downloaded where they are not on this machine,
+    those inside the package are there.
 
     Raises:
         InputError: There is no such source, or it can't be downloaded.
@@ -91,7 +124,7 @@ def locate(source: str | Path) -> Path:
     check_source(str(source))
     if str(source) in PUBLISHED and not Path(source).is_file():
         return download(str(source))
-    return find_network(source)
+    return find_source(source)
 
 
 def reaches(address: str) -> bool:

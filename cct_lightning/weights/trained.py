@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
-from cct_lightning.run_folder import find_network, replacing
+from cct_lightning.run_folder import replacing
 from cct_lightning.weights.schema import KEY, check_export, check_head, check_temperature, read_json
-from cct_lightning.weights.sources import check_digest, sha256
+from cct_lightning.weights.sources import check_digest, find_source, sha256
 from cct_lightning.wording import reason
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ class Saved:
 
 def read_saved(source: str | Path | Opened) -> Saved:
     """Tells what a trained network says about itself: one that was opened already, a checkpoint or a run's folder by ``read_run``, an exported
-    folder or the network's file in one by ``read_export``.
+    folder, the network's file in one, or weights inside the package by their name by ``read_export``.
 
     Raises:
         InputError: As they do, and where there is no such file, or it lies without the config.json that describes it.
     """
     if not isinstance(source, str | Path):
         return describe_run(source)
-    path = find_network(source)
+    path = find_source(source)
     if path.name == "config.json":
         return read_export(path)
     if path.suffix not in (".onnx", ".pt2", ".safetensors"):

@@ -1,12 +1,18 @@
 import http.server
+import shutil
 import threading
+import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cct_lightning import InputError
+import cct_lightning
+from cct_lightning import InputError, create_model
 from cct_lightning.networks.presets import VARIANTS
-from cct_lightning.weights.sources import PUBLISHED, check_source, download, locate, sha256
+from cct_lightning.weights.files import open_weights
+from cct_lightning.weights.inspection import describe
+from cct_lightning.weights.sources import PUBLISHED, card, check_source, download, find_source, inside, locate, sha256
 
 NAME = "cct_7_3x1_32_cifar10_300epochs"
 
@@ -103,3 +109,76 @@ def test_files_beside_are_named(tmp_path):
     Path(tmp_path, "weights.safetensors").touch()
     with pytest.raises(InputError, match=r"Beside it: weights\.safetensors"):
         check_source(str(tmp_path / "weight.pth"))
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a network was asked for")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+
+
+def test_there_are_weights_inside():
+    assert "cct_2_3x2_32_cifar10" in inside()
+    assert not set(inside()) & set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", inside())
+def test_the_card_is_that_of_the_file(name):
+    folder = inside()[name].parent
+    assert {path.name for path in folder.iterdir()} == {"card.md", "config.json", "model.safetensors"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 1_500_000
+    says, text = card(name)
+    opened = open_weights(inside()[name])
+    about = opened.about
+    assert says["name"] == name
+    assert says["sha256"] == about["sha256"] == sha256(folder / "model.safetensors")
+    assert (says["arch"], says["classes"]) == (about["model"]["arch"], about["class_names"])
+    assert says["parameters"] == sum(p.numel() for p in cct_lightning.load(name, accelerator="cpu")._network.parameters())
+    assert 1 / len(says["classes"]) < says["test_accuracy"] < 1
+    assert {"recipe", "changed_keys", "seed", "steps", "test_images", "cpu_seconds", "licence"} <= says.keys()
+    assert "## Data\n" in text
+    assert f"{100 * says['test_accuracy']:.2f} %" in text
+
+
+@pytest.mark.parametrize("name", inside())
+def test_weights_inside_are_weights_as_any_without_a_network(name, no_network):
+    check_source(name)
+    says = card(name)[0]
+    known = describe(open_weights(locate(name), name))
+    assert known["model"]["arch"] == says["arch"]
+    assert known["data"]["image_size"] == says["image_size"]
+    assert known["data"]["mean"]
+    network = {key: value for key, value in known["model"].items() if value is not None}
+    model = create_model(**network, num_classes=2, image_size=64, pretrained=name, class_names=["ant", "bee"])
+    report = model.load_report
+    assert report.source == name
+    assert set(report.resized) == {"encoder.pos_embed"}
+    assert set(report.dropped) == set(report.new) == {"head.weight", "head.bias"}
+    assert len(report.loaded) == len(model.state_dict()) - 2
+
+
+@pytest.mark.parametrize("name", inside())
+def test_weights_inside_predict_by_their_name(name, no_network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    predictor = cct_lightning.load(name, accelerator="cpu")
+    assert predictor.class_names == card(name)[0]["classes"]
+    height, width = predictor.preprocessing.image_size
+    assert predictor.predict(np.zeros((height, width, 3), np.uint8)).class_name in predictor.class_names
+    Path(name).mkdir()  # a folder of that name is what stands there
+    with pytest.raises(InputError, match=f"{name} holds no network"):
+        find_source(name)
+
+
+def test_weights_inside_that_were_damaged_are_refused(tmp_path, monkeypatch):
+    name = next(iter(inside()))
+    shutil.copytree(inside()[name].parent, tmp_path / name)
+    monkeypatch.setattr("cct_lightning.weights.sources.INSIDE", tmp_path)
+    path = tmp_path / name / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    for read in (lambda: open_weights(locate(name)), lambda: cct_lightning.load(name)):
+        with pytest.raises(InputError, match=r"model\.safetensors is not the file that .*config\.json describes: its sha256 is"):
+            read()
