@@ -1,7 +1,7 @@
-"""Measures what a start from weights is worth: python -m benchmarks.finetune --photos DIR --weights FILE [--seeds 3] [--only NAME]
+"""Measures what a start from weights is worth: python -m benchmarks.finetune --photos DIR [--weights SOURCE] [--seeds 3] [--only NAME]
 
 Runs `cct finetune DIR` as it comes, by the default recipe, from weights and from scratch, once for each seed from 0 on. DIR holds train and
-val; FILE is the checkpoint of `cct fit -c cifar10_cpu_10min`. The accuracy is that of the last epoch on val: no epoch is chosen by it. On a CPU
+val; SOURCE is a checkpoint, else the weights inside the package. The accuracy is that of the last epoch on val: no epoch is chosen by it. On a CPU
 the runs have one thread; CPU-seconds are those of the training, reading of the images included.
 """
 
@@ -21,14 +21,16 @@ from benchmarks.common import machine
 from benchmarks.time_to_accuracy import mean_and_deviation
 from cct_lightning.weights.files import open_weights
 from cct_lightning.weights.inspection import describe
+from cct_lightning.weights.sources import locate
 
 # The same network throughout, but for the last row.
 CONTESTANTS = {
     "fine-tuned, 64 px": ["--model.pretrained", "WEIGHTS", "--data.image_size", "64"],
     "fine-tuned, 32 px": ["--model.pretrained", "WEIGHTS"],
     "linear probe, 64 px": ["-c", "linear_probe", "--model.pretrained", "WEIGHTS", "--data.image_size", "64"],
-    "from scratch, 64 px": ["NETWORK", "--data.image_size", "64"],
-    "from scratch, the default CCT-7/7x2 at 128 px": [],
+    "from scratch, 64 px": ["NETWORK", "--model.pretrained", "null", "--data.image_size", "64"],
+    "from scratch, the default CCT-7/7x2 at 128 px": ["--model.pretrained", "null"],
+    "as it comes": [],  # the weights inside the package at 64 px, where images are few
 }
 
 
@@ -36,14 +38,14 @@ def main() -> None:
     """Prints a line for each contestant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", required=True)
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--weights", default="cct_2_3x2_32_cifar10")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=CONTESTANTS)
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     print(machine("cuda" if on_gpu else "cpu", 1, lightning, timm), flush=True)
     environment = os.environ | ({} if on_gpu else {"OMP_NUM_THREADS": "1"})
-    network = [f"--model.{key}={value}" for key, value in describe(open_weights(Path(options.weights)))["model"].items() if value is not None]
+    network = [f"--model.{key}={value}" for key, value in describe(open_weights(locate(options.weights)))["model"].items() if value is not None]
     stand_for = {"WEIGHTS": [options.weights], "NETWORK": network}
     for name, flags in CONTESTANTS.items():
         if options.only not in (None, name):

@@ -63,7 +63,8 @@ def finetune(
     Args:
         images: A folder of class folders, or a CSV with the columns path and label.
         keys: Keys to set, as in ``fit``.
-        pretrained: Weights to start from: a run, or what ``model.pretrained`` takes; None: trained from scratch.
+        pretrained: Weights to start from: a run, or what ``model.pretrained`` takes; None: those inside the package where they suit, as
+            `cct finetune --help` says. ``{"model.pretrained": None}`` among the keys starts from nothing.
         recipe: Recipes that are laid over the default one.
         allow_import: As in ``fit``.
         allow_path: As in ``fit``.

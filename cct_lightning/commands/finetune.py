@@ -1,14 +1,25 @@
 """``cct finetune``: a fit of the default recipe on a folder or a table, with what the weights say about the network and its images."""
 
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cct_lightning.commands.fit import prepare as prepare_fit
 from cct_lightning.commands.requests import Request
 from cct_lightning.errors import InputError
+from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.run_folder import newest
+from cct_lightning.tasks.registry import DEFAULT
+from cct_lightning.weights.sources import card
 
 TABLES = (".csv", ".tsv", ".txt")
+INSIDE = "cct_2_3x2_32_cifar10"  # weights inside the package, which a fine-tuning begins with where they suit
+SIDE = 64  # pixels: the size they are given unless another is asked for, and the largest that they are taken for
+FEW = 5000  # images: a convention, from where on a larger network at a larger size is taken to be worth its time
+# Keys of the network that say nothing against them.
+ALIKE = ("pooling", "drop_path", "attn_drop", "proj_drop")
 
 
 def prepare(arguments: list[str]) -> Request:
@@ -28,24 +39,69 @@ def prepare(arguments: list[str]) -> Request:
         raise InputError(f"{root} is neither a folder of class folders nor a .csv with the columns path and label.")
     from cct_lightning.data.folders import folder_class_names, read_table
 
-    read_table(place) if place.is_file() else folder_class_names(place)
-    data = ["--data.dataset", "csv" if place.is_file() else "image_folder", "--data.root", root]
-    return prepare_fit(["-c", "finetune", *data, *rest], "finetune")
+    table = read_table(place) if place.is_file() else folder_class_names(place) and None
+    words = ["-c", "finetune", "--data.dataset", "csv" if table else "image_folder", "--data.root", root]
+    request = prepare_fit([*words, *rest], "finetune")
+    size = _size_for_inside(request)
+    if size is None:
+        return request
+    count = len(table.splits["train"]) if table else _count_images(place)
+    if size == "" and count > FEW:
+        return request
+    chosen = ["--model.pretrained", INSIDE, *(["--data.image_size", str(SIDE)] if size == "" else [])]
+    why = f"{count:,} images are few: up to {FEW:,}" if size == "" else f"images of {size} pixels are small: up to {SIDE}"
+    told = f"weights: {INSIDE}, inside the package, at {size or SIDE} pixels ({why}); --model.pretrained null starts from nothing"
+    return replace(prepare_fit([*words, *chosen, *rest], "finetune"), told=told)
+
+
+def _size_for_inside(request: Request) -> str | None:
+    """Tells whether the weights inside the package suit what was asked for, as far as that follows from the keys.
+
+    Returns:
+        The image size that was asked for; the empty string where none was; None where they don't suit: others or none are asked for, another
+        network, a teacher, a whitened start, or images of more than ``SIDE`` pixels.
+    """
+    own = _set_by_user(request)
+    network = {f"model.{option.name}" for option in fields(NetworkOptions) if option.name not in ALIKE}
+    others = {key for key in own if key in network and not (key == "model.arch" and own[key] == card(INSIDE)[0]["arch"])}
+    asked = {key for key in ("model.pretrained", "model.teacher", "model.whiten") if key in own}
+    if others or asked or own.get("task", DEFAULT) != DEFAULT:
+        return None
+    size = str(own.get("data.image_size", ""))
+    sides = [side.strip() for side in size.strip("[]() ").split(",")]
+    if size and not all(side.isdecimal() and int(side) <= SIDE for side in sides):
+        return None
+    return size
+
+
+def _count_images(place: Path) -> int:
+    """Counts the training images of a folder, as far as one more than are few."""
+    from cct_lightning.data.files import find_images
+    from cct_lightning.data.folders import split_folder
+
+    return sum(1 for _ in islice(find_images([split_folder(place, "train") or place]), FEW + 1))
+
+
+def _set_by_user(request: Request) -> Mapping[str, Any]:
+    """Returns the keys that the user set, not the default recipe."""
+    from cct_lightning.commands.recipes import read_recipe
+
+    default: dict[str, Any] = read_recipe(request.recipes[0], True)
+    return {key: value for key, value in request.keys.items() if key not in default or value != default[key]}
 
 
 def own_keys(request: Request) -> dict[str, str]:
     """Returns the keys of the network that the user set, not the default recipe, with their values as text."""
-    from cct_lightning.commands.recipes import read_recipe
-
-    default: dict[str, Any] = read_recipe(request.recipes[0], True)
-    set_by_user = {key: value for key, value in request.keys.items() if key not in default or value != default[key]}
-    return {key: str(value) for key, value in set_by_user.items() if key.startswith("model.") and value not in (None, "null")}
+    return {key: str(value) for key, value in _set_by_user(request).items() if key.startswith("model.") and value not in (None, "null")}
 
 
-def from_scratch() -> str:
+def from_scratch(request: Request) -> str:
     """Says what a run without weights could begin with."""
+    if "model.pretrained" in request.keys:
+        return "training from scratch: --model.pretrained null"
     lines = ["TRAINING FROM SCRATCH: no --model.pretrained is given. With few images a start from weights is better nearly always. It takes",
              *(f"  {path}" for path in newest(count=2)),
+             f"  {INSIDE}, which is inside the package (taken for up to {FEW:,} images of up to {SIDE} pixels),",
              "  a checkpoint or exported folder of yours, a .pth of SHI-Labs/Compact-Transformers or vit-pytorch, or where there is a network",
              "  timm/vit_tiny_patch16_224 or another ViT of timm, or a published network, such as cct_7_3x1_32_cifar10_300epochs."]  # fmt: skip
     return "\n".join(lines)

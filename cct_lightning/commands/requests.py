@@ -33,6 +33,7 @@ class Request:
         permissions: What is allowed besides, by who calls.
         accepts_images: Whether the run that goes on may do so with other images than it was trained on.
         calibrates: Whether they then fit a temperature to the validation images.
+        told: What is said of weights that nobody named, for finetune.
     """
 
     command: str
@@ -52,6 +53,7 @@ class Request:
 
     accepts_images: bool = False
     calibrates: bool = False
+    told: str = ""
 
 
 def read_request(command: str, typed: Typed, flags: tuple[str, ...] = ()) -> Request:

@@ -110,8 +110,10 @@ def _with_source(request: Request, place: Path) -> tuple[list[str], Opened | Non
     config, default, *rest = request.words
     own = own_keys(request)
     if (source := own.get("model.pretrained")) is None:
-        print(from_scratch())
+        print(from_scratch(request))
         return [*request.words], None
+    if request.told and is_first_rank():
+        print(request.told)
     opened = None if source.startswith("timm/") else open_weights(locate(source), source)
     path = place / "source.yaml"
     path.write_text(yaml.safe_dump(describe(opened or source, own)), encoding="utf-8")

@@ -11,11 +11,12 @@ from pictures import write_images
 from safetensors.torch import save_file
 
 from cct_lightning import LitClassifier, create_model
+from cct_lightning.commands.finetune import INSIDE, prepare
 from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.networks.presets import VARIANTS
 from cct_lightning.weights.files import KEY, open_weights
 from cct_lightning.weights.inspection import describe
-from cct_lightning.weights.sources import PUBLISHED, sha256
+from cct_lightning.weights.sources import PUBLISHED, card, sha256
 
 GOLDEN = Path(os.environ.get("CCT_GOLDEN", "golden-vectors"))
 QUICK = ("--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false", "--data.batch_size", 4, "--data.num_workers", 0)
@@ -145,7 +146,7 @@ def test_flags_and_recipes_win_over_the_source(cct, photos, weights, tmp_path):
 
 
 def test_a_run_without_weights_says_so_loudly(cct, photos, tmp_path):
-    arch = ("--model.arch", "cct_2_3x2_32", "--data.image_size", 32)
+    arch = ("--model.arch", "cvt_2_4_32", "--data.image_size", 32)
     outcome = cct("finetune", photos, *arch, *QUICK)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("TRAINING FROM SCRATCH: no --model.pretrained is given.")
@@ -153,6 +154,65 @@ def test_a_run_without_weights_says_so_loudly(cct, photos, tmp_path):
     (best,) = tmp_path.glob("runs/finetune/*/checkpoints/best.ckpt")
     again = cct("finetune", photos, *arch, *QUICK)
     assert str(best.relative_to(tmp_path)) in again.out  # what could be used
+    asked = cct("finetune", photos, *arch, "--model.pretrained", "null", *QUICK)
+    assert asked.out.startswith("training from scratch: --model.pretrained null\n")
+
+
+def test_few_images_start_from_the_weights_inside(cct, photos, tmp_path):
+    outcome = cct("finetune", photos, *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith(
+        f"weights: {INSIDE}, inside the package, at 64 pixels (12 images are few: up to 5,000); --model.pretrained null starts from nothing\n"
+    )
+    config, report = configuration_of(tmp_path), summary_of(tmp_path)["load_report"]
+    assert (config["model"]["pretrained"], config["data"]["image_size"]) == (INSIDE, 64)
+    assert config["model"]["arch"] == card(INSIDE)[0]["arch"]
+    assert (report["source"], list(report["resized"])) == (INSIDE, ["encoder.pos_embed"])
+    assert set(report["new"]) == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(("words", "found"), [
+    ((), (INSIDE, "64")),
+    (("--data.image_size", "48"), (INSIDE, "48")),
+    (("--data.image_size", "[32, 64]"), (INSIDE, "[32, 64]")),
+    (("--data.image_size", "65"), (None, "65")),
+    (("--data.image_size", "128"), (None, "128")),
+    (("--model.arch", "cct_2_3x2_32", "--model.pooling", "map", "--model.drop_path", "0.2"), (INSIDE, "64")),
+    (("--model.arch", "cvt_2_4_32"), (None, 128)),
+    (("--model.depth", "3"), (None, 128)),
+    (("--model.whiten", "frozen"), (None, 128)),
+    (("--model.pretrained", "null"), (None, 128)),
+    (("--model.pretrained=null", "--data.image_size", "32"), (None, "32")),
+    (("--model.pretrained", "small.pth"), ("small.pth", 128)),
+    (("-c", "linear_probe"), (INSIDE, "64")),
+    (("-c", "mine.yaml"), ("small.pth", 128)),
+    (("-c", "large.yaml"), (None, 96)),
+])  # fmt: skip
+def test_the_weights_inside_are_taken_where_nothing_says_against_them(photos, weights, tmp_path, monkeypatch, words, found):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("model: {pretrained: small.pth}\n")
+    Path("large.yaml").write_text("data: {image_size: 96}\n")
+    keys = prepare([str(photos), *words]).keys
+    value = keys.get("model.pretrained")
+    assert (None if value == "null" else value, keys["data.image_size"]) == found
+
+
+@pytest.mark.parametrize("kind", ["heap", "train", "csv"])
+def test_many_images_are_trained_from_scratch_unless_small_ones_are_asked_for(photos, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    place, count = photos, 12
+    if kind == "train":
+        write_images(tmp_path / "split" / "val", 2, 6)
+        place = write_images(tmp_path / "split" / "train", 2, 6).parent  # the training images count
+    elif kind == "csv":
+        place = tmp_path / "labels.csv"
+        place.write_text("\n".join(["path,label", *(f"{file},{file.parent.name}" for file in photos.rglob("*.png"))]))
+    for few in (count, count - 1):
+        monkeypatch.setattr("cct_lightning.commands.finetune.FEW", few)
+        assert prepare([str(place)]).keys.get("model.pretrained") == (INSIDE if few == count else None)
+    small = prepare([str(place), "--data.image_size", "32"])
+    assert small.keys["model.pretrained"] == INSIDE
+    assert "at 32 pixels (images of 32 pixels are small: up to 64)" in small.told
 
 
 def test_a_table_of_labels_does_as_well(cct, photos, weights, tmp_path):
@@ -323,7 +383,7 @@ def test_the_road_over_features_sees_the_centre_that_evaluation_sees(cct, photos
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("-c", "linear_probe"), "model.freeze=backbone needs weights to keep"),
+    (("-c", "linear_probe", "--model.pretrained", "null"), "model.freeze=backbone needs weights to keep"),
     (("-c", "linear_probe", "--model.pooling", "class_token", "--model.pretrained"), "would keep encoder.cls_pos_embed, encoder.cls_token at"),
     (("-c", "linear_probe", "--data.image_size_schedule", "[[16, 0.5]]", "--model.pretrained"), "leave data.image_size_schedule out"),
     (("--model.pretrained",), "model.pretrained is given without a value"),
