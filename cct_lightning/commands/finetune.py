@@ -76,10 +76,10 @@ def _size_for_inside(request: Request) -> str | None:
 
 def _count_images(place: Path) -> int:
     """Counts the training images of a folder, as far as one more than are few."""
-    from cct_lightning.data.files import find_images
-    from cct_lightning.data.folders import split_folder
+    from cct_lightning.data.folders import class_folders, class_images, split_folder
 
-    return sum(1 for _ in islice(find_images([split_folder(place, "train") or place]), FEW + 1))
+    found = (image for folder in class_folders(split_folder(place, "train") or place) for image in class_images(folder))
+    return sum(1 for _ in islice(found, FEW + 1))
 
 
 def _set_by_user(request: Request) -> Mapping[str, Any]:
