@@ -64,8 +64,9 @@ Everything may be changed, as in `cct fit --help`:
     "pretrain": (
         "DIR|DATASET [-c RECIPE] [--key value] ...",
         """DIR holds images, at any depth. Folders for each class, or train and val (and test) with such folders, or a CSV with the columns path and
-label, are taken as `cct finetune` takes them: no test image is trained on, and the validation images are the same. DATASET is one by name, such
-as cifar10. What follows begins with its weights, the network, image size, channels and normalisation of the run:
+label, are taken as `cct finetune` takes them: no test image is trained on, and the validation images are the same. A folder where images lie
+beside the class folders, too, is one heap, of which all are trained on but a share for validation. DATASET is one by name, such as cifar10.
+What follows begins with its weights, and takes network, image size, channels and normalisation over:
   cct finetune DIR --model.pretrained RUN
 
 Labels teach nothing here. Where there are any, they tell how far it is: the callback KNNAccuracy logs val/knn every few epochs.

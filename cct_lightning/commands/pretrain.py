@@ -1,5 +1,6 @@
 """``cct pretrain``: a fit of a recipe that learns from images without labels, with the images filled in."""
 
+import sys
 from pathlib import Path
 
 from cct_lightning.commands.finetune import TABLES
@@ -7,6 +8,7 @@ from cct_lightning.commands.fit import prepare as prepare_fit
 from cct_lightning.commands.keys import allowed
 from cct_lightning.commands.requests import Request
 from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.run_folder import is_first_rank
 
 PIXELS = 64  # side of images whose data set does not tell it
 
@@ -40,7 +42,9 @@ def _images(word: str) -> list[str]:
         raise InputError(f"There is no folder, file or data set {word}.{did_you_mean(word, names)}")
     if place.is_file() and place.suffix.lower() not in TABLES:
         raise InputError(f"{word} is neither a folder of images nor a .csv with the columns path and label.")
-    from cct_lightning.data.folders import holds_classes
+    from cct_lightning.data.folders import class_folders, holds_classes
 
     dataset = "csv" if place.is_file() else "image_folder" if holds_classes(place) else "images"
+    if dataset == "images" and len(class_folders(place)) > 1 and is_first_rank():
+        print(f"{word} is taken as one heap, without labels and without a test: not all of it is class folders with images.", file=sys.stderr)
     return ["--data.dataset", dataset, "--data.root", word, "--data.image_size", str(PIXELS)]

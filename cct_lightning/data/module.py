@@ -121,6 +121,8 @@ class ImageDataModule(L.LightningDataModule):
             read, self.splits = hide_labels(read, self.splits)
         if stage == "fit":
             self._recognise(read)
+        if self.has_unlabelled:
+            rank_zero_info(f"training on {len(self.splits['train'][1]):,} images, {self.num_labelled('train'):,} of them with labels")
         for name, (split, chosen) in self.splits.items():
             if absent := sorted(set(range(self.num_classes)) - set(np.unique(split.targets[chosen]).tolist())):
                 which = ", ".join(self.class_names[label] for label in absent[:5])

@@ -70,11 +70,13 @@ def test_a_recipe_begins_with_what_was_learned(cct, tmp_path):
         assert summary["test_accuracy"] is not None
 
 
-def test_class_folders_are_taken_as_a_fine_tuning_takes_them(cct, photos, heap, tmp_path):
+def test_class_folders_are_taken_as_a_fine_tuning_takes_them(cct, photos, heap, tmp_path, capfd):
     assert prepare(["photos"]).keys["data.dataset"] == "image_folder"
     assert prepare(["heap"]).keys["data.dataset"] == "images"
     PIL.Image.new("RGB", (16, 16)).save(photos / "loose.png")  # which class folders would pass over
+    assert capfd.readouterr().err == ""
     assert prepare(["photos"]).keys["data.dataset"] == "images"
+    assert "photos is taken as one heap, without labels and without a test" in capfd.readouterr().err
 
 
 def test_a_data_set_by_name_keeps_its_size_and_what_follows_wins(cct):

@@ -87,7 +87,7 @@ def test_test_images_that_lie_in_the_heap_are_left_out_of_it(tmp_path):
     assert [split.files[index].name for index in chosen if split.targets[index] == UNLABELLED] == ["new.png"]
 
 
-def test_the_rest_is_trained_on_without_its_labels():
+def test_the_rest_is_trained_on_without_its_labels(caplog):
     few = ImageDataModule("digits", seed=0, per_class=5)
     rest = ImageDataModule("digits", seed=0, per_class=5, unlabelled="rest")
     whole = ImageDataModule("digits", seed=0)
@@ -100,6 +100,7 @@ def test_the_rest_is_trained_on_without_its_labels():
         assert np.array_equal(rest.splits[name][1], whole.splits[name][1])
         assert (split.targets[rest.splits[name][1]] != UNLABELLED).all()
     assert rest.class_counts == [5] * 10
+    assert "training on 1,295 images, 50 of them with labels" in caplog.text
     assert (whole.splits["train"][0].targets != UNLABELLED).all()  # the table in memory is shared
 
 
