@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 from cct_lightning.commands.finetune import TABLES
+from cct_lightning.commands.fit import FLAGS
 from cct_lightning.commands.fit import prepare as prepare_fit
 from cct_lightning.commands.keys import allowed
 from cct_lightning.commands.requests import Request
+from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.run_folder import is_first_rank
 
@@ -14,7 +16,7 @@ PIXELS = 64  # side of images whose data set does not tell it
 
 
 def prepare(arguments: list[str]) -> Request:
-    """Turns the words behind ``pretrain``, which begin with the images, into those of a fit of the recipe ``pretrain``; what follows wins.
+    """Turns the words behind ``pretrain``, which begin with the images, into those of a fit of the recipe ``pretrain``; keys that follow win.
 
     Raises:
         InputError: There is no such folder, file or data set, the recipes are of another task, or as ``fit`` does.
@@ -25,7 +27,12 @@ def prepare(arguments: list[str]) -> Request:
             "  a CSV with the columns path and label, or the name of a data set, such as cifar10, will do as well."
         )
     word, *rest = arguments
-    request = prepare_fit(["-c", "pretrain", *_images(word), *rest], "pretrain")
+    images = _images(word)
+    size = [] if "--data.root" not in images else ["--data.image_size", str(PIXELS)]
+    typed = read_words(rest, "pretrain", (*FLAGS, "calibrate"))
+    recipes = [part for option in typed.options if option.key == CONFIG for part in option.words]  # which may be of other images
+    keys = [part for option in typed.options if option.key != CONFIG for part in option.words]
+    request = prepare_fit(["-c", "pretrain", *size, *recipes, *images, *typed.alone, *keys], "pretrain")
     if request.task != "masked":
         raise InputError(f"pretrain learns without labels, and task={request.task} does not: use `cct fit`, or leave out what says it.")
     if request.keys.get("model.pretrained") not in (None, "null"):
@@ -47,4 +54,4 @@ def _images(word: str) -> list[str]:
     dataset = "csv" if place.is_file() else "image_folder" if holds_classes(place) else "images"
     if dataset == "images" and len(class_folders(place)) > 1 and is_first_rank():
         print(f"{word} is taken as one heap, without labels and without a test: not all of it is class folders with images.", file=sys.stderr)
-    return ["--data.dataset", dataset, "--data.root", word, "--data.image_size", str(PIXELS)]
+    return ["--data.dataset", dataset, "--data.root", word]

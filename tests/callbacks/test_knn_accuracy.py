@@ -51,6 +51,12 @@ def test_it_is_measured_every_few_epochs_and_at_the_end_and_changes_nothing(tmp_
     assert float(trainer.callback_metrics["val/knn"]) == pytest.approx(float(found[-1]))
 
 
+def test_labels_teach_nothing(tmp_path):
+    whole = ImageDataModule("digits", image_size=16, batch_size=32, seed=0, augment=AugmentConfig(shift=1))
+    ours, (theirs, _) = trained(tmp_path / "few")[0].state_dict(), trained(tmp_path / "all", KNNAccuracy(), data=whole)
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.state_dict().items())
+
+
 def test_the_share_is_that_of_all_validation_images_by_those_that_have_labels(tmp_path):
     callback = KNNAccuracy(k=3)
     module, trainer = trained(tmp_path, callback, epochs=1)

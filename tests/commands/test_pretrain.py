@@ -81,7 +81,16 @@ def test_class_folders_are_taken_as_a_fine_tuning_takes_them(cct, photos, heap, 
 
 def test_a_data_set_by_name_keeps_its_size_and_what_follows_wins(cct):
     assert "data.image_size" not in prepare(["digits"]).keys
-    assert prepare(["digits", "--data.image_size", "24", "-c", "pretrain_mpp"]).keys["model.target"] == "mpp"
+    keys = prepare(["digits", "--data.batch_size=24", "-c", "pretrain_mpp", "--trainer.callbacks+=EMA"]).keys
+    assert (keys["model.target"], keys["data.dataset"], keys["data.batch_size"]) == ("mpp", "digits", "24")
+
+
+def test_a_recipe_laid_over_changes_no_images_but_their_size(cct, heap, tmp_path):
+    (tmp_path / "own.yaml").write_text("data: {dataset: cifar10, root: elsewhere, image_size: 96}")
+    keys = prepare(["heap", "-c", "own.yaml"]).keys
+    assert (keys["data.dataset"], keys["data.root"], keys["data.image_size"]) == ("images", "heap", 96)
+    assert prepare(["heap", "-c", "own.yaml", "--data.image_size", "32"]).keys["data.image_size"] == "32"
+    assert prepare(["heap", "-c", "pretrain_mpp"]).keys["data.image_size"] == "64"
 
 
 def test_a_run_on_a_heap_goes_on_wherever_that_lies_and_not_with_other_images(cct, photos, heap, tmp_path):
