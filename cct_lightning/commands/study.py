@@ -17,7 +17,7 @@ from cct_lightning.studies.options import Keys, Study, check_once, read_study
 from cct_lightning.studies.plan import Job, Plan, missing
 from cct_lightning.wording import duration
 
-OWN = ("seeds", "jobs", "out", "plan")
+OWN = ("seeds", "jobs", "out", "plan", "look")
 HELP = """cct study STUDY -c RECIPE [--seeds N] [--jobs N] [--key value] ...
 
 Compares runs that differ in one thing: the same seeds, order of images, augmentation and initial values, as far as they share tensors, which is
@@ -36,6 +36,8 @@ checked and not assumed. STUDY is one of those below or a file of yours:
   --seeds N                    more or fewer than the file says; with more, what is there already is not computed again
   --jobs N                     runs side by side, each on its share of the cores
   --out DIR                    where runs, tables and pictures are written (default: studies/<study>-<recipe>)
+  --look                       also measure what the networks do with their tokens (entropy of the weights, accuracy without the heaviest patches,
+                               a linear probe, ...), and draw the maps of all arms on the same images; analysis.csv
   --plan                       say how many runs are missing and about how long they take, after twenty steps of the baseline
   --key value                  a key of all runs, as in `cct fit --help`
 
@@ -54,6 +56,7 @@ class Request:
         root: Its folder.
         jobs: How many runs side by side.
         only_plan: Whether to say what there is to do, and no more.
+        looks: Whether to look at the networks, too.
         keys: All keys of the recipes and the study, for what is computed of them beforehand.
     """
 
@@ -62,6 +65,7 @@ class Request:
     root: Path
     jobs: int
     only_plan: bool
+    looks: bool
     keys: Mapping[str, Any]
 
 
@@ -76,7 +80,7 @@ def prepare(arguments: Sequence[str]) -> Request:
     Raises:
         InputError: An unknown study, recipe or key; a number that is none.
     """
-    typed = read_words(arguments, "study", flags=("plan",))
+    typed = read_words(arguments, "study", flags=("plan", "look"))
     if len(typed.alone) != 1:
         given = f", and {len(typed.alone)} words were given" if typed.alone else ""
         raise InputError(f"study takes one study{given}: cct study poolings -c digits. Shipped: {', '.join(study_paths())}.")
@@ -99,7 +103,8 @@ def prepare(arguments: Sequence[str]) -> Request:
     name = "-".join(path.stem for path in recipes)
     out = typed.last("out")
     root = Path(out).expanduser() if out else Path("studies", f"{study.name}-{name}")
-    return Request(study, recipes, root, _count(typed, "jobs", 1), any(option.key == "plan" for option in typed.options), {**keys, **study.fixed})
+    only_plan, looks = (any(option.key == name for option in typed.options) for name in ("plan", "look"))
+    return Request(study, recipes, root, _count(typed, "jobs", 1), only_plan, looks, {**keys, **study.fixed})
 
 
 def _find(name: str) -> Path:
@@ -160,6 +165,8 @@ def run(request: Request) -> int:
         KeyboardInterrupt: Ctrl-C; the same call goes on.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # see commands/main.py
+    from cct_lightning.studies.looking import as_text as as_told
+    from cct_lightning.studies.looking import look_at as _look
     from cct_lightning.studies.report import write_report
     from cct_lightning.studies.results import as_text, collect, write_tables
 
@@ -179,9 +186,12 @@ def run(request: Request) -> int:
     finally:
         cells = collect(plan)
         write_tables(plan, cells)
-    write_report(plan, cells)
+    found = _look(plan, cells) if request.looks else []
+    write_report(plan, cells, found)
     for cell in cells:
         print("\n".join(["", *as_text(cell)]))
+    for one in found:
+        print("\n".join(["", *as_told(one)]))
     print(f"\nwritten: {request.root}: results.csv, results.md, report.html, pictures")
     return failed
 

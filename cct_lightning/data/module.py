@@ -165,11 +165,14 @@ class ImageDataModule(L.LightningDataModule):
 
     def sample_images(self, pixels: int) -> torch.Tensor:
         """Returns training images that follow from the run's seed, without augmentation, uint8 (n, C, H, W): this many pixels, 64 images or more."""
-        split, chosen = self.splits["train"]
-        count = max(64, pixels // math.prod(self.image_size))
-        drawn = chosen[torch.randperm(len(chosen), generator=generator(self.seed, "sample"))[:count].numpy()]
-        loader = self._images(split, KeyedSampler(np.sort(drawn), 128, self.seed, train=False), self._device)
-        return torch.cat([batch.images.cpu() for batch in loader])
+        return self.take("train", max(64, pixels // math.prod(self.image_size)), self.seed)[0]
+
+    def take(self, stage: str, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns images of a split that follow from the seed, without augmentation, uint8 (n, C, H, W), and their targets (n,), on the host."""
+        split, chosen = self.splits[stage]
+        drawn = chosen[torch.randperm(len(chosen), generator=generator(seed, "sample"))[:count].numpy()]
+        batches = list(self._images(split, KeyedSampler(np.sort(drawn), 128, self.seed, train=False), self._device))
+        return torch.cat([batch.images.cpu() for batch in batches]), torch.cat([batch.targets.cpu() for batch in batches])
 
     def _labelled(self, stage: str) -> Array:
         split, chosen = self.splits[stage]

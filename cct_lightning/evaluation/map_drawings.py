@@ -14,10 +14,12 @@ from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.encoder import Encoder
 from cct_lightning.networks.poolings import (
     ClassAttentionPooling,
+    ClassTokenMeanPooling,
     ClassTokenPooling,
     MapPooling,
     MaskedClassTokenPooling,
     MeanPooling,
+    MultiQueryPooling,
     Pooling,
     SeqPool,
 )
@@ -35,6 +37,8 @@ TITLES: dict[type[Pooling], str] = {
     MapPooling: "multihead attention pooling: attention of the probe to the patches",
     SeqPool: "sequence pooling: weights of the patches",
     MeanPooling: "mean of the patches: what each adds to the logit of the predicted class",
+    ClassTokenMeanPooling: "mean of the patches beside a class token: what each adds to the logit of the predicted class",
+    MultiQueryPooling: "several queries: their attention to the patches, mean over all of them",
 }
 ADDED = "added to the logit of the predicted class"
 

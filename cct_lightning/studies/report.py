@@ -5,6 +5,8 @@ from pathlib import Path
 
 from cct_lightning.run_folder import replacing
 from cct_lightning.runs.page_parts import details, document, escape, figure, html_table, picture
+from cct_lightning.studies.analysis import MEANING
+from cct_lightning.studies.looking import Found, table_of
 from cct_lightning.studies.options import slug, told
 from cct_lightning.studies.pictures import draw_across, draw_seeds, draw_training, save
 from cct_lightning.studies.plan import Plan
@@ -15,7 +17,7 @@ ROOM = 4_000_000  # bytes of all pictures of the page
 WORDS = 1  # columns of the table that are words; the others are numbers
 
 
-def write_report(plan: Plan, cells: Sequence[Cell]) -> Path:
+def write_report(plan: Plan, cells: Sequence[Cell], found: Sequence[Found] = ()) -> Path:
     """Draws the pictures of a study and writes report.html of them, its tables and what it can't say; one file that opens anywhere.
 
     Returns:
@@ -40,6 +42,7 @@ def write_report(plan: Plan, cells: Sequence[Cell]) -> Path:
     if (drawing := draw_across(cells)) is not None:
         image, _ = picture(save(drawing, plan.root / "pictures" / "across.png"), room)
         sections.append(f'<section><h2>Over the conditions</h2>\n<div class="pictures">{figure(image, "Mean and every seed.")}</div></section>\n')
+    sections += [_looked(one, room) for one in found]
     page = plan.root / "report.html"
     with replacing(page) as file:
         file.write(document(f"{plan.study.name}: study", [_head(plan, cells), *sections, _tail(plan)]).encode())
@@ -62,6 +65,16 @@ def _section(cell: Cell, pictures: str) -> str:
     said = "".join(f"<li>{escape(note.strip())}</li>\n" for note in notes(cell))
     return (f'<section><h2>{heading}</h2>\n<div class="pictures">\n{pictures}</div>\n{html_table(HEADER, rows_of(cell), WORDS)}'
             f"<ul class=\"soft\">\n{said}</ul>\n</section>\n")  # fmt: skip
+
+
+def _looked(found: Found, room: int) -> str:
+    """What was found beyond accuracy."""
+    header, rows = table_of(found)
+    image = picture(found.picture, room)[0] if found.picture is not None else ""
+    heading = f"What the networks look at{f', {told(found.cell.keys)}' if found.cell.keys else ''}"
+    kinds = "".join(f"<li>{escape(name)}: {escape(said)}</li>\n" for name, said in MEANING.items())
+    shown = f'<div class="pictures">{figure(image, "The same test images, a row for each arm.")}</div>\n' if image else ""
+    return f'<section><h2>{escape(heading)}</h2>\n{shown}{html_table(header, rows, WORDS)}<ul class="soft">\n{kinds}</ul>\n</section>\n'
 
 
 def _tail(plan: Plan) -> str:

@@ -124,3 +124,21 @@ def test_shipped_studies_are_listed(cct):
     assert outcome.code == 0
     for name in study_paths():
         assert f"\n{name} " in f"\n{outcome.out}"
+
+
+@pytest.mark.slow
+def test_networks_are_looked_at_on_the_same_images_once(cct, mine, monkeypatch):
+    words = ("study", "mine.yaml", "-c", "digits", "--seeds", 1, "--look")
+    assert cct(*words).code == 1  # the arm that fails
+    with (mine / "analysis.csv").open(newline="") as file:
+        found = {(row["arm"], row["measure"]): float(row["value"]) for row in csv.DictReader(file)}
+    assert {arm for arm, _ in found} == {"mean", "seqpool"}
+    assert 0.5 < found["mean", "probe"] <= 1  # tokens of an untrained tokenizer tell most digits
+    assert ("mean", "entropy") not in found
+    assert 0 < found["seqpool", "entropy"] <= 1
+    assert 0.5 < found["seqpool", "cka"] <= 1
+    assert (mine / "pictures" / "maps-all.png").stat().st_size > 5000
+    assert "What the networks look at" in (mine / "report.html").read_text()
+    monkeypatch.setattr("cct_lightning.studies.analysis._probe", lambda *_: pytest.fail("measured again"))
+    outcome = cct(*words)
+    assert "  probe " in outcome.out
