@@ -144,7 +144,8 @@ class Teaching:
         if self.guide is not None and getattr(data, "first_sizes", None):
             raise InputError("model.distill.kind=features compares grids of one size: leave data.image_size_schedule out.")
         self.teacher.to(device)
-        self.teacher.network.to(next(self.student.parameters()).dtype)  # trainer.precision bf16-true turns the weights
+        if (dtype := next(self.student.parameters()).dtype) != next(self.teacher.network.parameters()).dtype:
+            self.teacher.network.to(dtype)  # trainer.precision bf16-true turns the weights
         self._weight = self._weight.to(device)
         self._order = None if self._order is None else self._order.to(device)
         if self.distill.cache is not None:

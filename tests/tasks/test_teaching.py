@@ -279,3 +279,24 @@ def test_a_teacher_that_is_none_is_refused_before_torch_is_imported(cct, keys, m
     outcome = cct("fit", "-c", "digits", *keys)
     assert outcome.code == 2
     assert re.search(message, outcome.err)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_with_a_teacher_mixes_no_devices_and_waits_for_nothing(gpu, tmp_path, kind):
+    source = write_teacher(tmp_path)
+    lit = LitClassifier("cct_2_3x2_32", image_size=16, class_names=DIGITS, teacher=str(source), distill=KINDS[kind], **IMAGES)
+    lit._trainer = SimpleNamespace(
+        global_step=0, global_rank=0, current_epoch=0, log_every_n_steps=1000, training=True, estimated_stepping_batches=10, datamodule=None
+    )
+    lit.setup("fit")
+    gpu.takes(lit)
+    lit._device = gpu.device  # Lightning's own to() sets it, by a test of its type
+    with gpu.waiting():
+        lit._teaching.begin(lit._trainer, gpu.device)
+        lit.on_train_start()
+        batch = torch.zeros(4, 1, 16, 16, device=gpu.device), torch.zeros(4, dtype=torch.int64, device=gpu.device)
+    lit.on_train_epoch_start()
+    for lit._trainer.global_step in (0, 1):
+        lit.on_train_batch_start(batch, 0)
+        with torch.autocast("cuda", torch.bfloat16):
+            assert lit.training_step(batch, 0).device == gpu.device
