@@ -66,7 +66,9 @@ class Guide(nn.Module):
         errors = []
         for projection, patches in zip(self.projections, tokens, strict=True):
             guess = projection(patches).float()
-            errors.append((self.get_buffer("resizing") @ guess if self.is_coarser else guess).sub(target).square().mean())
+            if self.is_coarser:
+                guess = self.get_buffer("resizing").to(guess.dtype) @ guess
+            errors.append((guess - target).square().mean())
         return torch.stack(errors).mean() / target.square().mean().clamp(min=1e-12)
 
 

@@ -202,6 +202,10 @@ def test_the_share_is_the_teachers_and_labels_keep_their_smoothing(tmp_path):
         torch.testing.assert_close(lit.training_loss(inputs, targets), expected)
 
 
+def test_features_are_learned_in_16_bits(tmp_path):
+    fit(write_teacher(tmp_path, image_size=(40, 40)), KINDS["features"], precision="bf16-true")  # a finer grid than the student's
+
+
 @pytest.mark.parametrize(("grid", "theirs"), [((16, 16), Map(5, 2, 2)), ((16, 16), Map(5, 8, 8)), ((16, 16), Map(5, 4, 4))])
 def test_a_guide_finds_the_map_that_it_was_shown(grid, theirs):
     student = create_model("cct_2_3x2_32", image_size=grid, num_classes=0)  # 4 x 4 tokens
