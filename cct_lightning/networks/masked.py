@@ -173,8 +173,10 @@ class MaskedAutoencoder(nn.Module):
             near = sorted(sides, key=lambda side: abs(side - size[0]))[:2]
             raise InputError(f"{told}, which does not divide it, so no patch can be masked by its pixels: take {' or '.join(map(str, near))}.")
         block = self.mask_block
-        if grid[0] % block or grid[1] % block or grid[0] * grid[1] < 2 * block**2:
-            raise InputError(f"{told}, and mask_block={block} does not divide it into two blocks or more: take a smaller one, or larger images.")
+        if grid[0] % block or grid[1] % block:
+            raise InputError(f"{told}, and mask_block={block} does not divide it: take 1, or other images.")
+        if grid[0] * grid[1] < 2 * block**2:
+            raise InputError(f"{told}, and there must be two blocks of {block}x{block} or more, one to mask and one to see: take larger images.")
 
     def take_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Takes images of further sizes, (H, W) in pixels, that the encoder was told of as well.

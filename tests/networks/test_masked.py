@@ -157,8 +157,8 @@ def test_smaller_images_are_masked_in_the_same_blocks():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"image_size": (30, 30)}, r"image_size=30x30 makes a grid of 8x8 patches, which does not divide it, .*: take 28 or 32"),
-    ({"mask_block": 3}, "mask_block=3 does not divide it into two blocks or more"),
-    ({"image_size": (4, 4)}, "mask_block=1 does not divide it into two blocks or more"),
+    ({"mask_block": 3}, "mask_block=3 does not divide it: take 1"),
+    ({"image_size": (4, 4)}, "image_size=4x4 makes a grid of 1x1 patches, and there must be two blocks of 1x1 or more"),
     ({"mask_ratio": 1.0}, r"mask_ratio=1\.0 is out of range"),
     ({"decoder_heads": 3}, "decoder_heads=3 does not divide decoder_dim=16"),
 ])  # fmt: skip
@@ -175,11 +175,14 @@ def test_colours_need_mean_and_std_and_few_channels():
         MaskedAutoencoder(network().encoder, "mpp")
 
 
-@pytest.mark.parametrize("target", ["simmim", "mpp"])
-def test_an_encoder_whose_embeddings_can_not_be_replaced_sees_masked_pixels(target):
+@pytest.mark.parametrize(("arch", "size", "target"), [
+    ("vit_tiny_patch16_224", 32, "simmim"), ("vit_tiny_patch16_224", 32, "mpp"), ("resnet18", 64, "simmim"),
+])  # fmt: skip
+def test_an_encoder_whose_embeddings_can_not_be_replaced_sees_masked_pixels(arch, size, target):
     torch.manual_seed(0)
-    encoder = create_model("timm/vit_tiny_patch16_224", num_classes=0, image_size=32, pooling="mean").encoder
+    encoder = create_model(f"timm/{arch}", num_classes=0, pooling="mean", image_size=size, attn_drop=0.0, drop_path=0.0).encoder
     model = MaskedAutoencoder(encoder, target, **COLOURS)
+    kind = encoder.title()
     images, order = inputs(model)
     images.requires_grad_()
     model(images, order).mean().backward()
@@ -187,12 +190,10 @@ def test_an_encoder_whose_embeddings_can_not_be_replaced_sees_masked_pixels(targ
     images.grad = None
     model.predict(images, order).square().sum().backward()
     assert not take(to_blocks(images.grad, (2, 2)), order[:, :1]).any()
-    with pytest.raises(
-        InputError, match="target=mae has the encoder see some patches alone, which timm's VisionTransformer does not offer: take simm"
-    ):
+    with pytest.raises(InputError, match=f"target=mae has the encoder see some patches alone, which {kind} does not offer: take simmim"):
         MaskedAutoencoder(encoder)
     encoder.is_grid_known = False
-    with pytest.raises(InputError, match="timm's VisionTransformer does not tell the grid of its patches"):
+    with pytest.raises(InputError, match=f"{kind} does not tell the grid of its patches"):
         MaskedAutoencoder(encoder, target, **COLOURS)
 
 
