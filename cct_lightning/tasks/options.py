@@ -66,6 +66,7 @@ class _MaskedOptions(NetworkOptions):
     """What fills in masked patches, besides its training. Apart from ``MaskedOptions`` for the order of the keys alone.
 
     Args:
+        pooling: Tells whether the encoder has a class token, and what kind; the pooling itself is left to the fine-tuning.
         num_classes: Number of classes; comes from the data, and nothing is made of it: no label is looked at.
         target: What is learned of the masked patches (task masked): mae, their pixels, while the encoder sees the other patches alone; simmim, the
             same, while mask tokens stand in their places; mpp, their mean colour in 3 bits a channel.

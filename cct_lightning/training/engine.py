@@ -81,10 +81,10 @@ class StepGraph:
     The step is run a few times first, as CUDA graphs ask for; weights, buffers, optimizer state and random generator are put back.
 
     Args:
-        loss: Maps images (B, C, H, W) and targets (B, K) to the loss; called under the run's autocast.
+        loss: Maps images (B, C, H, W) and targets to the loss; called under the run's autocast.
         optimizer: AdamW or our Muon; its learning rates become tensors, which schedules fill.
         images: A batch; all others must have its shape and dtype.
-        targets: Its targets, probabilities (B, K).
+        targets: Its targets, of one shape and dtype as well: probabilities (B, K), or what else a task makes of a batch.
         clip_norm: Largest norm of the gradient; None: not clipped.
         record: Records a step; ``record_cuda_graph`` but in tests.
         buffers: What a step changes beside the weights, such as BatchNorm's statistics.
