@@ -64,8 +64,8 @@ def _size_for_inside(request: Request) -> str | None:
     own = _set_by_user(request)
     network = {f"model.{option.name}" for option in fields(NetworkOptions) if option.name not in ALIKE}
     others = {key for key in own if key in network and not (key == "model.arch" and own[key] == card(INSIDE)[0]["arch"])}
-    asked = {key for key in ("model.pretrained", "model.teacher", "model.whiten") if key in own}
-    if others or asked or own.get("task", DEFAULT) != DEFAULT:
+    starts_otherwise = own.get("model.teacher") not in (None, "null") or own.get("model.whiten", "none") != "none"
+    if others or "model.pretrained" in own or starts_otherwise or own.get("task", DEFAULT) != DEFAULT:
         return None
     size = str(own.get("data.image_size", ""))
     sides = [side.strip() for side in size.strip("[]() ").split(",")]

@@ -181,6 +181,8 @@ def test_few_images_start_from_the_weights_inside(cct, photos, tmp_path):
     (("--model.arch", "cvt_2_4_32"), (None, 128)),
     (("--model.depth", "3"), (None, 128)),
     (("--model.whiten", "frozen"), (None, 128)),
+    (("--model.whiten", "none", "--model.teacher", "null"), (INSIDE, "64")),
+    (("--model.teacher", "small.pth"), (None, 128)),
     (("--model.pretrained", "null"), (None, 128)),
     (("--model.pretrained=null", "--data.image_size", "32"), (None, "32")),
     (("--model.pretrained", "small.pth"), ("small.pth", 128)),
