@@ -117,9 +117,7 @@ def draw_maps(jobs: Mapping[str, Job], images: Images) -> "Figure":
             axes = figure.add_axes(place(row, column))
             axes.imshow(np.asarray(values), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
             axes.axis("off")
-    figure.text(
-        0.01, 1 - 0.06 / high, "A patch's weight over the heaviest one's, of each arm's first seed", va="top", fontsize=10, color=INK
-    )
+    figure.text(0.01, 1 - 0.06 / high, "A patch's weight over the heaviest one's, of each arm's first seed", va="top", fontsize=10, color=INK)
     return figure
 
 
