@@ -29,6 +29,12 @@ def test_the_first_view_is_the_image_and_each_costs_a_pass(tta, dtype):
     assert {view.dtype for view in seen} == {dtype}
 
 
+def test_views_lie_in_memory_as_the_images_do():
+    images = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in views(images, "shift"))
+    assert all(view.is_contiguous() for view in views(torch.rand(2, 3, 8, 8), "shift"))
+
+
 @pytest.mark.parametrize("tta", WAYS[1:])
 def test_mirrored_pairs_and_shifts_reflected_at_the_edge(tta):
     images = torch.rand(2, 3, 6, 5)
