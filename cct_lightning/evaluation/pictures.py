@@ -1,28 +1,23 @@
 """Pictures of a run: PNG files in its folder, and the same in W&B where it is tracked."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
-
-from cct_lightning.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import torch
 from torch import Tensor
 
 from cct_lightning.data.files import Array
 from cct_lightning.data.folders import UNLABELLED
+from cct_lightning.errors import InputError
 from cct_lightning.wording import percent, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def save_picture(trainer: Trainer, name: str, figure: "Figure") -> Path:
