@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cct_lightning.commands.fit import apart
 from cct_lightning.commands.fit import prepare as prepare_fit
 from cct_lightning.commands.requests import Request
 from cct_lightning.errors import InputError
@@ -40,8 +41,9 @@ def prepare(arguments: list[str]) -> Request:
     from cct_lightning.data.folders import folder_class_names, read_table
 
     table = read_table(place) if place.is_file() else folder_class_names(place) and None
-    words = ["-c", "finetune", "--data.dataset", "csv" if table else "image_folder", "--data.root", root]
-    request = prepare_fit([*words, *rest], "finetune")
+    recipes, keys = apart(rest, "finetune")
+    own = [*recipes, "--data.dataset", "csv" if table else "image_folder", "--data.root", root, *keys]
+    request = prepare_fit(["-c", "finetune", *own], "finetune")
     size = _size_for_inside(request)
     if size is None:
         return request
@@ -51,7 +53,7 @@ def prepare(arguments: list[str]) -> Request:
     chosen = ["--model.pretrained", INSIDE, *(["--data.image_size", str(SIDE)] if size == "" else [])]
     why = f"{count:,} images are few: up to {FEW:,}" if size == "" else f"images of {size} pixels are small: up to {SIDE}"
     told = f"weights: {INSIDE}, inside the package, at {size or SIDE} pixels ({why}); --model.pretrained null starts from nothing"
-    return replace(prepare_fit([*words, *chosen, *rest], "finetune"), told=told)
+    return replace(prepare_fit(["-c", "finetune", *chosen, *own], "finetune"), told=told)
 
 
 def _size_for_inside(request: Request) -> str | None:

@@ -1,15 +1,23 @@
 """``cct fit``: what is typed, checked without torch."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from cct_lightning.commands.requests import Request, read_request
-from cct_lightning.commands.words import read_words
+from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.errors import InputError
 from cct_lightning.weights.sources import check_source, check_teacher
 
 # Keys of their own: these look for a value instead of training.
 SEARCHES = ("find-lr", "find-batch-size")
 FLAGS = (*SEARCHES, "print_config")
+
+
+def apart(arguments: Iterable[str], command: str) -> tuple[list[str], list[str]]:
+    """Parts what was typed into recipes and all the rest: the images that a command begins with go in between, and no recipe's in their place."""
+    typed = read_words(arguments, command, (*FLAGS, "calibrate"))
+    recipes = [word for option in typed.options if option.key == CONFIG for word in option.words]
+    return recipes, [*typed.alone, *(word for option in typed.options if option.key != CONFIG for word in option.words)]
 
 
 def prepare(arguments: list[str], command: str = "fit") -> Request:

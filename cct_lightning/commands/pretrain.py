@@ -4,11 +4,10 @@ import sys
 from pathlib import Path
 
 from cct_lightning.commands.finetune import TABLES
-from cct_lightning.commands.fit import FLAGS
+from cct_lightning.commands.fit import apart
 from cct_lightning.commands.fit import prepare as prepare_fit
 from cct_lightning.commands.keys import allowed
 from cct_lightning.commands.requests import Request
-from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.run_folder import is_first_rank
 
@@ -29,10 +28,8 @@ def prepare(arguments: list[str]) -> Request:
     word, *rest = arguments
     images = _images(word)
     size = [] if "--data.root" not in images else ["--data.image_size", str(PIXELS)]
-    typed = read_words(rest, "pretrain", (*FLAGS, "calibrate"))
-    recipes = [part for option in typed.options if option.key == CONFIG for part in option.words]  # which may be of other images
-    keys = [part for option in typed.options if option.key != CONFIG for part in option.words]
-    request = prepare_fit(["-c", "pretrain", *size, *recipes, *images, *typed.alone, *keys], "pretrain")
+    recipes, keys = apart(rest, "pretrain")
+    request = prepare_fit(["-c", "pretrain", *size, *recipes, *images, *keys], "pretrain")
     if request.task != "masked":
         raise InputError(f"pretrain learns without labels, and task={request.task} does not: use `cct fit`, or leave out what says it.")
     if request.keys.get("model.pretrained") not in (None, "null"):

@@ -199,6 +199,13 @@ def test_the_weights_inside_are_taken_where_nothing_says_against_them(photos, we
     assert (None if value == "null" else value, keys["data.image_size"]) == found
 
 
+def test_a_recipe_of_other_images_brings_all_but_these(photos, tmp_path):
+    (tmp_path / "own.yaml").write_text("data: {dataset: cifar10, root: elsewhere, batch_size: 7}\n")
+    keys = prepare([str(photos), "-c", str(tmp_path / "own.yaml"), "--data.crop_pct", "0.9"]).keys
+    assert (keys["data.dataset"], keys["data.root"]) == ("image_folder", str(photos))
+    assert (keys["data.batch_size"], keys["data.crop_pct"]) == (7, "0.9")
+
+
 @pytest.mark.parametrize("kind", ["heap", "train", "csv"])
 def test_many_images_are_trained_from_scratch_unless_small_ones_are_asked_for(photos, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
