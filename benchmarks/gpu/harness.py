@@ -58,7 +58,7 @@ def stand_ins() -> Iterator[None]:
     """Lets the engines graph and compile run on a CPU: the step is run instead of replayed, and networks are neither traced nor compiled."""
     kept = task.check_graph, task.StepGraph
     task.check_graph = lambda *_: None
-    task.StepGraph = lambda *arguments: StepGraph(*arguments, record=again)  # type: ignore[misc,assignment]
+    task.StepGraph = lambda *arguments, **named: StepGraph(*arguments, record=again, **named)  # type: ignore[misc,assignment]
     try:
         with compiled_with(disable=True):
             yield
