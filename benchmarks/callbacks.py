@@ -29,7 +29,7 @@ from benchmarks.common import machine, ratios, spread
 
 RUNS = {
     "digits, CCT-2/3x2 at 16 px, batch 64": ["-c", "digits", "--trainer.max_epochs", "20"],
-    "CIFAR-10, CCT-2/3x2 at 32 px, batch 64": ["-c", "cifar10_cpu_10min", "--trainer.max_steps", "300", "--data.val_fraction", "0.02",
+    "CIFAR-10, CCT-2/3x2 at 32 px, batch 64": ["-c", "cifar10_cct2", "--trainer.max_steps", "300", "--data.val_fraction", "0.02",
                                                "--trainer.val_check_interval", "100"],
 }  # fmt: skip
 CALLBACKS = "[EMA, BatchPreview, {class_path: PoolingMaps, init_args: {every_n_epochs: 10}}, TestReport]"

@@ -66,8 +66,8 @@ def test_keys_are_told_that_are_not_as_the_recipe_says(monkeypatch):
     from benchmarks.inside import changed_keys
     from cct_lightning.commands.recipes import recipe_paths
 
-    config = yaml.safe_load(recipe_paths()["cifar10_cpu_10min"].read_text())
-    assert changed_keys(config, "cifar10_cpu_10min") == {}
+    config = yaml.safe_load(recipe_paths()["cifar10_cct2"].read_text())
+    assert changed_keys(config, "cifar10_cct2") == {}
     config["model"] |= {"attn_drop": 0.2, "pooling": None}
     config["data"]["augment"]["shift"] = 4
-    assert changed_keys(config, "cifar10_cpu_10min") == {"model.attn_drop": 0.2, "data.augment.shift": 4}
+    assert changed_keys(config, "cifar10_cct2") == {"model.attn_drop": 0.2, "data.augment.shift": 4}
