@@ -13,6 +13,8 @@ from cct_lightning.data.preparation import normalize
 from cct_lightning.errors import check_range
 from cct_lightning.tasks.task import Task
 
+from .cadence import is_due
+
 CHUNK = 1024  # images that are compared with all labelled ones at a time
 
 
@@ -76,8 +78,7 @@ class KNNAccuracy(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        is_last = trainer.global_step >= trainer.estimated_stepping_batches
-        if (is_last or (trainer.current_epoch + 1) % self.every_n_epochs == 0) and not self._why_not(trainer, pl_module):
+        if is_due(trainer, self.every_n_epochs) and not self._why_not(trainer, pl_module):
             assert isinstance(pl_module, Task)
             pl_module.log("val/knn", self._measure(trainer, pl_module, trainer.datamodule), prog_bar=True)  # type: ignore[attr-defined]
 

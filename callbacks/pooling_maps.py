@@ -18,6 +18,8 @@ from cct_lightning.networks.attention_maps import attention_layers, check_grid, 
 from cct_lightning.networks.poolings import ClassTokenPooling
 from cct_lightning.tasks.needs import TellsImages, classifier_of
 
+from .cadence import is_due
+
 
 class FixedImages:
     """Picks images out of batches as they come by: of evenly spaced classes the first ones, of each as many as of the others.
@@ -140,11 +142,8 @@ class PoolingMaps(Callback):
             return
         if self._images is None and self._watched is not None:
             self._images, self._watched = self._watched.get(), None
-        done = trainer.current_epoch + 1
-        # A validation every few epochs may miss the n-th: then the next one draws.
-        is_due = done % self.every_n_epochs < (trainer.check_val_every_n_epoch or 1)
-        if is_due or done == trainer.max_epochs or trainer.global_step == trainer.max_steps:
-            self._draw(trainer, pl_module, done)
+        if is_due(trainer, self.every_n_epochs):
+            self._draw(trainer, pl_module, trainer.current_epoch + 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the end of a training that stopped before its last epoch; the network then holds EMA's average, where there is one."""

@@ -14,6 +14,8 @@ from cct_lightning.errors import check_range
 from cct_lightning.evaluation.pictures import denormalize, save_picture, show_image
 from cct_lightning.tasks.masked import MaskedPatches
 
+from .cadence import is_due
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -78,11 +80,8 @@ class ReconstructionPreview(Callback):
         if self._is_off(trainer):
             return
         self._is_taken = True
-        done = trainer.current_epoch + 1
-        # A validation every few epochs may miss the n-th: then the next one draws.
-        is_due = done % self.every_n_epochs < (trainer.check_val_every_n_epoch or 1)
-        if is_due or done == trainer.max_epochs or trainer.global_step == trainer.max_steps:
-            self._draw(trainer, pl_module, done)
+        if is_due(trainer, self.every_n_epochs):
+            self._draw(trainer, pl_module, trainer.current_epoch + 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the end of a training that stopped before its last epoch; the network then holds EMA's average, where there is one."""
