@@ -11,7 +11,9 @@ from cct_lightning.data.sets import DATASETS
 from cct_lightning.errors import InputError
 from cct_lightning.networks.build import create_network
 from cct_lightning.networks.options import NetworkOptions
+from cct_lightning.networks.presets import VARIANTS
 from cct_lightning.studies.options import Keys, Study
+from cct_lightning.tasks.options import ClassificationOptions
 
 STEPS = 40  # of the search: a key is found to a millionth
 MOST = 64.0  # times its value, beyond which a key is not raised
@@ -38,11 +40,9 @@ def padding(study: Study, recipe: Mapping[str, Any]) -> dict[str, Keys]:
 
 
 def _raised(key: str, keys: Mapping[str, Any], wanted: int) -> Any:
-    name = key.removeprefix("model.")
     start = keys.get(key)
     if start is None:
-        network = _network(keys)
-        start = {"mlp_ratio": network.encoder.blocks[0].mlp.fc1.out_features / network.encoder.embed_dim}.get(name) if name == "mlp_ratio" else None  # type: ignore[union-attr,index,operator]
+        start = getattr(VARIANTS.get(str(keys.get("model.arch", ClassificationOptions.arch))), key.removeprefix("model."), None)
     if not isinstance(start, int | float):
         raise InputError(f"pad={key}: it takes a key that is a number and changes how many weights a network has, such as model.mlp_ratio.")
     low, high = float(start), float(start) * MOST
@@ -66,7 +66,13 @@ def _network(keys: Mapping[str, Any]) -> torch.nn.Module:
     names = {option.name for option in fields(NetworkOptions)}
     options = {key.removeprefix("model."): value for key, value in keys.items() if key.startswith("model.") and key.removeprefix("model.") in names}
     size = keys.get("data.image_size") or about.image_size
-    options |= {"image_size": size, "in_chans": keys.get("data.in_chans") or len(about.mean), "num_classes": about.num_classes or 10}
+    options = {
+        "arch": ClassificationOptions.arch,
+        **options,
+        "image_size": size,
+        "in_chans": keys.get("data.in_chans") or len(about.mean),
+        "num_classes": about.num_classes or 10,
+    }
     with torch.device("meta"):
         return create_network(NetworkOptions(**options))
 
