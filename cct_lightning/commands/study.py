@@ -13,6 +13,7 @@ from cct_lightning.commands.keys import check_keys, check_value, flatten
 from cct_lightning.commands.recipes import RECIPES, find_recipe, header, read_recipe
 from cct_lightning.commands.words import CONFIG, Typed, read_words
 from cct_lightning.errors import InputError, RunError, did_you_mean
+from cct_lightning.plain_yaml import read_yaml
 from cct_lightning.studies.options import Keys, Study, check_once, read_study
 from cct_lightning.studies.plan import Job, Plan, missing
 from cct_lightning.wording import duration
@@ -93,7 +94,9 @@ def prepare(arguments: Sequence[str]) -> Request:
         if option.key not in (*OWN, CONFIG):
             check_keys({option.key: "command line"})
             check_value(option.key, option.value, "command line")
-            fixed[option.key] = option.value
+            if option.adds:
+                raise InputError(f"{option.name}+= can't be said of a study: put it into a recipe of your own, and lay that over with -c.")
+            fixed[option.key] = read_yaml(option.value or "null", option.name)
     study = replace(study, fixed={**study.fixed, **fixed}, seeds=_count(typed, "seeds", study.seeds))
     check_once(study, typed.alone[0])
     keys: dict[str, Any] = {}
@@ -269,7 +272,7 @@ def _probe(job: Job, request: Request) -> tuple[float, str, str]:
         summary = fit(list(request.recipes), {**job.keys, **short}).summary
     asked = {**request.keys, **flatten(dict(job.keys))}
     steps, epochs = asked.get("trainer.max_steps", -1), asked.get("trainer.max_epochs")
-    if steps in (-1, None, "null"):
+    if steps in (-1, None):
         steps = (summary.steps_per_epoch or 0) * int(epochs or 0)
     on_cpu = summary.device.startswith("CPU")
     each = (summary.cpu_seconds if on_cpu else summary.seconds) / max(summary.steps, 1)

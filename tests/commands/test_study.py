@@ -6,7 +6,7 @@ import signal
 import pytest
 from cct_lightning.callbacks import StartRecord
 
-from cct_lightning.commands.study import study_paths
+from cct_lightning.commands.study import prepare, study_paths
 
 MINE = """
 factor: model.pooling
@@ -104,12 +104,18 @@ def test_a_plan_trains_nothing_and_says_how_much_there_is(cct, mine):
         (("poolings", "-c", "digits", "--seeds", "0"), "--seeds 0: it takes a whole number"),
         (("poolings", "-c", "digits", "--model.deph", "3"), "model.deph"),
         (("poolings", "-c", "digits", "--model.pooling", "mean"), "model.pooling is set by fixed and by values"),
+        (("poolings", "-c", "digits", "--trainer.callbacks+=EMA"), "--trainer.callbacks+= can't be said of a study"),
     ],
 )
 def test_what_can_not_be_compared_is_refused_before_anything_is_read(cct, words, said):
     outcome = cct("study", *words, *(("--jobs", "1") if not words else ()))
     assert outcome.code == 2
     assert said in outcome.err
+
+
+def test_what_is_typed_has_the_type_of_what_a_file_says():
+    request = prepare(["poolings", "-c", "digits", "--model.depth", "3", "--trainer.max_epochs", "null", "--data.root=a b"])
+    assert {"model.depth": 3, "trainer.max_epochs": None, "data.root": "a b"}.items() <= request.study.fixed.items()
 
 
 def test_an_arm_with_a_key_that_is_none_is_refused_before_the_first_run(cct, tmp_path):
