@@ -203,7 +203,11 @@ def test_the_share_is_the_teachers_and_labels_keep_their_smoothing(tmp_path):
 
 
 def test_features_are_learned_in_16_bits(tmp_path):
-    fit(write_teacher(tmp_path, image_size=(40, 40)), KINDS["features"], precision="bf16-true")  # a finer grid than the student's
+    lit, trainer = fit(write_teacher(tmp_path, image_size=(40, 40)), KINDS["features"], precision="bf16-true")  # a finer grid than the student's
+    assert trainer.global_step == 6
+    guide = [p for name, p in lit.named_parameters() if name.startswith("guide.")]
+    assert guide
+    assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in guide)
 
 
 @pytest.mark.parametrize(("grid", "theirs"), [((16, 16), Map(5, 2, 2)), ((16, 16), Map(5, 8, 8)), ((16, 16), Map(5, 4, 4))])
