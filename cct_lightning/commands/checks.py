@@ -131,7 +131,7 @@ def check_test_images(given: Given) -> None:
     Raises:
         InputError: As the data module says it.
     """
-    if (place := _place(given)) is None or given["data.dataset"] == "images":
+    if (place := _place(given)) is None or given["data.dataset"] == "images" or _text(given, "data.fold") is not None:
         return
     from cct_lightning.data.folders import no_test_images, read_table, split_folder
 

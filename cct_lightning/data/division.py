@@ -3,7 +3,7 @@
 Images without labels are divided as if they were a class of their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from cct_lightning.data.files import Array
 from cct_lightning.data.folders import UNLABELLED, Split
+from cct_lightning.data.folds import groups_aside, take_fold
 from cct_lightning.errors import InputError
 from cct_lightning.randomness import generator
 
@@ -62,7 +63,15 @@ def subset(targets: Array, kept: Array, fraction: float, per_class: int | None, 
 
 
 def divide(
-    read: Mapping[str, Split | None], val_fraction: float, test_fraction: float, split_seed: int, fraction: float, per_class: int | None, root: str
+    read: Mapping[str, Split | None],
+    val_fraction: float,
+    test_fraction: float,
+    split_seed: int,
+    fraction: float,
+    per_class: int | None,
+    root: str,
+    fold: tuple[int, int] | None = None,
+    class_names: Sequence[str] = (),
 ) -> Splits:
     """Says which images are for what: the set's own splits, and what is set aside of its training images where it brings none.
 
@@ -76,31 +85,35 @@ def divide(
         fraction: Share of the training images that is used.
         per_class: Most training images of a class; None is all.
         root: For errors.
+        fold: Which of how many folds is the test, counted from 1; the set's own test images are for nothing then. None: no folds.
+        class_names: In the order of the labels, for errors of folds.
 
     Returns:
         For each of test, val and train that there is, images and which of them are meant.
 
     Raises:
-        InputError: No image can be set aside.
+        InputError: No image can be set aside, or folds can't be made.
     """
 
     def taken(share: float, purpose: str, among: Array) -> tuple[Array, Array]:
-        out, _ = set_aside(targets, among, share, purpose, split_seed)
-        if not len(out):
+        if groups is not None:
+            out = groups_aside(targets, groups, among[targets[among] != UNLABELLED], share, split_seed, root)
+        elif not len(out := set_aside(targets, among, share, purpose, split_seed)[0]):
             raise InputError(f"data.root={root}: no class has two images, so none can be set aside for {purpose}; give a {purpose} folder.")
         return out, np.setdiff1d(kept, out)
 
     train = read["train"]
     assert train is not None
-    targets, kept = train.targets, np.arange(len(train))
+    targets, kept, groups = train.targets, np.arange(len(train)), None if fold is None else train.groups
     labelled = kept[targets != UNLABELLED]
     splits: Splits = {}
-    if read["val"] is None and read["test"] is None and test_fraction and len(labelled):
+    if fold is not None:
+        splits["test"] = train, take_fold(targets, groups, labelled, fold, split_seed, class_names, root)
+        kept = np.setdiff1d(kept, splits["test"][1])
+    elif read["val"] is None and read["test"] is None and test_fraction and len(labelled):
         test, kept = taken(test_fraction, "test", labelled)
         splits["test"] = train, test
-    for name in ("val", "test"):
-        if (own := read[name]) is not None:
-            splits[name] = own, np.arange(len(own))
+    splits |= {name: (own, np.arange(len(own))) for name in ("val", "test") if fold is None and (own := read[name]) is not None}
     if val_fraction and "val" not in splits:
         val, kept = taken(val_fraction, "val", kept)
         splits["val"] = train, val

@@ -20,11 +20,13 @@ class Split:
     """Images: uint8 arrays (H, W, C), or files that ``files.decode`` reads; targets are class indices (n,), or ``UNLABELLED``.
 
     ``files`` names what the arrays were decoded from, once the data module has read the split; None where they come from no files.
+    ``groups`` (n,) numbers what belongs together, such as images of one patient, for folds; None where nothing is known of it.
     """
 
     images: Sequence[Array] | Sequence[Path] | Array
     targets: Array
     files: Sequence[Path] | None = None
+    groups: Array | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -173,7 +175,7 @@ def no_test_images(root: Path, has_own_val: bool) -> InputError:
 def read_table(path: Path) -> Table:
     """Reads a CSV with the columns path and label, and where it has one split (train, val or test; without it all images are one heap).
 
-    Paths are relative to the folder of the CSV; commas, semicolons and tabs separate.
+    Paths are relative to the folder of the CSV; commas, semicolons and tabs separate. A column group says what belongs together, for folds.
 
     Raises:
         InputError: No such file or columns, an image that is missing or listed twice, a label of val or test that train has not.
@@ -190,10 +192,11 @@ def read_table(path: Path) -> Table:
     if not {"path", "label"} <= columns.keys() or len(columns) < len(names):
         raise InputError(f"{path}: its first line names the columns {header[:60]!r}; it must have path and label once each, and may have split.")
     names_of_splits = {name: split for split, names in SPLITS.items() for name in names}
-    found: dict[str, tuple[list[Path], list[str]]] = {}
+    found: dict[str, tuple[list[Path], list[str], list[int]]] = {}
+    group_of: dict[object, int] = {}
     seen: dict[Path, int] = {}
     for number, row in enumerate(_rows(rows, path), start=2):
-        image, label, split = ((row.get(columns.get(column, ""), "") or "").strip() for column in ("path", "label", "split"))
+        image, label, split, group = ((row.get(columns.get(column, ""), "") or "").strip() for column in ("path", "label", "split", "group"))
         where = f"{path}, line {number}"
         if not image or not label:
             raise InputError(f"{where}: path={image!r}, label={label!r}; every line needs both.")
@@ -205,14 +208,19 @@ def read_table(path: Path) -> Table:
         if len(image) > 4096 or not file.is_file():
             raise InputError(f"{where}: there is no file {str(file)[:200]}. Paths are relative to {path.parent.resolve()}.")
         seen[file] = number
-        files, labels = found.setdefault(names_of_splits.get(split.lower(), "train"), ([], []))
+        files, labels, groups = found.setdefault(names_of_splits.get(split.lower(), "train"), ([], [], []))
         files.append(file)
         labels.append(label)
-    class_names = sorted(set(found.get("train", ([], []))[1]))
+        groups.append(group_of.setdefault(group or number, len(group_of)))  # without one an image is a group by itself
+    class_names = sorted(set(found.get("train", ([], [], []))[1]))
     if len(class_names) < 2:
         raise InputError(f"{path}: the training images have {len(class_names)} class(es): {', '.join(class_names) or '-'}; at least two are needed.")
-    for split, (_, labels) in found.items():
+    for split, (_, labels, _) in found.items():
         if odd := sorted(set(labels) - set(class_names)):
             raise InputError(f"{path}: {split} has the label(s) {', '.join(odd[:5])}, which no training image has.")
     number_of = {name: number for number, name in enumerate(class_names)}
-    return Table(class_names, {split: Split(files, np.array([number_of[label] for label in labels])) for split, (files, labels) in found.items()})
+    splits = {
+        split: Split(files, np.array([number_of[label] for label in labels]), groups=np.array(groups) if "group" in columns else None)
+        for split, (files, labels, groups) in found.items()
+    }
+    return Table(class_names, splits)

@@ -116,7 +116,8 @@ class ImageDataModule(L.LightningDataModule):
         if self.splits:
             return
         read = self.source.read()
-        self.splits = divide(read, self.val_fraction, self.test_fraction, self.split_seed, self.fraction, self.per_class, str(self.root))
+        shares = self.val_fraction, self.test_fraction, self.split_seed, self.fraction, self.per_class
+        self.splits = divide(read, *shares, str(self.root), self.source.fold, self.class_names)
         if self.source.hides_rest:
             read, self.splits = hide_labels(read, self.splits)
         if stage == "fit":

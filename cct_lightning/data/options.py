@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cct_lightning.data.augment.options import AugmentConfig
-from cct_lightning.errors import check_range
+from cct_lightning.errors import InputError, check_range
 from cct_lightning.options import as_size
 
 NEEDS_LABELS = "Images without labels (data.unlabelled, data.dataset=images) are for `cct pretrain`: to classify takes labelled ones."
@@ -43,6 +44,20 @@ class Preprocessing:
         return cls((height, width), values["in_chans"], list(values["mean"]), list(values["std"]), values["crop_pct"])
 
 
+def read_fold(fold: str | None) -> tuple[int, int] | None:
+    """Reads ``data.fold``: which of how many, counted from 1; None where there are no folds.
+
+    Raises:
+        InputError: It is none.
+    """
+    if fold is None:
+        return None
+    number, count = map(int, found.groups()) if (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", fold)) else (0, 0)
+    if not 1 <= number <= count or count < 2:
+        raise InputError(f"data.fold={fold}: give which of how many, such as 2/5: two folds or more, counted from 1.")
+    return number, count
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """Labelled images for training, validation and test: the keys ``data`` of a recipe.
@@ -63,6 +78,8 @@ class DataOptions:
         val_fraction: Share of each class of the training images that is set aside for validation, where the set brings none.
         test_fraction: Share set aside for the test before that, where the data set is one heap (digits, a folder without splits).
         split_seed: Seed of these splits; apart from the run's, so that all runs are tested on the same images.
+        fold: 2/5 tests on the second of five folds of all labelled images, of a val folder's, too, but not of a test folder's, and trains on the
+            others; the column group of a table, where there is one, keeps images of a group in one fold. `cct finetune DIR --folds 5` trains all.
         fraction: Share of each class of the training images that is used.
         per_class: Number of training images of each class that is used; null: all that fraction leaves.
         in_chans: 1 reads the images as grey, 3 in colour; null: the data set's own.
@@ -94,6 +111,7 @@ class DataOptions:
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     split_seed: int = 0
+    fold: str | None = None
     fraction: float = 1.0
     per_class: int | None = None
     in_chans: Literal[1, 3] | None = None
@@ -114,6 +132,7 @@ class DataOptions:
         check_range("data.crop_pct", self.crop_pct, 0, 1, exclusive="low")
         check_range("data.batch_size", self.batch_size, 1)
         check_range("data.max_megapixels", self.max_megapixels, 0, exclusive="low")
+        read_fold(self.fold)
         check_range("data.per_class", 1 if self.per_class is None else self.per_class, 1)
         check_range("data.num_workers", self.num_workers or 0, 0)
         if self.image_size is not None:

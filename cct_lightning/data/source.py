@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cct_lightning.data.folders import UNLABELLED, Split, check_heap, folder_class_names, list_heap, read_table, split_folder
-from cct_lightning.data.options import DataOptions
+from cct_lightning.data.folds import heap_of
+from cct_lightning.data.options import DataOptions, read_fold
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
 from cct_lightning.errors import InputError, did_you_mean
 
@@ -27,6 +28,7 @@ class Source:
         about: What is known of it before it is read.
         folder: Its class folders, or the splits that hold them; None where it comes otherwise.
         heap: Folder of further images, without labels; None where there is none.
+        fold: Which of how many is the test, counted from 1; None where there are no folds.
         hides_rest: Whether the labels of all training images but those that are chosen for them are to be forgotten.
         class_names: In the order of the labels.
 
@@ -45,6 +47,7 @@ class Source:
         known = self._table.class_names if self._table else self.about.class_names
         names = folder_class_names(self.folder) if self.folder else known or [str(i) for i in range(self.about.num_classes or 0)]
         self.class_names = list(names)
+        self.fold = read_fold(options.fold)
         self.hides_rest = options.unlabelled == REST
         # With its whole path, so that names below it can be told from those below the root
         self.heap = Path(os.path.abspath(Path(options.unlabelled).expanduser())) if options.unlabelled and not self.hides_rest else None
@@ -60,7 +63,9 @@ class Source:
         return self.hides_rest or self.heap is not None or not self.class_names
 
     def has_own(self, split: str) -> bool:
-        """Whether the set brings a split."""
+        """Whether the set brings a split; of folds one is the test, and all else is divided anew."""
+        if self.fold is not None:
+            return split == "test"
         if self.folder is not None:
             return split_folder(self.folder, split) is not None
         if self._table is not None:
@@ -78,10 +83,14 @@ class Source:
     def read(self) -> Read:
         """Reads train, val and test; None where the set has no such split. Further images without labels come last in train.
 
+        For folds val is joined with train; own test images are read, and in no fold.
+
         Raises:
             InputError: The set is not there, or not as it should be.
         """
         read: Read = {split: read_split(self.dataset, self.root, split) for split in ("train", "val", "test")}
+        if self.fold is not None and read["train"] is not None:
+            read = {**read, "train": heap_of(read["train"], read["val"]), "val": None}
         if self.heap is not None:
             train = read["train"]
             assert train is not None
@@ -93,7 +102,8 @@ class Source:
                 )
             further = others(list_heap(self.heap), [file for images in files.values() for file in images])
             targets = np.concatenate([train.targets, np.full(len(further), UNLABELLED)])
-            read["train"] = replace(train, images=[*files["train"], *further], targets=targets)
+            alone = None if train.groups is None else np.concatenate([train.groups, np.full(len(further), -1)])
+            read["train"] = replace(train, images=[*files["train"], *further], targets=targets, groups=alone)
         return read
 
     @property
