@@ -16,6 +16,7 @@ from cct_lightning.runs.postponed import postpone
 
 if TYPE_CHECKING:
     from fake_gpu import FakeGPU
+    from hub import Hub
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former only on Linux
 # Where Python is told to keep no compiled modules, as in many containers, each of the interpreters compiles torch and Lightning: 8 s each.
@@ -132,3 +133,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> "Iterator[FakeGPU]":
     with torch.no_grad(), FakeGPU() as mode:
         yield mode
     torch.__future__.set_overwrite_module_params_on_conversion(in_place)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Hub]":
+    """A hub on loopback in the place of Hugging Face's, and an empty cache."""
+    from hub import standing_in
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with standing_in() as server:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.address)
+        for name, value in {"ENDPOINT": server.address, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(tmp_path / "hub"),
+                            "HF_TOKEN_PATH": str(tmp_path / "no-token"), "HF_HUB_OFFLINE": False}.items():  # fmt: skip
+            monkeypatch.setattr(constants, name, value)
+        yield server

@@ -15,7 +15,7 @@ from cct_lightning.errors import InputError
 from cct_lightning.networks.timm_names import check_timm_name
 from cct_lightning.tasks.registry import DEFAULT
 from cct_lightning.training.optimizer_names import check_optimizer, optimizer_names
-from cct_lightning.weights.sources import reaches, unreachable
+from cct_lightning.weights.sources import HUB, find_source, reaches, unreachable
 
 Given = Mapping[str, Any]
 
@@ -34,6 +34,7 @@ def check_given(command: str, given: Given, checkpoint: str | None = None) -> No
     if command in TRAIN:
         check_names(given)
         check_timm_weights(given)
+        fetch_from_hub(given)
         check_labels(given)
         check_data(given)
     elif command == "test" and checkpoint is not None:
@@ -90,6 +91,17 @@ def check_timm_weights(given: Given) -> None:
         raise unreachable(source, "HF_HUB_OFFLINE is set, and nothing was downloaded before")
     if not reaches(constants.ENDPOINT):
         raise unreachable(source, f"{constants.ENDPOINT} does not answer, and nothing was downloaded before")
+
+
+def fetch_from_hub(given: Given) -> None:
+    """Fetches weights of the Hugging Face Hub: torch would take seconds to be imported before the same errors.
+
+    Raises:
+        InputError: They can't be had.
+    """
+    for key in ("model.pretrained", "model.teacher"):
+        if (source := _text(given, key)) and source.startswith(HUB):
+            find_source(source)
 
 
 def check_labels(given: Given) -> None:

@@ -47,6 +47,7 @@ SOURCE is one of
   FILE.pth, FILE.safetensors                                  weights of SHI-Labs/Compact-Transformers or vit-pytorch, the network read off them;
                                                               of timm with --model.arch timm/NAME
   timm/NAME                                                   timm's, where there is a network
+  hf:OWNER/NAME, hf:OWNER/NAME@REVISION                       what `cct push` put on the Hugging Face Hub, where there is a network
   cct_2_3x2_32_cifar10                                        inside the package, a CCT-2/3x2 (0.28 M parameters) of CIFAR-10
   cct_7_3x1_32_cifar10_300epochs, ...                         SHI-Labs' ten published files, where there is a network; `cct models` lists all
 Left out it is cct_2_3x2_32_cifar10 where --data.image_size is up to 64, or is left out, too, and there are up to 5,000 training images, which then

@@ -39,6 +39,7 @@ def _listing() -> list[str]:
     lines += ["", "published by SHI-Labs, fetched once where there is a network: --model.pretrained NAME (accuracies are theirs, not measured by us)"]
     lines += table(("name", "arch", "data", "accuracy", "on this machine"), rows, LEFT)
     lines += ["", "timm's, where there is a network: --model.pretrained timm/NAME, such as timm/vit_tiny_patch16_224"]
+    lines += ["the Hugging Face Hub's, what `cct push` put there: --model.pretrained hf:OWNER/NAME (or hf:OWNER/NAME@REVISION); any command takes it"]
     return [*lines, "", *_runs(), "", "cct models NAME tells more of one; cct finetune DIR --model.pretrained NAME trains on your images from it"]
 
 

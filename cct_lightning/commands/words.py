@@ -7,7 +7,7 @@ from cct_lightning.errors import InputError
 
 CONFIG = "config"  # the key of -c
 # What a key takes, where that is worth saying to those who gave it without a value.
-TAKES = {"model.pretrained": "name a file, an exported folder, timm/NAME or weights by name; null is none"}
+TAKES = {"model.pretrained": "name a file, an exported folder, hf:OWNER/NAME, timm/NAME or weights by name; null is none"}
 
 
 class Option(NamedTuple):

@@ -24,14 +24,15 @@ class _ClassifierOptions(NetworkOptions):
         label_smoothing: Share of each target that is spread over all classes.
         pretrained: Weights to start from: a checkpoint of a run, an exported folder, a file of SHI-Labs/Compact-Transformers, vit-pytorch or
             timm; by name, as `cct models` lists them: cct_2_3x2_32_cifar10, which is inside the package, and where there is a network one of
-            SHI-Labs' published weights, such as cct_7_3x1_32_cifar10_300epochs, or timm/NAME.
+            SHI-Labs' published weights, such as cct_7_3x1_32_cifar10_300epochs, timm/NAME, or hf:OWNER/NAME, a network of the
+            Hugging Face Hub that `cct push` put there (hf:OWNER/NAME@REVISION keeps to a commit, tag or branch).
         new_head: Start the head at zero even where the weights have one that fits; it always is where classes differ.
         freeze: backbone trains the pooling and the head alone.
         loss: The loss.
         tta: What tests, `cct validate` and predictions see of each image: none the image, mirror it and its mirror (twice the time), shift both of
             it, too, shifted by a pixel for each 32 (six times). The mean of the probabilities counts. The validation of a training sees the image.
-        teacher: A trained network of the same classes to learn from beside the labels: a checkpoint or run, an exported folder, or timm/NAME@FILE,
-            a network of timm's with a file of its weights. It sees the same augmented images.
+        teacher: A trained network of the same classes to learn from beside the labels: a checkpoint or run, an exported folder, hf:OWNER/NAME, or
+            timm/NAME@FILE, a network of timm's with a file of its weights. It sees the same augmented images.
         distill: What is learned of the teacher.
     """
 

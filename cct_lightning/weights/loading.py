@@ -16,9 +16,9 @@ from cct_lightning.networks.encoder import Encoder, ViTEncoder
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.options import keywords_of
 from cct_lightning.weights.conversion import check_block_form, fit_channels, fit_class_token, fit_positions, to_our_names
-from cct_lightning.weights.files import KEY, Opened, read_checkpoint, unwrap
+from cct_lightning.weights.files import KEY, Opened, open_weights, read_checkpoint, unwrap
 from cct_lightning.weights.soundness import check_finite
-from cct_lightning.weights.sources import locate
+from cct_lightning.weights.sources import HUB, locate
 from cct_lightning.wording import some
 
 # Golden files carry an example to check the network with.
@@ -81,12 +81,17 @@ def load_weights(
     """
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
+    if str(source).startswith(HUB):
+        source = open_weights(locate(str(source)), str(source))
+    commit = source.path.parent.name if isinstance(source, Opened) and source.name.startswith(HUB) else ""
     content = _read(source, encoder)
     source = source.name if isinstance(source, Opened) else str(source)
     state = unwrap(content, str(source))
     is_reference = any(name.startswith(("classifier.blocks.", "tokenizer.conv_layers.")) for name in state)
     is_ours = any(name.startswith("encoder.") for name in state) or isinstance(encoder, ViTEncoder)
     report = LoadReport(str(source), "reference" if is_reference else "cct-lightning" if is_ours else "timm")
+    if commit:
+        report.notes.append(f"commit {commit} of the hub")
     for name in sorted(EXAMPLES & state.keys()):
         del state[name]
         report.dropped[name] = "an example that the file carries, not a weight"

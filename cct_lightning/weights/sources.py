@@ -1,8 +1,9 @@
 """Where weights come from: a file, an exported folder; by name those inside the package, the ten published files of SHI-Labs/Compact-Transformers,
-timm's."""
+timm's, the Hugging Face Hub's."""
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ PUBLISHED: dict[str, Published] = {
     "cct_14_7x2_384_imagenet": Published("finetuned", "cct_14_7x2_384", "imagenet", 82.71),
     "cct_14_7x2_384_flowers102": Published("finetuned", "cct_14_7x2_384_fl", "flowers102", 99.76),
 }
+HUB = "hf:"  # before OWNER/NAME of a network of the Hugging Face Hub
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 SECONDS = 30  # without a byte, after which a download is given up
 
 
@@ -62,14 +65,33 @@ def card(name: str) -> tuple[dict[str, Any], str]:
 
 
 def find_source(source: str | Path) -> Path:
-    """Returns the file of a trained network: that of weights inside the package by their name, else as ``find_network``.
+    """Returns the file of a trained network: that of weights inside the package by their name, the hub's fetched, else as ``find_network``.
 
     Raises:
         InputError: There is nothing of that kind.
     """
+    if str(source).startswith(HUB):
+        from cct_lightning.weights.hub import fetch
+
+        return fetch(str(source))
     if (config := inside().get(str(source))) is not None and not Path(source).exists():
         return config
     return find_network(source)
+
+
+def hub_parts(source: str) -> tuple[str, str | None]:
+    """Takes hf:OWNER/NAME@REVISION apart.
+
+    Returns:
+        OWNER/NAME, and the revision; None where none is named.
+
+    Raises:
+        InputError: It is written otherwise.
+    """
+    repository, at, revision = source.removeprefix(HUB).partition("@")
+    if not re.fullmatch(rf"{_PART}/{_PART}", repository, re.ASCII) or (at and not re.fullmatch(r"[\w./-]+", revision, re.ASCII)) or ".." in source:
+        raise InputError(f"{source}: networks of the hub are named {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION (a branch, a tag or a commit).")
+    return repository, revision or None
 
 
 def check_source(source: str) -> None:
@@ -79,7 +101,12 @@ def check_source(source: str) -> None:
         InputError: Says what may be given.
     """
     if not source or source.startswith("--"):
-        raise InputError("model.pretrained is given without a value: name a file, an exported folder, timm/NAME or published weights; null is none.")
+        raise InputError(
+            "model.pretrained is given without a value: name a file, an exported folder, hf:OWNER/NAME, timm/NAME or published weights; null is none."
+        )
+    if source.startswith(HUB):
+        hub_parts(source)
+        return
     path = Path(source).expanduser()
     names = (*inside(), *PUBLISHED)
     if source in names or source.startswith("timm/") or path.is_file() or (path / "config.json").is_file() or (path / "checkpoints").is_dir():
@@ -92,8 +119,8 @@ def check_source(source: str) -> None:
     hint = f" Beside it: {', '.join(near)}." if near else did_you_mean(source, names) if len(path.parts) == 1 and not path.suffix else ""
     raise InputError(
         f"There is no file {path}.{hint}\n"
-        f"  Weights come from a file (a run's best.ckpt, .pth, .safetensors), an exported folder, timm/NAME, or by the name of those that\n"
-        f"  `cct models` lists: {', '.join(names)}."
+        f"  Weights come from a file (a run's best.ckpt, .pth, .safetensors), an exported folder, hf:OWNER/NAME, timm/NAME, or by the name of\n"
+        f"  those that `cct models` lists: {', '.join(names)}."
     )
 
 
@@ -115,8 +142,8 @@ def check_teacher(source: str) -> None:
 
 
 def locate(source: str | Path) -> Path:
-    """Returns the file of a source (of an exported folder its config.json); published weights are downloaded where they are not on this machine,
-    those inside the package are there.
+    """Returns the file of a source (of an exported folder its config.json); published weights and the hub's are downloaded where they are not on
+    this machine, those inside the package are there.
 
     Raises:
         InputError: There is no such source, or it can't be downloaded.
@@ -135,8 +162,9 @@ def reaches(address: str) -> bool:
 
     if urllib.request.getproxies():
         return True
+    about = urlparse(address)
     try:
-        socket.create_connection((urlparse(address).hostname or "", 443), timeout=3).close()
+        socket.create_connection((about.hostname or "", about.port or (80 if about.scheme == "http" else 443)), timeout=3).close()
     except OSError:
         return False
     return True

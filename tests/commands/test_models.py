@@ -17,6 +17,7 @@ def test_all_that_can_be_started_from_is_listed(cct, tmp_path, monkeypatch):
     for name in inside():
         assert f"{100 * card(name)[0]['test_accuracy']:.2f} %" in listed.out
     assert "timm/vit_tiny_patch16_224" in listed.out
+    assert "hf:OWNER/NAME" in listed.out
     assert "There is none below runs/ here." in listed.out
     assert "downloaded" not in listed.out
 
