@@ -218,6 +218,8 @@ def _told(
     place: Place, listing: "Listing", seen: Sequence["Seen"], found: Sequence["Finding"], blocks: Sequence["Finding"], seconds: float
 ) -> list[str]:
     """Returns the report as it is printed."""
+    from cct_lightning.data.proportions import advice, excess
+
     good = [about for about in seen if about.error is None]
     size = sum(about.num_bytes for about in good)
     lines = [f"{place.typed}: {len(seen):,} images, {size / 1e6:,.1f} MB, read in {seconds:.1f} s ({len(seen) / max(seconds, 1e-9):,.0f} images/s)"]
@@ -234,6 +236,8 @@ def _told(
         middle = [median(about.size[side] for about in good) for side in (1, 0)]
         lines.append(f"  {', '.join(f'{name} {count:,}' for name, count in [*formats, *modes])}; "
                      f"{smallest[1]} x {smallest[0]} to {largest[1]} x {largest[0]} pixels, median {middle[0]:.0f} x {middle[1]:.0f}")  # fmt: skip
+        if told := advice(excess(about.size for about in good)):
+            lines.append(f"  {told}")
     blocking = {finding.problem for finding in blocks}
     for title, of_kind in (("blocks a training", blocking), ("worth a look", {finding.problem for finding in found} - blocking)):
         if of_kind:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cct_lightning.inference.items import Embedding
 
 OPTIONS = (
-    "out", "overwrite", "trainer.accelerator", "trainer.precision", "data.image_size", "data.crop_pct", "data.batch_size",
+    "out", "overwrite", "trainer.accelerator", "trainer.precision", "data.image_size", "data.crop_pct", "data.fit", "data.batch_size",
     "data.max_megapixels",
 )  # fmt: skip
 HELP = """cct embed SOURCE PATH... --out features.npz [--key value] ...
@@ -38,6 +38,7 @@ through a file of their own, so that memory holds two batches of images, and the
   --overwrite                  replace FILE where it exists
   --data.image_size N          side of the images given to the network (default: as in the training)
   --data.crop_pct X            share of the image that is seen, along each side (default: as in the training)
+  --data.fit crop|pad|squash   how an image of other proportions gets into that size (default: as in the training)
   --data.batch_size N          images at a time (default: 256 on a GPU, else 32; halved where they don't fit into memory)
   --data.max_megapixels X      images of more millions of pixels are not read (default: 100)
   --trainer.accelerator auto|cpu|cuda|gpu|mps

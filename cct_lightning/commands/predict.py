@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, get_args
 
 from cct_lightning.commands.keys import check_value, groups, known_keys
 from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.files import find_images
+from cct_lightning.data.options import Fit
 from cct_lightning.errors import InputError, RunError, check_range, did_you_mean
 from cct_lightning.evaluation.options import PASSES, cost
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 FORMATS = ("csv", "jsonl")
 CHOICES = {
     "format": FORMATS,
+    "data.fit": get_args(Fit),
     "tta": tuple(PASSES),
     "trainer.accelerator": ACCELERATORS,
     "trainer.precision": PRECISIONS,
@@ -55,6 +57,7 @@ PATH is an image, a folder (with all below it) or a glob ("photos/**/*.jpg"). A 
                                the right, and takes six times. The mean of the probabilities counts.
   --data.image_size N          side of the images given to the network (default: as in the training)
   --data.crop_pct X            share of the image that is seen, along each side (default: as in the training)
+  --data.fit crop|pad|squash   how an image of other proportions gets into that size (default: as in the training)
   --data.batch_size N          images at a time (default: 256 on a GPU, else 32; halved where they don't fit into memory)
   --data.max_megapixels X      images of more millions of pixels are not read (default: 100)
   --trainer.accelerator auto|cpu|cuda|gpu|mps

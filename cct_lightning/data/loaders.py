@@ -19,7 +19,7 @@ from cct_lightning.data.bad_images import Readable
 from cct_lightning.data.files import Array, decode
 from cct_lightning.data.folders import Split
 from cct_lightning.data.options import MAX_MEGAPIXELS
-from cct_lightning.data.preparation import fit
+from cct_lightning.data.preparation import CROP, Fitting, fit
 from cct_lightning.errors import InputError
 from cct_lightning.randomness import generator
 
@@ -163,6 +163,7 @@ class BatchDataset(Dataset[Batch]):
         crop_pct: Share of the image that the centre shows, for evaluation.
         max_megapixels: Larger files are refused.
         place: What ``cct check`` takes for them.
+        fitting: How images of other proportions get into ``image_size``, for evaluation.
 
     Raises:
         InputError: Images of a batch can't be read; names all of them.
@@ -177,9 +178,10 @@ class BatchDataset(Dataset[Batch]):
         crop_pct: float = 1.0,
         max_megapixels: float = MAX_MEGAPIXELS,
         place: str = "DIR",
+        fitting: Fitting = CROP,
     ) -> None:
         self.split, self.image_size, self.in_chans, self.augment, self.crop_pct = split, image_size, in_chans, augment, crop_pct
-        self.max_megapixels, self.place = max_megapixels, place
+        self.max_megapixels, self.place, self.fitting = max_megapixels, place, fitting
 
     def __len__(self) -> int:
         return len(self.split)
@@ -189,7 +191,7 @@ class BatchDataset(Dataset[Batch]):
         for row, index in enumerate(batch.indices):
             with self._named_together(batch):
                 image = decode(self.split.images[index % len(self.split)], self.in_chans, self.max_megapixels)
-            images[row] = self.augment(image, batch.epoch, index) if self.augment else fit(image, self.image_size, self.crop_pct)
+            images[row] = self.augment(image, batch.epoch, index) if self.augment else fit(image, self.image_size, self.crop_pct, self.fitting)
         # (B, H, W, C) in memory is channels_last for torch, the layout convolutions like best
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         rows = np.array(batch.indices, np.int64) % len(self.split)

@@ -15,7 +15,7 @@ from torch import Tensor
 from cct_lightning.data.files import Array, decode, open_image
 from cct_lightning.data.folders import Split
 from cct_lightning.data.options import MAX_MEGAPIXELS
-from cct_lightning.data.preparation import fit
+from cct_lightning.data.preparation import CROP, Fitting, fit
 from cct_lightning.errors import InputError
 
 HOST_CACHE_BYTES = 4 * 2**30  # cache: auto keeps decoded images in memory up to here, and none those of arrays,
@@ -27,8 +27,8 @@ Splits = Mapping[str, tuple[Split, Array]]  # images, and which of them are mean
 class Resized(Sequence[Array]):
     """Images that are brought to a size (H, W) when they are asked for, since all at once would take too much memory."""
 
-    def __init__(self, images: Array, image_size: tuple[int, int]) -> None:
-        self.images, self.image_size = images, image_size
+    def __init__(self, images: Array, image_size: tuple[int, int], fitting: Fitting = CROP) -> None:
+        self.images, self.image_size, self.fitting = images, image_size, fitting
 
     def __len__(self) -> int:
         return len(self.images)
@@ -40,7 +40,9 @@ class Resized(Sequence[Array]):
     def __getitem__(self, index: slice) -> Resized: ...
 
     def __getitem__(self, index: int | slice) -> Array | Resized:
-        return Resized(self.images[index], self.image_size) if isinstance(index, slice) else fit(self.images[index], self.image_size)
+        if isinstance(index, slice):
+            return Resized(self.images[index], self.image_size, self.fitting)
+        return fit(self.images[index], self.image_size, fitting=self.fitting)
 
 
 def as_channels(images: Array, channels: int) -> Array:
@@ -53,7 +55,7 @@ def as_channels(images: Array, channels: int) -> Array:
 
 
 def decode_splits(
-    splits: Splits, image_size: tuple[int, int], channels: int, cache: Cache, max_megapixels: float = MAX_MEGAPIXELS
+    splits: Splits, image_size: tuple[int, int], channels: int, cache: Cache, max_megapixels: float = MAX_MEGAPIXELS, fitting: Fitting = CROP
 ) -> dict[str, tuple[Split, Array]]:
     """Decodes what fits into memory, once however many splits are cut from it; arrays are brought to the network's size.
 
@@ -64,6 +66,7 @@ def decode_splits(
         cache: "none" leaves files as they are, "auto" those of the splits that take more than ``HOST_CACHE_BYTES`` with those before, the training
             images first; with both, arrays are resized one by one where all that are chosen would take more.
         max_megapixels: Larger images are refused.
+        fitting: How arrays of other proportions get into ``image_size``.
 
     Returns:
         The same choices of uint8 arrays (n, H, W, C) where all that are chosen have the network's size, else of decoded images or of files.
@@ -84,7 +87,8 @@ def decode_splits(
         if number in arrays:
             images = as_channels(arrays[number], channels)
             if images.shape[1:3] != image_size:
-                images = _resized(images, image_size, chosen_of[number]) if at_once else Resized(images, image_size)
+                images = Resized(images, image_size, fitting)
+                images = _resized(images, chosen_of[number]) if at_once else images
         elif cache != "none":
             needed = _bytes_needed(images, channels, max_megapixels, left) if cache == "auto" else 0
             if needed is not None:
@@ -95,11 +99,11 @@ def decode_splits(
     return {name: (kept[id(split)], chosen) for name, (split, chosen) in splits.items()}
 
 
-def _resized(images: Array, image_size: tuple[int, int], chosen: Array) -> Array:
-    """Brings the chosen images of an array to a size; the others stay black, and take no memory."""
-    resized = np.zeros((len(images), *image_size, images.shape[3]), np.uint8)
+def _resized(images: Resized, chosen: Array) -> Array:
+    """Resizes the chosen images of an array; the others stay black, and take no memory."""
+    resized = np.zeros((len(images), *images.image_size, images.images.shape[3]), np.uint8)
     for index in chosen:
-        resized[index] = fit(images[index], image_size)
+        resized[index] = images[index]
     return resized
 
 

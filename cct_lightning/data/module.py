@@ -23,7 +23,8 @@ from cct_lightning.data.folders import UNLABELLED, Split, no_test_images
 from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, default_workers, make_loader
 from cct_lightning.data.memory import Cache, decode_splits, to_tensors, write_features
 from cct_lightning.data.options import DataOptions
-from cct_lightning.data.preparation import normalize
+from cct_lightning.data.preparation import Fitting, normalize
+from cct_lightning.data.proportions import what_is_cut_off
 from cct_lightning.data.source import Read, Source
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.options import as_size, keywords_of
@@ -79,7 +80,7 @@ class ImageDataModule(L.LightningDataModule):
         self.val_fraction, self.test_fraction, self.split_seed = options.val_fraction, options.test_fraction, options.split_seed
         self.fraction, self.per_class, self.sampler = options.fraction, options.per_class, options.sampler
         self.crop_pct, self.augment, self.max_megapixels = options.crop_pct, options.augment, options.max_megapixels
-        self.on_bad_image = options.on_bad_image
+        self.on_bad_image, self.fitting = options.on_bad_image, Fitting.of(options.fit, self.mean)
         self.seed = torch.initial_seed() if options.seed is None else options.seed
         self.splits: Splits = {}
         self._encode: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -122,6 +123,8 @@ class ImageDataModule(L.LightningDataModule):
             read, self.splits = hide_labels(read, self.splits)
         if stage == "fit":
             self._recognise(read)
+            if self.fitting.mode == "crop" and (told := what_is_cut_off(*self.splits["train"], self.image_size)):
+                rank_zero_info(told)
         if self.has_unlabelled:
             rank_zero_info(f"training on {len(self.splits['train'][1]):,} images, {self.num_labelled('train'):,} of them with labels")
         for name, (split, chosen) in self.splits.items():
@@ -131,7 +134,7 @@ class ImageDataModule(L.LightningDataModule):
         self._decode(read, stage)
 
     def _keep(self, cache: Cache) -> None:
-        self.splits = decode_splits(self.splits, self.image_size, self.in_chans, cache, self.max_megapixels)
+        self.splits = decode_splits(self.splits, self.image_size, self.in_chans, cache, self.max_megapixels, self.fitting)
 
     def _recognise(self, read: Read) -> None:
         """Takes the fingerprint of the images, and compares it with that of the run that goes on."""
@@ -268,8 +271,9 @@ class ImageDataModule(L.LightningDataModule):
                 f"data.cache=device needs images of the network's size, {self.image_size[0]}x{self.image_size[1]}, up to {BATCHED_PIXELS} pixels, "
                 f"and crop_pct=1 (it is {self.crop_pct:g}): leave cache out, or resize the images of {self.root}."
             )
-        augment = SampleAugment(*about) if train else None
-        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels, self.source.place)
+        augment = SampleAugment(*about, self.fitting) if train else None
+        place, fitting = self.source.place, self.fitting
+        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels, place, fitting)
         workers = default_workers(self.trainer.num_devices if self.trainer else None) if self.num_workers is None else self.num_workers
         return make_loader(dataset, sampler, workers, pin_memory=device.type == "cuda")
 

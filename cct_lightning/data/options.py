@@ -11,6 +11,7 @@ from cct_lightning.data.augment.options import AugmentConfig
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.options import as_size
 
+Fit = Literal["crop", "pad", "squash"]
 NEEDS_LABELS = "Images without labels (data.unlabelled, data.dataset=images) are for `cct pretrain`: to classify takes labelled ones."
 MAX_MEGAPIXELS = 100.0  # an image of so many takes up to 1.6 GB while it is decoded
 
@@ -25,6 +26,7 @@ class Preprocessing:
         mean: Of each channel, 0..1.
         std: Likewise.
         crop_pct: Share of the image that is seen, along each side; the rest is cut off.
+        fit: How an image of other proportions gets into image_size: its middle alone, padded with the mean, or squashed.
     """
 
     image_size: tuple[int, int]
@@ -32,6 +34,7 @@ class Preprocessing:
     mean: list[float]
     std: list[float]
     crop_pct: float
+    fit: Fit = "crop"
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values."""
@@ -41,7 +44,7 @@ class Preprocessing:
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Reads what ``to_json`` returned."""
         height, width = values["image_size"]
-        return cls((height, width), values["in_chans"], list(values["mean"]), list(values["std"]), values["crop_pct"])
+        return cls((height, width), values["in_chans"], list(values["mean"]), list(values["std"]), values["crop_pct"], values.get("fit") or "crop")
 
 
 def read_fold(fold: str | None) -> tuple[int, int] | None:
@@ -88,6 +91,9 @@ class DataOptions:
         sampler: shuffle takes every training image once an epoch; balanced takes every class equally often, so that images of rare classes come
             several times, augmented differently, and of frequent ones only some.
         crop_pct: Share of the image that evaluation sees, along each side; the rest is cut off.
+        fit: How an image of other proportions than image_size gets into it: crop fills it and cuts off what stands out of the middle, pad shows the
+            whole image and fills up with the mean colour, squash stretches it. Random crops (augment.crop_scale) are taken of the image as it is
+            with crop, with its borders with pad, and with squash of the stretched one.
         max_megapixels: Images of more millions of pixels are refused, by their header, before they are decoded.
         augment: Augmentation of the training images.
         num_workers: Processes of each device that read or augment images one by one; null: one for each core but one, shared by the devices. Images
@@ -119,6 +125,7 @@ class DataOptions:
     std: list[float] | None = None
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     crop_pct: float = 1.0
+    fit: Fit = "crop"
     max_megapixels: float = MAX_MEGAPIXELS
     augment: AugmentConfig = AugmentConfig()
     num_workers: int | None = None

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
 from cct_lightning.data.files import Array
+from cct_lightning.data.options import Fit, Preprocessing
 
 STRIP = 16  # times the sides that are asked for: a strip of 1 x 100,000 pixels is enlarged no further, of longer ones the middle
+
+AT_ONCE = 4  # channels that cv2 resizes together
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -45,6 +50,9 @@ def with_channels(image: Array) -> Array:
 
 def resize(image: Array, height: int, width: int, cubic: bool = False) -> Array:
     """Resizes to (height, width); a side that shrinks is averaged, so that nothing aliases, and one that grows is bilinear or bicubic."""
+    if image.ndim == 3 and image.shape[2] > AT_ONCE:
+        parts = [np.ascontiguousarray(image[..., first : first + AT_ONCE]) for first in range(0, image.shape[2], AT_ONCE)]
+        return np.concatenate([resize(part, height, width, cubic) for part in parts], axis=2)
     smaller = min(image.shape[0], height), min(image.shape[1], width)
     if image.shape[:2] != smaller:
         image = cv2.resize(image, smaller[::-1], interpolation=cv2.INTER_AREA)
@@ -53,15 +61,100 @@ def resize(image: Array, height: int, width: int, cubic: bool = False) -> Array:
     return with_channels(image)
 
 
-def fit(image: Array, image_size: tuple[int, int], crop_pct: float = 1.0) -> Array:
-    """Resizes and takes the centre, so that the middle ``crop_pct`` of the image fills (H, W): what evaluation sees."""
+class Fitting(NamedTuple):
+    """How an image of other proportions gets into the network's, the same in training and evaluation.
+
+    Attributes:
+        mode: ``crop`` fills (H, W) and cuts off what stands out, ``pad`` shows all of it and fills up, ``squash`` stretches it.
+        fill: Colour beside a padded image, of each channel, 0..255: the mean, which becomes 0 when it is normalised.
+    """
+
+    mode: Fit = "crop"
+    fill: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, mode: Fit, mean: Sequence[float]) -> Fitting:
+        """Makes one of the mean of each channel, 0..1."""
+        return cls(mode, tuple(round(255 * value) for value in mean))
+
+    def plane(self, size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
+        """Returns (height, width) of the plane that random crops of an image of ``size`` are drawn in, which but for ``crop`` has the
+        proportions of (H, W): a padded image with its borders, or a squashed one. See ``cut``."""
+        (height, width), (high, wide) = image_size, size
+        if self.mode == "crop":
+            return size
+        return max(high, round(wide * height / width)), max(wide, round(high * width / height))
+
+
+CROP = Fitting()
+
+
+def fit(image: Array, image_size: tuple[int, int], crop_pct: float = 1.0, fitting: Fitting = CROP) -> Array:
+    """Resizes and takes the centre, so that the middle ``crop_pct`` of the image fills (H, W): what evaluation sees.
+
+    ``pad`` sees the middle of the image with its borders, ``squash`` that of each side. timm's ``crop_mode`` center, border and squash.
+    """
     height, width = image_size
     if image.shape[:2] == image_size and crop_pct == 1.0:
         return image
-    factor = max(height / image.shape[0], width / image.shape[1]) / crop_pct
-    rows, columns = (max(side - math.ceil(STRIP * asked / factor), 0) // 2 for side, asked in zip(image.shape, image_size, strict=False))
+    factors = height / image.shape[0], width / image.shape[1]
+    if fitting.mode != "squash":
+        factors = ((max if fitting.mode == "crop" else min)(factors),) * 2
+    down, across = (factor / crop_pct for factor in factors)
+    rows, columns = (
+        max(side - math.ceil(STRIP * asked / factor), 0) // 2 for side, asked, factor in zip(image.shape, image_size, (down, across), strict=False)
+    )
     image = image[rows : image.shape[0] - rows, columns : image.shape[1] - columns]
-    high, wide = max(round(image.shape[0] * factor), height), max(round(image.shape[1] * factor), width)
-    image = resize(image, high, wide)
-    top, left = (high - height) // 2, (wide - width) // 2
-    return image[top : top + height, left : left + width]
+    high, wide = round(image.shape[0] * down), round(image.shape[1] * across)
+    if fitting.mode == "pad":
+        return _centred(resize(image, max(high, 1), max(wide, 1)), image_size, fitting.fill)
+    return _centred(resize(image, max(high, height), max(wide, width)), image_size)
+
+
+def _centred(image: Array, image_size: tuple[int, int], fill: tuple[int, ...] = ()) -> Array:
+    """Takes the centre (H, W) of an image; where that is larger, the rest is filled."""
+    (high, wide), (height, width) = image.shape[:2], image_size
+    top, left = max(high - height, 0) // 2, max(wide - width, 0) // 2
+    image = image[top : top + height, left : left + width]
+    return image if image.shape[:2] == image_size else _placed(image, (height - image.shape[0]) // 2, (width - image.shape[1]) // 2, image_size, fill)
+
+
+def _placed(image: Array, top: int, left: int, image_size: tuple[int, int], fill: tuple[int, ...]) -> Array:
+    canvas = np.empty((*image_size, image.shape[2]), image.dtype)
+    canvas[:] = fill
+    canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return canvas
+
+
+def cut(image: Array, box: tuple[int, int, int, int], image_size: tuple[int, int], cubic: bool, fitting: Fitting) -> Array:
+    """Resizes a box (top, left, height, width) of an image's plane, see ``Fitting.plane``, to (H, W)."""
+    top, left, high, wide = box
+    plane = fitting.plane(image.shape[:2], image_size)
+    if fitting.mode == "squash":  # back to the image's own pixels
+        down, across = (side / of for side, of in zip(image.shape[:2], plane, strict=True))
+        rows, columns = _span(top * down, high * down, image.shape[0]), _span(left * across, wide * across, image.shape[1])
+        return resize(image[slice(*rows), slice(*columns)], *image_size, cubic=cubic)
+    top, left = top - (plane[0] - image.shape[0]) // 2, left - (plane[1] - image.shape[1]) // 2
+    rows, columns = (max(top, 0), min(top + high, image.shape[0])), (max(left, 0), min(left + wide, image.shape[1]))
+    if (rows, columns) == ((top, top + high), (left, left + wide)):
+        return resize(image[slice(*rows), slice(*columns)], *image_size, cubic=cubic)
+    down, across = image_size[0] / high, image_size[1] / wide
+    if rows[0] >= rows[1] or columns[0] >= columns[1]:  # of the border alone
+        return _placed(image[:0, :0], 0, 0, image_size, fitting.fill)
+    (first, last), (start, end) = (
+        _span((rows[0] - top) * down, (rows[1] - rows[0]) * down, image_size[0]),
+        _span((columns[0] - left) * across, (columns[1] - columns[0]) * across, image_size[1]),
+    )
+    seen = resize(image[slice(*rows), slice(*columns)], last - first, end - start, cubic=cubic)
+    return _placed(seen, first, start, image_size, fitting.fill)
+
+
+def _span(start: float, length: float, most: int) -> tuple[int, int]:
+    """Rounds a stretch of pixels to whole ones, at least one, inside of 0..most."""
+    first = min(round(start), most - 1)
+    return first, min(max(round(start + length), first + 1), most)
+
+
+def prepare(image: Array, about: Preprocessing) -> Array:
+    """Brings an image, uint8 (any H, any W, C), into the network's size as evaluation sees it: (H, W, C)."""
+    return fit(image, about.image_size, about.crop_pct, Fitting.of(about.fit, about.mean))

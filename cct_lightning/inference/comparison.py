@@ -31,7 +31,7 @@ def sample_pictures(source: Opened | None, preprocessing: Preprocessing, folder:
     import PIL.Image
 
     from cct_lightning.data.files import decode
-    from cct_lightning.data.preparation import fit
+    from cct_lightning.data.preparation import prepare
 
     recipe = source.about["recipe"] if source is not None and source.about is not None else None
     root = Path(recipe["data"]["root"]).expanduser() if recipe and recipe["data"].get("dataset") == "image_folder" else None
@@ -51,7 +51,7 @@ def sample_pictures(source: Opened | None, preprocessing: Preprocessing, folder:
         pixels = [np.atleast_3d(piece) for row in rows for piece in np.array_split(row, NUM_IMAGES // len(rows), axis=1)]
         where = f"{len(pixels)} pieces of scikit-learn's photographs"
     # Of more channels than files have, the colours are repeated.
-    fitted = [fit(p, preprocessing.image_size, preprocessing.crop_pct)[..., np.arange(preprocessing.in_chans) % p.shape[-1]] for p in pixels]
+    fitted = [prepare(p[..., np.arange(preprocessing.in_chans) % p.shape[-1]], preprocessing) for p in pixels]
     return np.stack(fitted), where
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from cct_lightning.data.options import MAX_MEGAPIXELS, Preprocessing
+from cct_lightning.data.options import MAX_MEGAPIXELS, Fit, Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
 from cct_lightning.inference.predictor import Network, Predictor
@@ -27,6 +27,7 @@ def load(
     precision: str = "32-true",
     batch_size: int | None = None,
     crop_pct: float | None = None,
+    fit: Fit | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     calibrated: bool = True,
@@ -44,6 +45,7 @@ def load(
         precision: ``32-true``, or ``bf16-mixed`` and ``16-mixed``, which are faster on a GPU and round more.
         batch_size: Images at a time; halved whenever they don't fit into memory. None: 256 on a GPU, else 32.
         crop_pct: Share of the image that is seen; None: as in the training.
+        fit: How an image of other proportions gets into the network's size: crop, pad or squash; None: as in the training.
         mean: Of each channel, 0..1; None: the training's.
         std: Likewise.
         calibrated: Divide logits by the temperature that ``Predictor.calibrate`` or `cct test --calibrate` kept, where one did.
@@ -55,12 +57,14 @@ def load(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision} is none of those for predictions.{did_you_mean(precision, PRECISIONS)}")
+    if fit is not None and fit not in get_args(Fit):
+        raise InputError(f"fit={fit} is unknown.{did_you_mean(fit, get_args(Fit))}")
     check_range("batch_size", 1 if batch_size is None else batch_size, 1)
     check_range("max_megapixels", max_megapixels, 0, exclusive="low")
     if (size := changes.pop("image_size", None)) is not None:
         changes["image_size"] = as_size("image_size", size)
     saved = read_saved(source)
-    given = {"image_size": changes.get("image_size"), "crop_pct": crop_pct, "mean": mean, "std": std}
+    given = {"image_size": changes.get("image_size"), "crop_pct": crop_pct, "fit": fit, "mean": mean, "std": std}
     values = saved.preprocessing | {name: value for name, value in given.items() if value is not None}
     if values["mean"] is None or values["std"] is None:
         raise InputError(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cct_lightning.data.files import Array, Found, find_images, is_glob
 from cct_lightning.data.options import MAX_MEGAPIXELS, Preprocessing
-from cct_lightning.data.preparation import fit, normalize
+from cct_lightning.data.preparation import normalize, prepare
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.evaluation.calibration import Calibration
 from cct_lightning.evaluation.options import Tta, check_tta
@@ -312,7 +312,7 @@ class Predictor:
             return path, error
         about = self.preprocessing
         try:
-            return path, fit(to_pixels(item, about.in_chans, self.max_megapixels), about.image_size, about.crop_pct)
+            return path, prepare(to_pixels(item, about.in_chans, self.max_megapixels), about)
         except Exception as damage:  # what a damaged file raises inside a decoder is not known beforehand
             # decode names the file, which the prediction does, too, and speaks to someone who trains.
             said = str(damage).removeprefix(f"{path} ").removesuffix(": mend it or move it out of the data set.")

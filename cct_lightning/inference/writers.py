@@ -192,7 +192,7 @@ def _timm_config(target: Any, saved: Saved, preprocessing: Preprocessing, folder
         "std": preprocessing.std,
         "crop_pct": preprocessing.crop_pct,
         "interpolation": "bilinear",
-        "crop_mode": "center",
+        "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[preprocessing.fit],
     }
     if "img_size" not in target._model_args:  # convolutions take any size, so timm knows the one it trained with
         data["input_size"] = (preprocessing.in_chans, *preprocessing.image_size)

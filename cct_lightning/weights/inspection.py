@@ -62,9 +62,12 @@ def _of_timm(arch: str) -> dict[str, Any]:
 
 def _of_ours(about: Mapping[str, Any]) -> dict[str, Any]:
     model, recipe = about["model"], about.get("recipe")
-    crop_pct = recipe["data"].get("crop_pct", 1.0) if recipe else (about.get("preprocessing") or {}).get("crop_pct", 1.0)
+    said = recipe["data"] if recipe else about.get("preprocessing") or {}
     data = {name: model[name] for name in ("image_size", "in_chans", "mean", "std") if model[name] is not None}
-    return {"model": {name: model.get(name) for name in NETWORK}, "data": {**data, "crop_pct": crop_pct}}
+    return {
+        "model": {name: model.get(name) for name in NETWORK},
+        "data": {**data, "crop_pct": said.get("crop_pct", 1.0), "fit": said.get("fit") or "crop"},
+    }
 
 
 def _find(state: Mapping[str, Tensor], pattern: str) -> list[Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from cct_lightning.data.options import Fit
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.training.options import LossConfig, TrainingOptions
@@ -84,9 +85,16 @@ ABOUT: dict[str, Any] = {
     "grid_size": list[int] | None, "seed": int | None, "epoch_loss": float | None, "preprocessing": dict | None,
     "format": int | str | None, "weights": str | None, "sha256": str | None,
 }  # fmt: skip
-PREPROCESSING: dict[str, Any] = {"image_size": list[int], "in_chans": int, "mean": list[float] | None, "std": list[float] | None, "crop_pct": float}
+PREPROCESSING: dict[str, Any] = {
+    "image_size": list[int],
+    "in_chans": int,
+    "mean": list[float] | None,
+    "std": list[float] | None,
+    "crop_pct": float,
+    "fit": Fit | None,
+}
 RECIPE: dict[str, Any] = {"data": dict, "trainer": dict | None, "model": dict | None, "seed_everything": int | bool | None, "task": str | None}
-DATA: dict[str, Any] = {"dataset": str | None, "root": str, "crop_pct": float, "image_size": int | list[int] | None}
+DATA: dict[str, Any] = {"dataset": str | None, "root": str, "crop_pct": float, "fit": Fit, "image_size": int | list[int] | None}
 
 
 def check_about(about: object, where: str) -> Mapping[str, Any]:

@@ -120,8 +120,9 @@ def describe_run(opened: Opened) -> Saved:
             f"  LitClassifier.load_from_checkpoint({str(path)!r}, model=YOURS)"
         )
     check_head(path, model)
-    crop_pct = about["recipe"]["data"].get("crop_pct", 1.0) if about["recipe"] else 1.0
-    preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | {"crop_pct": crop_pct}
+    data = about["recipe"]["data"] if about["recipe"] else {}
+    seen = {"crop_pct": data.get("crop_pct", 1.0), "fit": data.get("fit", "crop")}
+    preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | seen
     return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing, opened)
 
 

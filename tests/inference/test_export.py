@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import safetensors.torch
 import timm
@@ -14,13 +15,13 @@ import timm.data
 import timm.models._hub
 import torch
 from pictures import write_images
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import cct_lightning.inference.export
 from cct_lightning import POOLINGS, ImageClassifier, InputError, LitClassifier, PatchTokenizer, ViTEncoder
-from cct_lightning.data.preparation import fit
+from cct_lightning.data.preparation import fit, normalize, prepare
 from cct_lightning.inference.opening import load
 from cct_lightning.inference.writers import FORMATS
 from cct_lightning.networks.poolings import MeanPooling
@@ -165,7 +166,7 @@ def test_the_folder_says_all_that_is_needed(checkpoint):
     about = json.loads((folder / "config.json").read_text())["cct_lightning"]
     assert about["sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert about["class_names"] == ["cat", "dog", "owl"]
-    assert about["preprocessing"] == {"image_size": [12, 20], "in_chans": 1, "mean": [0.3], "std": [0.4], "crop_pct": 1.0}
+    assert about["preprocessing"] == {"image_size": [12, 20], "in_chans": 1, "mean": [0.3], "std": [0.4], "crop_pct": 1.0, "fit": "crop"}
     assert about["grid_size"] == list(module.model.encoder.grid_size)
     assert about["model"] == json.loads(json.dumps(module.model_config))
     assert about["versions"]["torch"] == torch.__version__
@@ -343,6 +344,19 @@ def test_the_comparison_is_on_real_images(tmp_path, cct):
     assert f"compared on 1 image of {photos / 'class0001'}, in batches of 1: " in out
     write_checkpoint(tmp_path / "a.ckpt", {"data": {"dataset": "image_folder", "root": "/nowhere", "crop_pct": 1.0}})
     assert "compared on 16 pieces of scikit-learn's photographs, in batches of 1, 3, 16: " in cct("export", "a.ckpt", "--format", "timm").out
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_how_images_are_fitted_is_written_in_timms_words_too(tmp_path, fit):
+    write_checkpoint(tmp_path / "a.ckpt", {"data": {"fit": fit}}, in_chans=3, mean=[0.2, 0.5, 0.8], std=[0.4] * 3)
+    folder = export(tmp_path / "a.ckpt", "timm")
+    preprocessing = cct_lightning.load(folder).preprocessing
+    assert preprocessing.fit == fit
+    photo = load_sample_images().images[0]
+    data = timm.data.resolve_model_data_config(local(folder))
+    theirs = timm.data.create_transform(**data)(PIL.Image.fromarray(photo))
+    ours = normalize(torch.from_numpy(prepare(photo, preprocessing))[None].permute(0, 3, 1, 2), preprocessing.mean, preprocessing.std)[0]
+    assert (theirs - ours).abs().mean() < 0.06  # Pillow's triangle sees twice as far as an average
 
 
 def test_pictures_are_of_the_networks_size_and_differ(tmp_path):

@@ -12,7 +12,7 @@ import cct_lightning
 from cct_lightning import InputError, LitClassifier
 from cct_lightning.data.files import decode
 from cct_lightning.data.options import Preprocessing
-from cct_lightning.data.preparation import fit
+from cct_lightning.data.preparation import Fitting, fit
 from cct_lightning.evaluation.views import views
 from cct_lightning.inference.opening import choose_device
 from cct_lightning.inference.predictor import Predictor
@@ -70,6 +70,15 @@ def test_the_share_that_is_seen_comes_from_the_recipe_and_can_be_changed(tmp_pat
     best = write_checkpoint(tmp_path / "best.ckpt", crop_pct=0.5)
     for opened, share in ((cct_lightning.load(best), 0.5), (cct_lightning.load(best, crop_pct=1.0), 1.0)):
         assert opened.predict(image).probability == pytest.approx(opened.probabilities(seen[share]).max(), abs=1e-6)
+
+
+def test_images_of_other_proportions_are_fitted_as_in_the_training(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    best = write_checkpoint(tmp_path / "best.ckpt", fit="pad")
+    for opened, mode in ((cct_lightning.load(best), "pad"), (cct_lightning.load(best, fit="squash"), "squash")):
+        seen = fit(image, (16, 16), fitting=Fitting.of(mode, [0.4] * 3))
+        assert opened.predict(image).probability == pytest.approx(opened.probabilities(seen[None]).max(), abs=1e-6)
+    assert cct_lightning.load(write_checkpoint(tmp_path / "before.ckpt")).preprocessing.fit == "crop"
 
 
 def test_one_thing_gives_one_prediction_whatever_holds_it(best, photos):
@@ -185,6 +194,7 @@ def test_changes_win_where_the_weights_fit_and_are_refused_where_not(best, tmp_p
         ({"precision": "bf16"}, "precision=bf16 is none"),
         ({"batch_size": 0}, "batch_size=0 is out of range"),
         ({"crop_pct": 1.5}, r"crop_pct=1\.5 is out of range"),
+        ({"fit": "stretch"}, "fit=stretch is unknown.*squash"),
         ({"image_size": 0}, "image_size=0 is out of range"),
         ({"accelerator": "tpu"}, "accelerator=tpu is unknown"),
     ):

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from cct_lightning.data.augment.options import AugmentConfig
-from cct_lightning.data.preparation import fit, resize, with_channels
+from cct_lightning.data.preparation import CROP, Fitting, cut, fit, with_channels
 from cct_lightning.randomness import key
 
 cv2.setNumThreads(0)  # images are small and DataLoader workers many: threads inside an operation only cost
@@ -29,7 +29,6 @@ RATIO = (3 / 4, 4 / 3)  # width over height of a random crop, as in Inception, t
 class _Functions(NamedTuple):
     """Those of albumentations."""
 
-    crop: Callable[..., Image]
     warp_affine: Callable[..., Image]
     adjust_saturation: Callable[..., Image]
 
@@ -37,11 +36,10 @@ class _Functions(NamedTuple):
 @cache
 def _albumentations() -> _Functions:
     """Imports albumentations, which takes a second of a processor: runs that augment whole batches need none of it."""
-    from albumentations.augmentations.crops.functional import crop
     from albumentations.augmentations.geometric.functional import warp_affine
     from albumentations.augmentations.pixel.functional import adjust_saturation_torchvision
 
-    return _Functions(crop, warp_affine, adjust_saturation_torchvision)
+    return _Functions(warp_affine, adjust_saturation_torchvision)
 
 
 def _table(image: Image, table: np.ndarray) -> Image:
@@ -266,22 +264,25 @@ class SampleAugment:
         mean: Colour of what comes in at the borders, per channel, 0..1.
         std: Deviation of the noise of erasing, per channel, 0..1.
         seed: The run's.
+        fitting: How images of other proportions get into ``image_size``.
     """
 
-    def __init__(self, config: AugmentConfig, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], seed: int) -> None:
-        self.config, self.image_size, self.mean, self.std, self.seed = config, image_size, mean, std, seed
+    def __init__(
+        self, config: AugmentConfig, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], seed: int, fitting: Fitting = CROP
+    ) -> None:
+        self.config, self.image_size, self.mean, self.std, self.seed, self.fitting = config, image_size, mean, std, seed, fitting
         self.fill = tuple(round(255 * m) for m in mean)
-        if config.crop_scale is not None or config.policy != "none":
+        if config.policy != "none":
             _albumentations()  # here, and not again in each of the loader's processes
 
     def __call__(self, image: Image, epoch: int, index: int) -> Image:
         """Turns a uint8 image (any H, any W, C) into one of image_size, (H, W, C)."""
         config, source = self.config, random.Random(key(self.seed, "sample", epoch, index))
         if config.crop_scale is not None:
-            top, left, high, wide = draw_crop(source, image.shape[0], image.shape[1], config.crop_scale)
-            image = resize(_albumentations().crop(image, left, top, left + wide, top + high), *self.image_size, cubic=source.random() < 0.5)
+            box = draw_crop(source, *self.fitting.plane(image.shape[:2], self.image_size), config.crop_scale)
+            image = cut(image, box, self.image_size, source.random() < 0.5, self.fitting)
         else:
-            image = fit(image, self.image_size)
+            image = fit(image, self.image_size, fitting=self.fitting)
         if config.shift:
             image = self._shift(image, source.randint(-config.shift, config.shift), source.randint(-config.shift, config.shift))
         flips = source.random() < config.flip

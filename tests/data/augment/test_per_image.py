@@ -6,10 +6,11 @@ from PIL import ImageEnhance, ImageOps
 from cct_lightning import AugmentConfig
 from cct_lightning.data.augment import per_image as sample
 from cct_lightning.data.augment.per_image import OPERATIONS, Context, SampleAugment
+from cct_lightning.data.preparation import fit, resize
 
 SOURCE = np.random.default_rng(0)
 NOISE = SOURCE.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-SMOOTH = sample.resize(SOURCE.integers(30, 220, (6, 6, 3), dtype=np.uint8), 32, 32, cubic=True)
+SMOOTH = resize(SOURCE.integers(30, 220, (6, 6, 3), dtype=np.uint8), 32, 32, cubic=True)
 FLAT = np.full((32, 32, 3), 77, np.uint8)
 IMAGES = {"noise": NOISE, "smooth": SMOOTH, "flat": FLAT, "two values": np.where(NOISE > 128, 200, 3).astype(np.uint8)}
 FILL = (10, 200, 90)
@@ -169,7 +170,7 @@ def test_erasing_replaces_one_rectangle():
 def test_fit_fills_the_size(shape):
     image = SOURCE.integers(0, 256, (*shape, 3), dtype=np.uint8)
     assert sample.fit(image, (32, 32)).shape == (32, 32, 3)
-    assert sample.fit(image[..., :1], (24, 40), crop_pct=0.875).shape == (24, 40, 1)
+    assert fit(image[..., :1], (24, 40), crop_pct=0.875).shape == (24, 40, 1)
 
 
 def test_fit_takes_the_centre():
