@@ -55,10 +55,7 @@ def load(
     Raises:
         InputError: The source can't be read, or its weights don't fit the changes.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision={precision} is none of those for predictions.{did_you_mean(precision, PRECISIONS)}")
-    if fit is not None and fit not in get_args(Fit):
-        raise InputError(f"fit={fit} is unknown.{did_you_mean(fit, get_args(Fit))}")
+    _check_names(precision, fit)
     check_range("batch_size", 1 if batch_size is None else batch_size, 1)
     check_range("max_megapixels", max_megapixels, 0, exclusive="low")
     if (size := changes.pop("image_size", None)) is not None:
@@ -81,6 +78,13 @@ def load(
         predictor = Predictor(network, preprocessing, saved.class_names, device, batch_size, precision, saved=saved)
     predictor.temperature, predictor.max_megapixels = temperature, max_megapixels
     return predictor
+
+
+def _check_names(precision: str, fit: str | None) -> None:
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision} is none of those for predictions.{did_you_mean(precision, PRECISIONS)}")
+    if fit is not None and fit not in get_args(Fit):
+        raise InputError(f"fit={fit} is unknown.{did_you_mean(fit, get_args(Fit))}")
 
 
 def _build_with_weights(saved: Saved, changes: Mapping[str, Any]) -> ImageClassifier:
