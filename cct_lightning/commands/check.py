@@ -15,7 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from cct_lightning.commands.finetune import TABLES
-from cct_lightning.commands.keys import allowed, check_keys, check_value
+from cct_lightning.commands.keys import allowed, check_keys, check_value, read_names
 from cct_lightning.commands.recipes import find_recipe, read_recipe
 from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.options import DataOptions
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cct_lightning.data.check import Seen
     from cct_lightning.data.findings import Finding, Listing
 
-KEYS = ("data.dataset", "data.root", "data.unlabelled", "data.num_workers", "data.on_bad_image", "data.max_megapixels")
+KEYS = ("data.dataset", "data.root", "data.unlabelled", "data.num_workers", "data.on_bad_image", "data.max_megapixels", "data.targets")
 # Has glibc keep freed memory in the processes that read: Pillow's would go back to the system and come as 500 new pages with each photograph,
 # which takes longer than to decode it (benchmarks/README.md).
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**26)}
@@ -55,6 +55,7 @@ What is worth a look (exit code 0)
   --data.dataset NAME          image_folder, csv, images or a named set
   --data.root PATH             where it lies
   --data.unlabelled DIR        images without labels beside it
+  --data.targets [A,B]         columns of a CSV with numbers that are learned
   --data.num_workers N         processes that read (default: one for each core)
   --data.on_bad_image stop|skip, --data.max_megapixels X
                                as the training will have them
@@ -74,6 +75,7 @@ class Place:
     skips: bool
     max_megapixels: float
     typed: str
+    targets: list[str] | None = None
 
 
 def prepare(arguments: list[str]) -> Place:
@@ -118,7 +120,9 @@ def prepare(arguments: list[str]) -> Place:
         raise InputError(f"data.max_megapixels={keys['data.max_megapixels']}: it takes a number.") from None
     check_range("data.max_megapixels", limit, 0, exclusive="low")
     unlabelled = Path(str(further)).expanduser() if further not in (None, "null", "rest") else None
-    return Place(dataset, root, unlabelled, out, count, keys.get("data.on_bad_image") == "skip", limit, typed.alone[0] if typed.alone else str(root))
+    word = typed.alone[0] if typed.alone else str(root)
+    skips = keys.get("data.on_bad_image") == "skip"
+    return Place(dataset, root, unlabelled, out, count, skips, limit, word, read_names("data.targets", keys.get("data.targets")))
 
 
 def _of_word(word: str, root: object, is_heap: bool) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def main(arguments: list[str]) -> None:
     from cct_lightning.data.findings import find, list_images
 
     began = time.perf_counter()
-    listing = list_images(place.dataset, place.root, place.unlabelled)
+    listing = list_images(place.dataset, place.root, place.unlabelled, place.targets)
     _make(place.out)
     workers = cores() if place.workers is None else place.workers
     found = examine_all(listing.images, workers, place.max_megapixels)
@@ -200,7 +204,7 @@ def _write(out: Path, listing: "Listing", seen: Sequence["Seen"], found: Sequenc
         "bytes": sum(about.num_bytes for about in good),
         "blocks_a_training": bool(blocks),
         "problems": Counter(finding.problem for finding in found),
-        "splits": {split: Counter(_labels(listing, split)) for split in dict.fromkeys(listing.splits)},
+        "splits": {split: listing.counts[split] for split in dict.fromkeys(listing.splits)},
         "formats": Counter(about.format or "array" for about in good),
         "modes": Counter(about.mode for about in good),
         "sizes": Counter(f"{about.size[1]}x{about.size[0]}" for about in good),
@@ -208,10 +212,6 @@ def _write(out: Path, listing: "Listing", seen: Sequence["Seen"], found: Sequenc
     }
     with replacing(out / "report.json") as file:
         file.write((json.dumps(report, indent=2) + "\n").encode())
-
-
-def _labels(listing: "Listing", split: str) -> list[str]:
-    return [label for name, label in zip(listing.splits, listing.labels, strict=True) if name == split]
 
 
 def _told(
@@ -224,10 +224,10 @@ def _told(
     size = sum(about.num_bytes for about in good)
     lines = [f"{place.typed}: {len(seen):,} images, {size / 1e6:,.1f} MB, read in {seconds:.1f} s ({len(seen) / max(seconds, 1e-9):,.0f} images/s)"]
     rows = []
-    for split in dict.fromkeys(listing.splits):
-        counts = Counter(_labels(listing, split)).most_common()
-        (most, many), (least, few) = counts[0], counts[-1]
-        rows.append([split, f"{sum(count for _, count in counts):,}", f"{len(counts):,}", f"{most} {many:,}", f"{least} {few:,}"])
+    for split, number in Counter(listing.splits).items():
+        counts = listing.counts[split].most_common()
+        ends = [f"{name} {count:,}" for name, count in (counts[0], counts[-1])] if counts else ["-", "-"]  # of numbers none is counted
+        rows.append([split, f"{number:,}", f"{len(counts):,}", *ends])
     if rows:
         lines += table(("split", "images", "classes", "most", "fewest"), rows, ("split", "most", "fewest"))
     if good:

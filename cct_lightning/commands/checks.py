@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cct_lightning.commands.keys import read_names
 from cct_lightning.commands.requests import TRAIN
 from cct_lightning.data.options import NEEDS_LABELS
 from cct_lightning.errors import InputError
 from cct_lightning.networks.timm_names import check_timm_name
-from cct_lightning.tasks.registry import DEFAULT
+from cct_lightning.tasks.registry import DEFAULT, KINDS, check_kind
 from cct_lightning.training.optimizer_names import check_optimizer, optimizer_names
 from cct_lightning.weights.sources import HUB, find_source, reaches, unreachable
 
@@ -36,7 +37,7 @@ def check_given(command: str, given: Given, checkpoint: str | None = None) -> No
         check_timm_weights(given)
         fetch_from_hub(given)
         check_labels(given)
-        check_data(given)
+        check_data({"task": DEFAULT, **given})
     elif command == "test" and checkpoint is not None:
         given = {**recipe_of(checkpoint), **given}
         check_data(given)
@@ -123,7 +124,7 @@ def check_data(given: Given) -> None:
     place, unlabelled = _place(given), _text(given, "data.unlabelled")
     if place is None and unlabelled in (None, "rest"):
         return
-    from cct_lightning.data.folders import check_heap, check_table, folder_class_names  # numpy and Pillow
+    from cct_lightning.data.folders import check_heap, folder_class_names, read_table  # numpy and Pillow
 
     if unlabelled not in (None, "rest"):
         check_heap(Path(str(unlabelled)).expanduser(), "unlabelled")
@@ -132,7 +133,8 @@ def check_data(given: Given) -> None:
     if given["data.dataset"] == "images":
         check_heap(place)
     elif given["data.dataset"] == "csv":
-        check_table(place)
+        table = read_table(place, read_names("data.targets", given.get("data.targets")))
+        check_kind(KINDS.get(str(given.get("task"))), table.kind, place)  # of a checkpoint the task is known once it is opened
     else:
         folder_class_names(place)
 
@@ -148,7 +150,7 @@ def check_test_images(given: Given) -> None:
     from cct_lightning.data.folders import no_test_images, read_table, split_folder
 
     if given["data.dataset"] == "csv":
-        own = set(read_table(place).splits)
+        own = set(read_table(place, read_names("data.targets", given.get("data.targets"))).splits)
     else:
         own = {split for split in ("val", "test") if split_folder(place, split) is not None}
     try:

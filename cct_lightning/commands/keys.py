@@ -17,6 +17,7 @@ from cct_lightning.data.options import DataOptions
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.networks.presets import VARIANTS
 from cct_lightning.options import default_of, helps
+from cct_lightning.plain_yaml import read_yaml
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.tasks.options import FROM_DATA
 from cct_lightning.tasks.registry import DEFAULT, TASKS, task_options
@@ -156,6 +157,18 @@ def check_value(key: str, value: object, where: str) -> None:
     if names is None or str(value) in names or value in (None, "null") or (key == "model.arch" and str(value).startswith("timm/")):
         return
     raise InputError(f"{where}: {key}={value} is unknown.{did_you_mean(value, names)}")
+
+
+def read_names(key: str, value: object) -> list[str] | None:
+    """Returns the names that a key holds, in a recipe or as they are typed; None where it is null.
+
+    Raises:
+        InputError: It is no list of names.
+    """
+    found = read_yaml(value, key) if isinstance(value, str) else value
+    if found is not None and (not isinstance(found, list) or not all(isinstance(name, str) for name in found)):
+        raise InputError(f"{key}={value}: it takes a list of names, such as [{value if isinstance(value, str) else 'width, height'}].")
+    return found
 
 
 def check_keys(given: dict[str, str]) -> None:

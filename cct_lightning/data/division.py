@@ -62,6 +62,16 @@ def subset(targets: Array, kept: Array, fraction: float, per_class: int | None, 
     return np.sort(np.concatenate(chosen))
 
 
+def count_classes(split: Split, chosen: Array, num_classes: int) -> list[int]:
+    """Returns how many of the chosen images are of each class, or have each label; where they are told by numbers, all count for each."""
+    if split.values is None:
+        targets = split.targets[chosen]
+        counts = np.bincount(targets[targets != UNLABELLED], minlength=num_classes)
+    else:
+        counts = split.values[chosen].sum(axis=0) if split.kind == "labels" else np.full(num_classes, len(chosen))
+    return counts.tolist()  # type: ignore[no-any-return]
+
+
 def divide(
     read: Mapping[str, Split | None],
     val_fraction: float,

@@ -63,6 +63,7 @@ class Listing:
         splits: Of each image.
         labels: Likewise, the name of its class.
         findings: What is wrong already.
+        counts: By split, images of each class or label.
     """
 
     base: Path
@@ -70,8 +71,11 @@ class Listing:
     splits: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    counts: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def add(self, split: str, label: str, images: Sequence[Path | Array]) -> None:
+        if images:
+            self.counts[split][label] += len(images)
         self.images += images
         self.splits += [split] * len(images)
         self.labels += [label] * len(images)
@@ -84,25 +88,26 @@ class Listing:
         return printable(str(image).removeprefix(f"{self.base}{os.sep}"))
 
 
-def list_images(dataset: str, root: Path, unlabelled: Path | None = None) -> Listing:
+def list_images(dataset: str, root: Path, unlabelled: Path | None = None, targets: Sequence[str] | None = None) -> Listing:
     """Lists all images of a data set, and all that is wrong with where they lie, where a training stops at the first thing.
 
     Args:
         dataset: A name of ``DATASETS``.
         root: As ``data.root``.
         unlabelled: Folder of further images, without labels; their split is then called that.
+        targets: As ``data.targets``.
 
     Raises:
         InputError: There is no such folder, file or set.
     """
-    listing = _list_set(dataset, root)
+    listing = _list_set(dataset, root, targets)
     if unlabelled is not None:
         known = [image for image in listing.images if isinstance(image, Path)]
         listing.add("unlabelled", NO_LABEL, others(list_heap(unlabelled), known))
     return listing
 
 
-def _list_set(dataset: str, root: Path) -> Listing:
+def _list_set(dataset: str, root: Path, targets: Sequence[str] | None) -> Listing:
     if dataset == "images":
         return _list_heap(root)
     folder = root if dataset == "image_folder" else named_folder(dataset, root)
@@ -116,7 +121,7 @@ def _list_set(dataset: str, root: Path) -> Listing:
     listing = Listing(root.parent if dataset == "csv" else root)
     if dataset == "csv":
         try:
-            table = read_table(root)
+            table = read_table(root, targets)
         except InputError as error:
             if not root.is_file():
                 raise
@@ -148,7 +153,9 @@ def _list_heap(root: Path) -> Listing:
 def _add_split(listing: Listing, name: str, split: Split, class_names: Sequence[str]) -> None:
     listing.images += list(split.images)
     listing.splits += [name] * len(split)
-    listing.labels += [class_names[target] for target in split.targets.tolist()]
+    listing.labels += [split.told(index, class_names) or NO_LABEL for index in range(len(split))]
+    if split.kind != "numbers":
+        listing.counts[name].update(label for index in range(len(split)) for label in split.names_of(index, class_names) or [NO_LABEL])
 
 
 def _list_folder(root: Path) -> Listing:
@@ -214,8 +221,8 @@ def find(listing: Listing, seen: Sequence[Seen]) -> list[Finding]:
     found = list(listing.findings)
     found += [_of(listing, "unreadable", index, detail=about.error) for index, about in enumerate(seen) if about.error is not None]
     found += _odd(listing, seen)
-    counts = Counter(label for split, label in zip(listing.splits, listing.labels, strict=True) if split == "train" and label != NO_LABEL)
-    found += [Finding("tiny class", "train", printable(name), detail=f"{count} image(s)") for name, count in sorted(counts.items()) if count < TINY]
+    tiny = sorted((name, count) for name, count in listing.counts["train"].items() if count < TINY and name != NO_LABEL)
+    found += [Finding("tiny class", "train", printable(name), detail=f"{count} image(s)") for name, count in tiny]
     found += _twice(listing, seen)
     return sorted(found, key=lambda finding: not finding.blocks)
 

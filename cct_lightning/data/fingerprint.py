@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from cct_lightning.data.files import Array
-from cct_lightning.data.folders import UNLABELLED, Split
+from cct_lightning.data.folders import Split
 from cct_lightning.errors import InputError
 from cct_lightning.wording import printable
 
@@ -32,7 +32,7 @@ class Row(NamedTuple):
     Attributes:
         split: train, val, test or class.
         name: The file's below the folder of the data set, or what stands for it in messages.
-        label: The name of its class; empty where it has none.
+        label: The name of its class, its labels or numbers; empty where it has none.
         size: Bytes of a file, -1 where it can't be told; images of an array.
         content: Digest of a file's bytes, or of images and labels of an array; empty where the file was not read.
     """
@@ -48,7 +48,7 @@ class _Part(NamedTuple):
     split: str
     files: Sequence[Any] | None  # None where the images come as an array
     sizes: Array  # bytes of each file, or images in the array
-    targets: Array
+    labels: Split
     contents: Mapping[int, str]
 
 
@@ -80,9 +80,10 @@ class Fingerprint:
             if split is None:
                 continue
             if isinstance(split.images, np.ndarray):
-                parts.append(_Part(name, None, np.array([len(split)]), split.targets, {0: _digest(split.images, split.targets)}))
+                values = () if split.values is None else (split.values,)
+                parts.append(_Part(name, None, np.array([len(split)]), split, {0: _digest(split.images, split.targets, *values)}))
             else:
-                parts.append(_Part(name, split.images, np.fromiter(map(_size, split.images), np.int64, len(split)), split.targets, {}))
+                parts.append(_Part(name, split.images, np.fromiter(map(_size, split.images), np.int64, len(split)), split, {}))
         sizes = np.concatenate([part.sizes for part in parts if part.files is not None] or [np.zeros(0, np.int64)])
         total = int(sizes.clip(0).sum())
         whole = total <= CONTENT_BYTES and len(sizes) <= CONTENT_FILES
@@ -98,14 +99,13 @@ class Fingerprint:
         yield from (Row("class", f"class {index}", name) for index, name in enumerate(self.class_names))  # labels are their numbers
         places = [(self.heap, "unlabelled/"), (self.base, "")] if self.heap else [(self.base, "")]
         prefixes = [(f"{place}{os.sep}", name) for folder, name in places for place in (folder, os.path.abspath(folder))]
-        for split, files, sizes, targets, contents in self.parts:
+        for split, files, sizes, labels, contents in self.parts:
             if files is None:
                 yield Row(split, f"the set of {split} images", "", int(sizes[0]), contents[0])
                 continue
-            for index, (file, size, target) in enumerate(zip(files, sizes.tolist(), targets.tolist(), strict=True)):
+            for index, (file, size) in enumerate(zip(files, sizes.tolist(), strict=True)):
                 name = next((stands + str(file).removeprefix(prefix) for prefix, stands in prefixes if str(file).startswith(prefix)), str(file))
-                label = "" if target == UNLABELLED else self.class_names[target]
-                yield Row(split, name.replace(os.sep, "/"), label, size, contents.get(index, ""))
+                yield Row(split, name.replace(os.sep, "/"), labels.told(index, self.class_names), size, contents.get(index, ""))
 
     @cached_property
     def digest(self) -> str:

@@ -1,13 +1,14 @@
 """Labelled images in class folders and in tables, and images without labels below a folder."""
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from cct_lightning.data.columns import Cells, Kind, find_columns, read_answers
 from cct_lightning.data.files import SUFFIXES, Array, find_images
 from cct_lightning.errors import InputError
 
@@ -21,15 +22,42 @@ class Split:
 
     ``files`` names what the arrays were decoded from, once the data module has read the split; None where they come from no files.
     ``groups`` (n,) numbers what belongs together, such as images of one patient, for folds; None where nothing is known of it.
+
+    Where an image has not just one class, ``values`` (n, K) are what is learned: whether it has each of several labels, bool, or numbers, float32.
+    ``targets`` then only say which images are alike, so that a share of each kind is taken: see ``columns.strata_of_labels``.
     """
 
     images: Sequence[Array] | Sequence[Path] | Array
     targets: Array
     files: Sequence[Path] | None = None
     groups: Array | None = None
+    values: Array | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def kind(self) -> Kind:
+        """What an image is told by."""
+        if self.values is None:
+            return "class"
+        return "labels" if self.values.dtype == bool else "numbers"
+
+    def learned(self, rows: Array | slice = slice(None)) -> Array:
+        """Returns what a step is given of some images: classes (n,), int64, or values (n, K), float32."""
+        return self.targets[rows].astype(np.int64) if self.values is None else self.values[rows].astype(np.float32)
+
+    def names_of(self, index: int, class_names: Sequence[str]) -> list[str]:
+        """Names the class of an image, or its labels; the empty list where it has none, and where it is told by numbers."""
+        if self.values is None:
+            return [] if self.targets[index] == UNLABELLED else [class_names[self.targets[index]]]
+        return [class_names[number] for number in np.flatnonzero(self.values[index]).tolist()] if self.kind == "labels" else []
+
+    def told(self, index: int, class_names: Sequence[str]) -> str:
+        """Tells what is learned of an image in a few words: "cat", "cat; dog", "3.5; 0.2"; empty where that is nothing."""
+        if self.values is not None and self.kind == "numbers":
+            return "; ".join(f"{value:.9g}" for value in self.values[index].tolist())
+        return "; ".join(self.names_of(index, class_names))
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -143,10 +171,11 @@ def read_heap(root: Path, split: str, download: bool = False) -> Split | None:
 
 
 class Table(NamedTuple):
-    """What a CSV of labelled images says: the class names, sorted, and the images of each split that it names."""
+    """What a CSV of labelled images says: the names of classes, labels or columns, the images of each split, and what an image is told by."""
 
     class_names: list[str]
     splits: dict[str, Split]
+    kind: Kind = "class"
 
 
 def _rows(rows: Iterable[dict[str, str]], path: Path) -> Iterator[dict[str, str]]:
@@ -172,13 +201,20 @@ def no_test_images(root: Path, has_own_val: bool) -> InputError:
     return InputError(f"data.root={root} has no test images: add a test folder, {way}or use `cct validate`.")
 
 
-def read_table(path: Path) -> Table:
-    """Reads a CSV with the columns path and label, and where it has one split (train, val or test; without it all images are one heap).
+def read_table(path: Path, targets: Sequence[str] | None = None) -> Table:
+    """Reads a CSV with the column path and what is learned of each image: label, its class; labels, names separated by semicolons, none allowed; or
+    columns of numbers, which are labels, too, where all are 0 or 1. Where it has split (train, val or test) that is followed; without it all images
+    are one heap.
 
     Paths are relative to the folder of the CSV; commas, semicolons and tabs separate. A column group says what belongs together, for folds.
 
+    Args:
+        path: The file.
+        targets: Columns of numbers that are learned; None: label, labels, or all but path, split and group.
+
     Raises:
-        InputError: No such file or columns, an image that is missing or listed twice, a label of val or test that train has not.
+        InputError: No such file or columns, an image that is missing or listed twice, a label of val or test that train has not, a number that
+            is none.
     """
     check_table(path)
     try:
@@ -189,38 +225,46 @@ def read_table(path: Path) -> Table:
     rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count))
     names = [str(name).strip().lower() for name in rows.fieldnames or []]
     columns = dict(zip(names, rows.fieldnames or [], strict=True))
-    if not {"path", "label"} <= columns.keys() or len(columns) < len(names):
-        raise InputError(f"{path}: its first line names the columns {header[:60]!r}; it must have path and label once each, and may have split.")
+    learned = find_columns(path, {name: written.strip() for name, written in columns.items()}, targets) if "path" in names else ()
+    if not learned or len(columns) < len(names):
+        raise InputError(
+            f"{path}: its first line names the columns {header[:60]!r}; it must have path and label once each, or path and labels or columns of\n"
+            "  numbers, and may have split."
+        )
+    found = _read_rows(path, _rows(rows, path), columns, learned, by_class=learned == ("label",) and not targets)
+    written = [columns[name].strip() for name in learned]
+    answers = read_answers(path, written, {split: told for split, (_, told, _) in found.items()}, by_name=not targets)
+    splits = {
+        split: Split(files, answers.targets[split], groups=np.array(groups) if "group" in columns else None, values=answers.values.get(split))
+        for split, (files, _, groups) in found.items()
+    }
+    return Table(answers.names, splits, answers.kind)
+
+
+def _read_rows(
+    path: Path, rows: Iterable[dict[str, str]], columns: Mapping[str, str], learned: Sequence[str], by_class: bool
+) -> dict[str, tuple[list[Path], list[Cells], list[int]]]:
+    """Returns by split the files of a table, the cells of what is learned of each, and the number of its group."""
     names_of_splits = {name: split for split, names in SPLITS.items() for name in names}
-    found: dict[str, tuple[list[Path], list[str], list[int]]] = {}
+    found: dict[str, tuple[list[Path], list[Cells], list[int]]] = {}
     group_of: dict[object, int] = {}
     seen: dict[Path, int] = {}
-    for number, row in enumerate(_rows(rows, path), start=2):
-        image, label, split, group = ((row.get(columns.get(column, ""), "") or "").strip() for column in ("path", "label", "split", "group"))
+    for number, row in enumerate(rows, start=2):
+        image, split, group, *cells = ((row.get(columns.get(column, ""), "") or "").strip() for column in ("path", "split", "group", *learned))
         where = f"{path}, line {number}"
-        if not image or not label:
-            raise InputError(f"{where}: path={image!r}, label={label!r}; every line needs both.")
+        if not image or (by_class and not cells[0]):
+            more, rule = (f", label={cells[0]!r}", "needs both") if by_class else ("", "needs one")
+            raise InputError(f"{where}: path={image!r}{more}; every line {rule}.")
         if "split" in columns and split.lower() not in names_of_splits:
             raise InputError(f"{where}: split={split!r} is unknown: train, val or test.")
         file = path.parent / Path(image).expanduser()
         if file in seen:
-            raise InputError(f"{where}: {image} is listed in line {seen[file]} already; every image has one label and one split.")
+            raise InputError(f"{where}: {image} is listed in line {seen[file]} already; every image has one line and one split.")
         if len(image) > 4096 or not file.is_file():
             raise InputError(f"{where}: there is no file {str(file)[:200]}. Paths are relative to {path.parent.resolve()}.")
         seen[file] = number
-        files, labels, groups = found.setdefault(names_of_splits.get(split.lower(), "train"), ([], [], []))
+        files, told, groups = found.setdefault(names_of_splits.get(split.lower(), "train"), ([], [], []))
         files.append(file)
-        labels.append(label)
+        told.append(Cells(number, tuple(cells)))
         groups.append(group_of.setdefault(group or number, len(group_of)))  # without one an image is a group by itself
-    class_names = sorted(set(found.get("train", ([], [], []))[1]))
-    if len(class_names) < 2:
-        raise InputError(f"{path}: the training images have {len(class_names)} class(es): {', '.join(class_names) or '-'}; at least two are needed.")
-    for split, (_, labels, _) in found.items():
-        if odd := sorted(set(labels) - set(class_names)):
-            raise InputError(f"{path}: {split} has the label(s) {', '.join(odd[:5])}, which no training image has.")
-    number_of = {name: number for number, name in enumerate(class_names)}
-    splits = {
-        split: Split(files, np.array([number_of[label] for label in labels]), groups=np.array(groups) if "group" in columns else None)
-        for split, (files, labels, groups) in found.items()
-    }
-    return Table(class_names, splits)
+    return found

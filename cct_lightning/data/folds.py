@@ -60,7 +60,7 @@ def check_folds(targets: Array, groups: Array | None, folds: int, class_names: S
         targets: Classes of the labelled images, (n,).
         groups: As in ``assign_folds``.
         folds: Their number.
-        class_names: In the order of the targets.
+        class_names: In the order of the targets; empty where these are no classes, see ``Split``, and need not be in every fold.
         root: For the message.
 
     Raises:
@@ -72,7 +72,7 @@ def check_folds(targets: Array, groups: Array | None, folds: int, class_names: S
             "  or tell the images apart further in the column group."
         )
     counts = np.bincount(targets, minlength=len(class_names))
-    if groups is None and (few := [f"{class_names[label]} {n}" for label, n in enumerate(counts.tolist()) if n < folds]):
+    if class_names and groups is None and (few := [f"{class_names[label]} {n}" for label, n in enumerate(counts.tolist()) if n < folds]):
         raise InputError(
             f"data.root={root}: {folds} folds need {folds} images of each class, one to test on in each; there are fewer of {len(few)} class(es): "
             f"{', '.join(few[:5])}.\n  Give fewer folds, or more images."
@@ -85,7 +85,7 @@ def check_classes_left(targets: Array, placed: Array, folds: int, class_names: S
     Raises:
         InputError: Names the class.
     """
-    for fold in range(folds):
+    for fold in range(folds if class_names else 0):
         if absent := sorted(set(targets.tolist()) - set(targets[placed != fold].tolist())):
             raise InputError(
                 f"data.root={root}: all images of {class_names[absent[0]]} are in fold {fold + 1} of {folds}, since their groups are few: a network "
@@ -102,7 +102,7 @@ def take_fold(targets: Array, groups: Array | None, among: Array, fold: tuple[in
         among: Which of them have labels.
         fold: Which of how many, counted from 1.
         seed: Of the division.
-        class_names: In the order of the targets.
+        class_names: In the order of the targets; empty where these are no classes, see ``Split``, and need not be in every fold.
         root: For errors.
 
     Raises:
@@ -141,6 +141,8 @@ def heap_of(train: Split, val: Split | None) -> Split:
         return train
     targets = np.concatenate([train.targets, val.targets])
     groups = None if train.groups is None or val.groups is None else np.concatenate([train.groups, val.groups])
+    values = None if train.values is None or val.values is None else np.concatenate([train.values, val.values])
+    joined = replace(train, targets=targets, groups=groups, values=values)
     if isinstance(train.images, np.ndarray) and isinstance(val.images, np.ndarray):
-        return replace(train, images=np.concatenate([train.images, val.images]), targets=targets, groups=groups)
-    return replace(train, images=[*train.images, *val.images], targets=targets, groups=groups)
+        return replace(joined, images=np.concatenate([train.images, val.images]))
+    return replace(joined, images=[*train.images, *val.images])

@@ -33,7 +33,7 @@ class BatchKey(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One batch on one device: images (B, C, H, W), uint8 until they are on it; targets (B,); indices (B,) in the data set."""
+    """One batch on one device: images (B, C, H, W), uint8 until they are on it; targets (B,) or (B, K); indices (B,) in the data set."""
 
     images: Tensor
     targets: Tensor
@@ -112,7 +112,7 @@ class MemoryLoader:
 
     Args:
         images: uint8 (n, H, W, C), in the size of the network, or features (n, ...) of them, on the host or on the device.
-        targets: Classes (n,), likewise.
+        targets: Classes (n,) or values (n, K), likewise.
         sampler: Says which images make up a batch.
         device: Where the batches go; augmentation is computed there.
         augment: For training.
@@ -195,7 +195,7 @@ class BatchDataset(Dataset[Batch]):
         # (B, H, W, C) in memory is channels_last for torch, the layout convolutions like best
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         rows = np.array(batch.indices, np.int64) % len(self.split)
-        return Batch(pixels, torch.from_numpy(self.split.targets[rows].astype(np.int64)), torch.from_numpy(rows), batch.epoch, batch.number)
+        return Batch(pixels, torch.from_numpy(self.split.learned(rows)), torch.from_numpy(rows), batch.epoch, batch.number)
 
     @contextmanager
     def _named_together(self, batch: BatchKey) -> Iterator[None]:

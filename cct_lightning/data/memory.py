@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -95,7 +96,7 @@ def decode_splits(
                 left, used = left - needed, set(chosen_of[number].tolist())
                 images = [decode(image, channels, max_megapixels) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
                 images = _stacked(images, (*image_size, channels))
-        kept[number] = Split(images, split.targets, files)
+        kept[number] = replace(split, images=images, files=files)
     return {name: (kept[id(split)], chosen) for name, (split, chosen) in splits.items()}
 
 
@@ -152,8 +153,8 @@ def _decoded_bytes(file: Path, channels: int, max_megapixels: float) -> int:
 
 
 def to_tensors(images: Array, targets: Array, cache: Cache, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns images (n, H, W, C) and targets (n,) as tensors, on the device where ``cache`` says so or "auto" has them fit on a GPU."""
-    whole, labels = torch.from_numpy(images), torch.from_numpy(targets.astype(np.int64))
+    """Returns images (n, H, W, C) and targets, (n,) or (n, K), as tensors, on the device where ``cache`` says so or "auto" has them fit on a GPU."""
+    whole, labels = torch.from_numpy(images), torch.from_numpy(targets if targets.dtype == np.float32 else targets.astype(np.int64))
     if cache == "device" or (cache == "auto" and device.type == "cuda" and whole.nbytes <= DEVICE_CACHE_BYTES):
         return whole.to(device), labels.to(device)
     return whole, labels

@@ -16,7 +16,7 @@ from cct_lightning.data.augment.mixing import draw_mix, mix_batch
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.bad_images import Bad, Readable, numbers_of, used_images
-from cct_lightning.data.division import Splits, divide, hide_labels, subset
+from cct_lightning.data.division import Splits, count_classes, divide, hide_labels, subset
 from cct_lightning.data.files import Array
 from cct_lightning.data.fingerprint import Fingerprint, Past
 from cct_lightning.data.folders import UNLABELLED, Split, no_test_images
@@ -50,8 +50,8 @@ class ImageDataModule(L.LightningDataModule):
     """Images for training, validation and test.
 
     Batches are ``Batch``: images float, normalised, on the device; targets class indices (B,), ``UNLABELLED`` of images without labels, while
-    MixUp or CutMix is on probabilities (B, K). The validation images are never the test's; where a data set brings no validation split, a
-    stratified part of the training images is set aside.
+    MixUp or CutMix is on probabilities (B, K); with several labels or numbers always float (B, K), numbers in their own units. The validation
+    images are never the test's; where a data set brings no validation split, a stratified part of the training images is set aside.
 
     Raises:
         InputError: An unknown data set, a missing folder, a share out of range, images that can't be read.
@@ -74,7 +74,7 @@ class ImageDataModule(L.LightningDataModule):
         self.in_chans = options.in_chans or len(about.mean)
         self.mean = _per_channel("mean", options.mean or about.mean, self.in_chans)
         self.std = _per_channel("std", options.std or about.std, self.in_chans)
-        self.class_names = source.class_names
+        self.class_names, self.kind = source.class_names, source.kind
         self.num_classes = len(self.class_names)
         self.batch_size, self.num_workers, self.cache = options.batch_size, options.num_workers, options.cache
         self.val_fraction, self.test_fraction, self.split_seed = options.val_fraction, options.test_fraction, options.split_seed
@@ -118,7 +118,7 @@ class ImageDataModule(L.LightningDataModule):
             return
         read = self.source.read()
         shares = self.val_fraction, self.test_fraction, self.split_seed, self.fraction, self.per_class
-        self.splits = divide(read, *shares, str(self.root), self.source.fold, self.class_names)
+        self.splits = divide(read, *shares, str(self.root), self.source.fold, self.class_names if self.kind == "class" else ())
         if self.source.hides_rest:
             read, self.splits = hide_labels(read, self.splits)
         if stage == "fit":
@@ -128,7 +128,7 @@ class ImageDataModule(L.LightningDataModule):
         if self.has_unlabelled:
             rank_zero_info(f"training on {len(self.splits['train'][1]):,} images, {self.num_labelled('train'):,} of them with labels")
         for name, (split, chosen) in self.splits.items():
-            if absent := sorted(set(range(self.num_classes)) - set(np.unique(split.targets[chosen]).tolist())):
+            if absent := [number for number, count in enumerate(count_classes(split, chosen, self.num_classes)) if not count]:
                 which = ", ".join(self.class_names[label] for label in absent[:5])
                 rank_zero_info(f"{len(absent)} of {self.num_classes} classes have no {name} image: {which}{', ...' if len(absent) > 5 else ''}")
         self._decode(read, stage)
@@ -162,17 +162,15 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def class_counts(self) -> list[int]:
-        """Returns the number of training images of each class; those without labels are left out."""
-        split, chosen = self.splits["train"]
-        targets = split.targets[chosen]
-        return np.bincount(targets[targets != UNLABELLED], minlength=self.num_classes).tolist()  # type: ignore[no-any-return]
+        """Returns the number of training images of each class, or of each label; those without are left out."""
+        return count_classes(*self.splits["train"], self.num_classes)
 
     def sample_images(self, pixels: int) -> torch.Tensor:
         """Returns training images that follow from the run's seed, without augmentation, uint8 (n, C, H, W): this many pixels, 64 images or more."""
         return self.take("train", max(64, pixels // math.prod(self.image_size)), self.seed)[0]
 
     def take(self, stage: str, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns images of a split that follow from the seed, without augmentation, uint8 (n, C, H, W), and their targets (n,), on the host."""
+        """Returns images of a split that follow from the seed, without augmentation, uint8 (n, C, H, W), and their targets, on the host."""
         split, chosen = self.splits[stage]
         drawn = chosen[torch.randperm(len(chosen), generator=generator(seed, "sample"))[:count].numpy()]
         batches = list(self._images(split, KeyedSampler(np.sort(drawn), 128, self.seed, train=False), self._device))
@@ -250,7 +248,7 @@ class ImageDataModule(L.LightningDataModule):
         if train:
             (sampler.epoch, sampler.skip), self._position = self._position, (0, 0)
         if self._encode is not None and (features := self._features(stage, self._device)) is not None:
-            return MemoryLoader(features, torch.from_numpy(split.targets.astype(np.int64)), sampler, self._device)
+            return MemoryLoader(features, torch.from_numpy(split.learned()), sampler, self._device)
         return self._images(split, sampler, self._device, train)
 
     @property
@@ -297,7 +295,7 @@ class ImageDataModule(L.LightningDataModule):
         """Returns images and targets as tensors, once for all loaders, on the device where ``cache`` says so."""
         if id(split) not in self._tensors:
             assert isinstance(split.images, np.ndarray)
-            self._tensors[id(split)] = to_tensors(split.images, split.targets, self.cache, device)
+            self._tensors[id(split)] = to_tensors(split.images, split.learned(), self.cache, device)
         return self._tensors[id(split)]
 
     def state_dict(self) -> dict[str, Any]:

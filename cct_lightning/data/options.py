@@ -69,6 +69,8 @@ class DataOptions:
         dataset: digits, mnist, fashion_mnist, cifar10, cifar100, flowers102, image_folder, csv or images.
         root: Folder where the data set lies or is downloaded to; for image_folder the folder of class folders, for csv a file with the columns
             path and label, and split (train, val or test) where you split; for images, which have no labels, a folder with images at any depth.
+            Of a csv, labels in the place of label holds several names, separated by semicolons, or none (task multilabel); columns of 0 and 1 say the
+            same, one for each label; columns of other numbers are for task regression.
         unlabelled: Images that a pre-training takes without their labels beside the training images: rest is those that fraction and per_class leave
             out, else a folder with images at any depth. Only task masked takes them.
         batch_size: Images in a training batch, over all devices.
@@ -83,7 +85,8 @@ class DataOptions:
         split_seed: Seed of these splits; apart from the run's, so that all runs are tested on the same images.
         fold: 2/5 tests on the second of five folds of all labelled images, of a val folder's, too, but not of a test folder's, and trains on the
             others; the column group of a table, where there is one, keeps images of a group in one fold. `cct finetune DIR --folds 5` trains all.
-        fraction: Share of each class of the training images that is used.
+        fraction: Share of each class of the training images that is used. With several labels an image counts for its rarest, here and in other
+            shares of classes; with numbers, for a tenth of the images by the first of them.
         per_class: Number of training images of each class that is used; null: all that fraction leaves.
         in_chans: 1 reads the images as grey, 3 in colour; null: the data set's own.
         mean: Mean of each channel, 0..1, that is subtracted; null: the data set's own.
@@ -102,6 +105,7 @@ class DataOptions:
         on_bad_image: stop refuses images that can't be read; before the first epoch all are tried that fit into memory, else what can be done in
             3 s: headers of all, then pixels of some. skip reads all of them before the first epoch and leaves out those that can't be read, up
             to 1 %; no other image is split, numbered or augmented differently.
+        targets: Columns of a csv with numbers to be learned; null: label, labels, or all columns but path, split and group.
 
     Raises:
         InputError: A number is out of range.
@@ -131,6 +135,7 @@ class DataOptions:
     num_workers: int | None = None
     seed: int | None = None
     on_bad_image: Literal["stop", "skip"] = "stop"
+    targets: list[str] | None = None
 
     def __post_init__(self) -> None:
         check_range("data.val_fraction", self.val_fraction, 0, 1, exclusive="high")

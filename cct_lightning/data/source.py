@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cct_lightning.data.columns import Kind
 from cct_lightning.data.folders import UNLABELLED, Split, check_heap, folder_class_names, list_heap, read_table, split_folder
 from cct_lightning.data.folds import heap_of
 from cct_lightning.data.options import DataOptions, read_fold
@@ -30,7 +31,8 @@ class Source:
         heap: Folder of further images, without labels; None where there is none.
         fold: Which of how many is the test, counted from 1; None where there are no folds.
         hides_rest: Whether the labels of all training images but those that are chosen for them are to be forgotten.
-        class_names: In the order of the labels.
+        class_names: In the order of the labels; of numbers the names of their columns.
+        kind: What an image is told by: its class, several labels, or numbers.
 
     Raises:
         InputError: An unknown data set, a folder or a table that is not there or holds no classes; images without labels where there can be none.
@@ -43,7 +45,10 @@ class Source:
             raise InputError(f"data.dataset={self.dataset!r} is unknown.{did_you_mean(self.dataset, DATASETS)}")
         self.about = DATASETS[self.dataset]
         self.folder = self.root if self.dataset == "image_folder" else named_folder(self.dataset, self.root)
-        self._table = read_table(self.root) if self.dataset == "csv" else None
+        if options.targets and self.dataset != "csv":
+            raise InputError(f"data.targets={options.targets} names columns of a table, and data.dataset={self.dataset} is none: leave it out.")
+        self._table = read_table(self.root, options.targets) if self.dataset == "csv" else None
+        self.kind: Kind = self._table.kind if self._table else "class"
         known = self._table.class_names if self._table else self.about.class_names
         names = folder_class_names(self.folder) if self.folder else known or [str(i) for i in range(self.about.num_classes or 0)]
         self.class_names = list(names)
@@ -53,6 +58,11 @@ class Source:
         self.heap = Path(os.path.abspath(Path(options.unlabelled).expanduser())) if options.unlabelled and not self.hides_rest else None
         if self.heap is not None:
             check_heap(self.heap, "unlabelled")
+        if self.kind == "numbers" and (options.per_class is not None or options.sampler == "balanced"):
+            key = "sampler=balanced" if options.per_class is None else f"per_class={options.per_class}"
+            raise InputError(
+                f"data.{key} is for classes, and the images of {self.root} are told by numbers: leave it out; data.fraction takes a share."
+            )
         if not self.class_names and (self.hides_rest or options.per_class is not None):
             key = "unlabelled=rest" if self.hides_rest else f"per_class={options.per_class}"
             raise InputError(f"data.{key} chooses images by their labels, and those of data.dataset={self.dataset} have none: leave it out.")
@@ -88,7 +98,8 @@ class Source:
         Raises:
             InputError: The set is not there, or not as it should be.
         """
-        read: Read = {split: read_split(self.dataset, self.root, split) for split in ("train", "val", "test")}
+        splits = ("train", "val", "test")
+        read: Read = {split: self._table.splits.get(split) if self._table else read_split(self.dataset, self.root, split) for split in splits}
         if self.fold is not None and read["train"] is not None:
             read = {**read, "train": heap_of(read["train"], read["val"]), "val": None}
         if self.heap is not None:
@@ -103,7 +114,8 @@ class Source:
             further = others(list_heap(self.heap), [file for images in files.values() for file in images])
             targets = np.concatenate([train.targets, np.full(len(further), UNLABELLED)])
             alone = None if train.groups is None else np.concatenate([train.groups, np.full(len(further), -1)])
-            read["train"] = replace(train, images=[*files["train"], *further], targets=targets, groups=alone)
+            values = None if train.values is None else np.pad(train.values, ((0, len(further)), (0, 0)))
+            read["train"] = replace(train, images=[*files["train"], *further], targets=targets, groups=alone, values=values)
         return read
 
     @property

@@ -91,6 +91,7 @@ class LitClassifier(Task):
     probabilities (B, K).
     """
 
+    kind: ClassVar[str | None] = "class"
     measures: ClassVar[tuple[str, ...]] = ("val/accuracy", "val/loss", "val/f1", "val/calibration_error", "val/top5")
 
     @keywords_of(LitClassifierOptions)

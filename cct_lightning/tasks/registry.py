@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 # Where the class of each is, and where its options are, module:Class.
 TASKS = {"classification": "cct_lightning.tasks.classification:LitClassifier", "masked": "cct_lightning.tasks.masked:MaskedPatches"}
 OPTIONS = {"classification": "cct_lightning.tasks.options:ClassificationOptions", "masked": "cct_lightning.tasks.options:MaskedOptions"}
+# What images must be told by to be learned from, see ``data.columns``: a class each, several labels, numbers; None: nothing of it is looked at.
+KINDS = {"classification": "class", "masked": None}
+KINDS_IN_WORDS = {"class": "one class each", "labels": "several labels", "numbers": "numbers"}
 DEFAULT = "classification"
 
 
@@ -35,6 +38,23 @@ def task_options(name: str) -> type:
     """
     found: type = _find(name, OPTIONS)
     return found
+
+
+def check_kind(wanted: str | None, kind: str, where: object) -> None:
+    """Refuses images that are told by something else than a task learns.
+
+    Args:
+        wanted: A value of ``KINDS``.
+        kind: Of the images.
+        where: They are, for the message.
+
+    Raises:
+        InputError: Names the task that learns it.
+    """
+    if wanted is not None and kind != wanted:
+        ours, theirs = (next((name for name, one in KINDS.items() if one == what), "") for what in (wanted, kind))
+        way = f"give --task {theirs}, or other images" if theirs else "give other images"
+        raise InputError(f"task={ours} learns from images with {KINDS_IN_WORDS[wanted]}, and those of {where} have {KINDS_IN_WORDS[kind]}: {way}.")
 
 
 def _find(name: str, places: dict[str, str]) -> Any:

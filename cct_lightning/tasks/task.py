@@ -23,6 +23,7 @@ from cct_lightning.options import keywords_of
 from cct_lightning.randomness import reseed
 from cct_lightning.tasks.divergence import EVERY, check_numbers
 from cct_lightning.tasks.options import from_config
+from cct_lightning.tasks.registry import check_kind
 from cct_lightning.training.engine import StepGraph, check_graph, choose_engine, make_plain
 from cct_lightning.training.optimizers import create_optimizer
 from cct_lightning.training.options import Engine, TrainingOptions, Whiten
@@ -49,12 +50,14 @@ class Task(L.LightningModule, ABC):
         recipe: The whole configuration as run, where a command line set one.
         measures: Of the validation, which may choose the best epoch.
         is_tested: Whether a run measures the test images at its end.
+        kind: What images must be told by, of ``registry.KINDS``; None: their labels are not looked at.
         seed: Of the run; what a step draws follows from it, the epoch and the number of the batch.
         may_diverge: Whether a training goes on when its numbers are none any more, as the search for a learning rate has to.
     """
 
     measures: ClassVar[tuple[str, ...]] = ("val/loss",)
     is_tested: ClassVar[bool] = True
+    kind: ClassVar[str | None] = None
     model: nn.Module
     model_config: dict[str, Any] | None
 
@@ -114,7 +117,10 @@ class Task(L.LightningModule, ABC):
         return []
 
     def setup(self, stage: str) -> None:
-        """Has the first convolution begin with filters that whiten the images, where asked."""
+        """Refuses images with other labels than are learned; has the first convolution begin with filters that whiten the images, where asked."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if (kind := getattr(data, "kind", None)) is not None:
+            check_kind(self.kind, kind, getattr(data, "root", "the data module"))
         if stage != "fit" or self.whiten == "none":
             return
         tokenizer, sample = getattr(self.encoder, "tokenizer", None), getattr(self.trainer.datamodule, "sample_images", None)  # type: ignore[attr-defined]

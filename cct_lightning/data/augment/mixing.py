@@ -62,9 +62,9 @@ def cutmix(images: Tensor, targets: Tensor, weight: float, centre: tuple[float, 
 
 
 def mix_batch(images: Tensor, targets: Tensor, num_classes: int, drawn: Mix) -> tuple[Tensor, Tensor]:
-    """Applies a draw to float images (B, C, H, W) and class indices (B,); returns the images and probabilities (B, K)."""
+    """Applies a draw to float images (B, C, H, W) and class indices (B,), or values (B, K); returns the images and probabilities or values (B, K)."""
     order = neighbours(len(images), images.device)
-    probabilities = F.one_hot(targets, num_classes).float()
+    probabilities = F.one_hot(targets, num_classes).float() if targets.ndim == 1 else targets
     if drawn.centre is None:
         return mix(images, probabilities, drawn.weight, order)
     return cutmix(images, probabilities, drawn.weight, drawn.centre, order)
