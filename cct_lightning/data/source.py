@@ -11,7 +11,6 @@ import numpy as np
 
 from cct_lightning.data.columns import Kind
 from cct_lightning.data.folders import UNLABELLED, Split, check_heap, folder_class_names, list_heap, read_table, split_folder
-from cct_lightning.data.folds import heap_of
 from cct_lightning.data.options import DataOptions, read_fold
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
 from cct_lightning.errors import InputError, did_you_mean
@@ -101,6 +100,8 @@ class Source:
         splits = ("train", "val", "test")
         read: Read = {split: self._table.splits.get(split) if self._table else read_split(self.dataset, self.root, split) for split in splits}
         if self.fold is not None and read["train"] is not None:
+            from cct_lightning.data.folds import heap_of  # torch, which `cct check` does without
+
             read = {**read, "train": heap_of(read["train"], read["val"]), "val": None}
         if self.heap is not None:
             train = read["train"]
