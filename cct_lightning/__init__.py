@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cct_lightning.networks.tokenizers import ConvTokenizer as ConvTokenizer
     from cct_lightning.networks.tokenizers import PatchTokenizer as PatchTokenizer
     from cct_lightning.runs.run import Run as Run
+    from cct_lightning.studies.folds import Folds as Folds
     from cct_lightning.tasks.classification import LitClassifier as LitClassifier
     from cct_lightning.training.options import OptimConfig as OptimConfig
     from cct_lightning.training.options import ScheduleConfig as ScheduleConfig
@@ -40,6 +41,7 @@ _HOMES = {
     "pretrain": "commands.calls",
     "resume": "commands.calls",
     "Run": "runs.run",
+    "Folds": "studies.folds",
     "AugmentConfig": "data.augment.options",
     "ImageDataModule": "data.module",
     "InputError": "errors",

@@ -4,12 +4,13 @@ import signal
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import yaml
 
 from cct_lightning.commands import finetune as finetuning
 from cct_lightning.commands import fit as fitting
+from cct_lightning.commands import folds as folding
 from cct_lightning.commands import pretrain as pretraining
 from cct_lightning.commands import resume as resuming
 from cct_lightning.commands.keys import flatten
@@ -18,6 +19,9 @@ from cct_lightning.commands.requests import Request
 from cct_lightning.commands.running import train
 from cct_lightning.errors import InputError
 from cct_lightning.runs.run import Run
+
+if TYPE_CHECKING:
+    from cct_lightning.studies.folds import Folds
 
 Recipe = str | PathLike[str]
 
@@ -46,7 +50,35 @@ def fit(
     """
     recipes = [recipe] if isinstance(recipe, str | PathLike) else list(recipe)
     named = [word for path in recipes for word in ("-c", str(path))]
-    return _train(fitting.prepare([*named, *_words(keys), *_allowed(allow_import, allow_path)]))
+    return carry_out(fitting.prepare([*named, *_words(keys), *_allowed(allow_import, allow_path)]))
+
+
+@overload
+def finetune(
+    images: str | PathLike[str],
+    keys: Mapping[str, Any] | None = None,
+    *,
+    pretrained: str | PathLike[str] | Run | None = None,
+    recipe: Recipe | Sequence[Recipe] = (),
+    folds: None = None,
+    jobs: int = 1,
+    allow_import: Sequence[str] = (),
+    allow_path: Sequence[str | PathLike[str]] = (),
+) -> Run: ...
+
+
+@overload
+def finetune(
+    images: str | PathLike[str],
+    keys: Mapping[str, Any] | None = None,
+    *,
+    pretrained: str | PathLike[str] | Run | None = None,
+    recipe: Recipe | Sequence[Recipe] = (),
+    folds: int,
+    jobs: int = 1,
+    allow_import: Sequence[str] = (),
+    allow_path: Sequence[str | PathLike[str]] = (),
+) -> "Folds": ...
 
 
 def finetune(
@@ -55,9 +87,11 @@ def finetune(
     *,
     pretrained: str | PathLike[str] | Run | None = None,
     recipe: Recipe | Sequence[Recipe] = (),
+    folds: int | None = None,
+    jobs: int = 1,
     allow_import: Sequence[str] = (),
     allow_path: Sequence[str | PathLike[str]] = (),
-) -> Run:
+) -> "Run | Folds":
     """Trains on images of your own: ``cct finetune IMAGES --model.pretrained PRETRAINED --key value ...``.
 
     Args:
@@ -66,11 +100,13 @@ def finetune(
         pretrained: Weights to start from: a run, or what ``model.pretrained`` takes; None: those inside the package where they suit, as
             `cct finetune --help` says. ``{"model.pretrained": None}`` among the keys starts from nothing.
         recipe: Recipes that are laid over the default one.
+        folds: Parts of the images, each of which a run of its own is tested on, after being trained on the others; None: one run.
+        jobs: Runs of folds side by side.
         allow_import: As in ``fit``.
         allow_path: As in ``fit``.
 
     Returns:
-        As ``fit``.
+        As ``fit``; of folds what all of them found.
 
     Raises:
         InputError: Anything the user can mend.
@@ -79,7 +115,10 @@ def finetune(
     recipes = [recipe] if isinstance(recipe, str | PathLike) else list(recipe)
     source = pretrained.folder if isinstance(pretrained, Run) else pretrained
     words = [word for path in recipes for word in ("-c", str(path))] + _words(keys) + _allowed(allow_import, allow_path)
-    return _train(finetuning.prepare([str(images), *([] if source is None else ["--model.pretrained", str(source)]), *words]))
+    words = [str(images), *([] if source is None else ["--model.pretrained", str(source)]), *words]
+    if folds is None:
+        return carry_out(finetuning.prepare(words))
+    return _of_folds(["finetune", *words, f"--folds={folds}", f"--jobs={jobs}"])
 
 
 def pretrain(
@@ -108,9 +147,10 @@ def pretrain(
     """
     recipes = [recipe] if isinstance(recipe, str | PathLike) else list(recipe)
     words = [word for path in recipes for word in ("-c", str(path))] + _words(keys) + _allowed(allow_import, allow_path)
-    return _train(pretraining.prepare([str(images), *words]))
+    return carry_out(pretraining.prepare([str(images), *words]))
 
 
+@overload
 def resume(
     run: str | PathLike[str] | Run,
     keys: Mapping[str, Any] | None = None,
@@ -119,11 +159,32 @@ def resume(
     accept_changed_data: bool = False,
     allow_import: Sequence[str] = (),
     allow_path: Sequence[str | PathLike[str]] = (),
-) -> Run:
+) -> Run: ...
+
+
+@overload
+def resume(
+    run: "Folds",
+    keys: Mapping[str, Any] | None = None,
+    *,
+    allow_import: Sequence[str] = (),
+    allow_path: Sequence[str | PathLike[str]] = (),
+) -> "Folds": ...
+
+
+def resume(
+    run: "str | PathLike[str] | Run | Folds",
+    keys: Mapping[str, Any] | None = None,
+    *,
+    extend_to: int | None = None,
+    accept_changed_data: bool = False,
+    allow_import: Sequence[str] = (),
+    allow_path: Sequence[str | PathLike[str]] = (),
+) -> "Run | Folds":
     """Goes on with a run that was stopped, or with one that has ended to more epochs: ``cct resume RUN --extend-to EPOCHS``.
 
     Args:
-        run: The run, or its folder.
+        run: The run, or its folder; or folds, or theirs.
         keys: Where it is computed, such as ``{"trainer.accelerator": "cpu"}``.
         extend_to: Epochs in all.
         accept_changed_data: Whether it may go on with other images than it was trained on; summary and config.yaml then say so.
@@ -131,29 +192,46 @@ def resume(
         allow_path: Likewise.
 
     Returns:
-        The run; as it was, where it has ended and shall not have more epochs.
+        The run; as it was, where it has ended and shall not have more epochs. Of folds, also by the path of their folder, the folds.
 
     Raises:
         InputError: Anything the user can mend.
         KeyboardInterrupt: Ctrl-C.
     """
-    folder = run.folder if isinstance(run, Run) else run
+    folder = str(run if isinstance(run, str | PathLike) else run.folder)
     flags = [f"--{resuming.ACCEPT}"] if accept_changed_data else []
     flags += [] if extend_to is None else ["--extend-to", str(extend_to)]
-    request = resuming.prepare([str(folder), *flags, *_words(keys), *_allowed(allow_import, allow_path)])
+    words = [folder, *flags, *_words(keys), *_allowed(allow_import, allow_path)]
+    if folding.are_asked(["resume", *words]):
+        return _of_folds(["resume", *words])
+    request = resuming.prepare(words)
     assert request.run is not None
     if resuming.say_finished(request):
         return Run.read(request.run.path)
-    return _train(request)
+    return carry_out(request)
 
 
-def _train(request: Request) -> Run:
+def carry_out(request: Request) -> Run:
+    """Trains what was asked for, and says what came of it.
+
+    Raises:
+        InputError: Anything the user can mend.
+        KeyboardInterrupt: Ctrl-C.
+        SystemExit: Another signal that asks a process to end.
+    """
     session = train(request)
     if session.stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
     if session.stopped_by:
         raise SystemExit(128 + session.stopped_by)
     return Run(session.folder.path, session.summary)
+
+
+def _of_folds(words: list[str]) -> "Folds":
+    root, summary = folding.run(folding.prepare(words))
+    from cct_lightning.studies.folds import Folds
+
+    return Folds(root, summary)
 
 
 def _allowed(imports: Sequence[str], paths: Sequence[str | PathLike[str]]) -> list[str]:

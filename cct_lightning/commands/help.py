@@ -60,7 +60,12 @@ Everything may be changed, as in `cct fit --help`:
   --model.pooling map                        another pooling
   -c linear_probe                            train pooling and head alone, on features that are computed once
   --model.optim.layer_decay 0.6              lower rates for the lower layers
-  --model.loss.class_weights balanced        classes of uneven size count the same; or --data.sampler balanced, not both""",
+  --model.loss.class_weights balanced        classes of uneven size count the same; or --data.sampler balanced, not both
+
+--folds 5 trains five runs, each tested on a fifth of the images that it has not seen, so that all are tested once: a val folder's, too, a test
+folder's are in none. Classes are spread evenly; of a CSV with a column group, no group is in two folds. One report tells of all images together,
+with mean and deviation over the folds, and the networks are one ensemble for `cct predict` and `cct export`. It goes on by `cct resume FOLDER`.
+--jobs N trains N folds side by side.""",
     ),
     "pretrain": (
         "DIR|DATASET [-c RECIPE] [--key value] ...",

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import NoReturn
 
 import cct_lightning
-from cct_lightning.commands import evaluate, finetune, fit, pretrain, resume
+from cct_lightning.commands import evaluate, finetune, fit, folds, pretrain, resume
 from cct_lightning.commands.help import COMMANDS, print_help, print_keys
 from cct_lightning.commands.models import print_models
 from cct_lightning.commands.recipes import print_recipes
@@ -113,6 +113,9 @@ def _run(arguments: list[str]) -> bool:
         print_models(arguments[1:])
     elif arguments[0] in LIGHT:
         import_module(f"cct_lightning.commands.{arguments[0]}").main(arguments[1:])
+    elif folds.are_asked(arguments):
+        folds.main(arguments)
+        return True
     elif arguments[0] in COMMANDS and {"-h", "--help"} & set(arguments):
         print_keys(arguments[0])
     else:

@@ -1,0 +1,134 @@
+"""The tables, pictures and page of folds."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cct_lightning.data.files import decode
+from cct_lightning.evaluation.drawings import draw_classes, draw_confusion, draw_mistakes, draw_reliability
+from cct_lightning.evaluation.outcomes import LABELS, Report
+from cct_lightning.evaluation.tables import write_report as write_tables
+from cct_lightning.run_folder import replacing
+from cct_lightning.runs.page_parts import TEST_PICTURES, details, document, escape, figure, html_table, interval, picture
+from cct_lightning.studies.folds import FoldsSummary, OutOfFold
+from cct_lightning.wording import percent, reason, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROOM = 4_000_000  # bytes of all pictures of the page
+SHOWN = 24  # images of a contact sheet
+LISTED = 20  # mistakes in words
+HEADER = ("fold", "images", "accuracy", "run")
+FILES = ("summary.json", "results.csv", "classes.csv", "confusion.csv", "mistakes.csv", "report.html")
+
+
+def rows_of(found: OutOfFold) -> list[list[str]]:
+    """Returns a row for each fold, as ``HEADER`` names them."""
+    counts = [int((found.known & (found.fold == number)).sum()) for number in range(1, len(found.runs) + 1)]
+    return [
+        [str(number), f"{count:,}", percent(accuracy, 2), str(run.path)]
+        for number, (count, accuracy, run) in enumerate(zip(counts, found.accuracies, found.runs, strict=True), start=1)
+    ]
+
+
+def as_text(found: OutOfFold, summary: FoldsSummary) -> list[str]:
+    """Writes what was found for a terminal."""
+    low, high = interval(summary.pooled["accuracy"], summary.n)
+    lines = [f"{summary.n:,} images, each tested once, by the network that has not seen it", *table(HEADER, rows_of(found), left=("run",))]
+    lines.append(f"  accuracy  {told_accuracy(summary)} (mean and standard deviation of the {summary.folds} folds)")
+    others = ", ".join(f"{LABELS.get(name, name)} {percent(value, 2)}" for name, value in summary.pooled.items() if name != "accuracy")
+    reach = f"95 % interval {percent(low)} to {percent(high)}"
+    lines.append(f"  together  {percent(summary.pooled['accuracy'], 2)} of all images right, {reach}; {others}")
+    if summary.test_accuracy is not None:
+        lines.append(
+            f"  test      {percent(summary.test_accuracy, 2)} by all networks together, on {summary.num_tested:,} test images, which are in no fold"
+        )
+    return lines + ([f"  left out  {summary.left_out} image(s) that can't be read"] if summary.left_out else [])
+
+
+def told_accuracy(summary: FoldsSummary) -> str:
+    """Writes mean and deviation: "87.43 ± 2.10 %"."""
+    return f"{percent(summary.accuracy, 2).removesuffix(' %')} ± {100 * summary.deviation:.2f} %"
+
+
+def save(root: Path, name: str, draw: Callable[[], "Figure"]) -> Path | None:
+    """Draws a picture into the folder's pictures; what befalls it is a warning, since the folds are worth more."""
+    path = root / "pictures" / f"{name}.png"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # of a script that no font here has: boxes are drawn instead
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw().savefig(path, dpi=120, bbox_inches="tight", facecolor="white")
+    except Exception as error:
+        warnings.warn(f"{path} could not be made: {reason(error)}", stacklevel=2)
+        return None
+    return path
+
+
+def images_of(found: OutOfFold, numbers: Sequence[int]) -> list[Any]:
+    """Reads images for a contact sheet, uint8 (H, W, C)."""
+    return [decode(Path(item) if isinstance(item := found.items[number], str) else item, 3) for number in numbers]  # type: ignore[arg-type]
+
+
+def write_report(root: Path, found: OutOfFold, report: Report, summary: FoldsSummary, about: dict[str, Any]) -> None:
+    """Writes results.csv, the tables of all images together, their pictures, and report.html of all that; one file that opens anywhere.
+
+    Args:
+        root: The folder of the folds.
+        found: What the networks say.
+        report: The same, counted.
+        summary: The same, summed up.
+        about: Facts for the head of the page, by name.
+
+    Raises:
+        OSError: The folder can't be written.
+    """
+    found.write(root)
+    write_tables(report, root, {"folds": summary.folds, "accuracies": summary.accuracies, "runs": summary.runs})
+    worst = [mistake.image for mistake in report.mistakes[:SHOWN]]
+    drawings: dict[str, Callable[[], Figure]] = {
+        "confusion": lambda: draw_confusion(report), "classes": lambda: draw_classes(report), "reliability": lambda: draw_reliability(report),
+        "mistakes": lambda: draw_mistakes(report, images_of(found, worst)),
+    }  # fmt: skip
+    room, shown = ROOM, []
+    for name, draw in drawings.items():
+        if (path := save(root, name, draw)) is not None:
+            image, size = picture(path, room)
+            room -= size
+            shown += [figure(image, TEST_PICTURES[name])] if image else []
+    mistakes = [
+        (m.true, m.predicted, m.file or f"image {m.image}", str(int(found.fold[m.image])), percent(m.probability)) for m in report.mistakes[:LISTED]
+    ]
+    listed = details(
+        f"Worst mistakes ({len(mistakes)} of {len(report.mistakes):,})",
+        html_table(("class", "taken for", "image", "fold", "probability"), mistakes, words=3), is_open=False,
+    )  # fmt: skip
+    pooled = f'<section><h2>All images together</h2>\n<div class="pictures">\n{"".join(shown)}</div>\n{listed if mistakes else ""}</section>\n'
+    with replacing(root / "report.html") as file:
+        file.write(document(f"{root.name}: folds", [_head(root, found, summary, about), pooled]).encode())
+
+
+def _head(root: Path, found: OutOfFold, summary: FoldsSummary, about: dict[str, Any]) -> str:
+    low, high = interval(summary.pooled["accuracy"], summary.n)
+    cards = [
+        ("Accuracy", told_accuracy(summary), f"mean and standard deviation of {summary.folds} folds", "main"),
+        ("All images together", percent(summary.pooled["accuracy"], 2), f"{summary.n:,} images; 95 % interval {percent(low)} to {percent(high)}", ""),
+        ("F1", percent(summary.pooled["f1"], 2), "mean of the classes", ""),
+        ("Calibration error", percent(summary.pooled["calibration_error"], 2), "of the networks as they are", ""),
+    ]
+    if summary.test_accuracy is not None:
+        cards.append(("Test folder", percent(summary.test_accuracy, 2), f"all networks together, {summary.num_tested:,} images in no fold", ""))
+    told = "".join(
+        f'<div class="card {kind}"><p>{escape(title)}</p><p class="figure">{escape(value)}</p><p class="soft">{escape(below)}</p></div>\n'
+        for title, value, below, kind in cards
+    ).replace(" %", "&nbsp;%")
+    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>\n" for name, value in about.items() if value)
+    rule = (
+        "Every image was tested once, by the network that has not seen it; its validation images, by which the epoch was chosen, were others again."
+    )
+    return (
+        f'<header>\n<p class="kind">Folds</p>\n<h1>{escape(root.name)}</h1>\n</header>\n<section>\n<div class="cards">\n{told}</div>\n'
+        f'<dl>\n{facts}</dl>\n<p class="soft">{rule}</p>\n{html_table(HEADER, rows_of(found), 0)}</section>\n'
+    )
