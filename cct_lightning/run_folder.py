@@ -19,6 +19,7 @@ from cct_lightning.side_files import read_json, read_table, read_text, to_number
 # Tells the processes that a launch starts on this machine the folder that the first one has made.
 VARIABLE = "CCT_RUN_DIR"
 BEST, LAST = "best.ckpt", "last.ckpt"
+ENSEMBLE = "ensemble.ckpt"  # in a folder of folds: their networks as one
 _SHARE, _TEXT = (float, int, NoneType), (str, NoneType)
 # Of what summary.json says, the types that those rely on who read it.
 SUMMARY: dict[str, type | tuple[type, ...]] = {
@@ -306,8 +307,8 @@ def find_network(word: str | Path) -> Path:
     """Returns the file that a word for a trained network leads to; the one way for all that take a network.
 
     Args:
-        word: A file; a run's folder, its checkpoints or its config.yaml, of which best.ckpt is taken, else last.ckpt; a folder that
-            ``cct export`` wrote, of which config.json is.
+        word: A file; a run's folder, its checkpoints or its config.yaml, of which best.ckpt is taken, else last.ckpt; a folder of folds, of which
+            their ensemble is; a folder that ``cct export`` wrote, of which config.json is.
 
     Raises:
         InputError: There is nothing of that kind.
@@ -321,7 +322,7 @@ def find_network(word: str | Path) -> Path:
         hint = f"Beside it: {', '.join(near)}." if near else "Checkpoints lie in runs/<recipe>/<time>/checkpoints/."
         raise InputError(f"There is no file or folder {path}. {hint}")
     run = RunFolder(folder)
-    for file in (folder / "config.json", run.best, run.last, folder / BEST, folder / LAST):
+    for file in (folder / "config.json", run.best, run.last, folder / BEST, folder / LAST, folder / ENSEMBLE):
         if file.is_file():
             return file
     if run.checkpoints.is_dir() or run.config_file.is_file():

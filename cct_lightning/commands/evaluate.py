@@ -69,6 +69,11 @@ def recipe_of(about: Mapping[str, Any] | None, request: Request) -> dict[str, An
     """
     if not isinstance(about, Mapping) or not about.get("model"):
         raise InputError(f"{request.checkpoint} is no checkpoint of `cct fit`, or holds a network that only Python can build.")
+    if (members := about.get("members")) is not None:
+        raise InputError(
+            f"{request.checkpoint} is an ensemble of {members} networks, and each of its images was seen by some of them: what their folds found is\n"
+            "  in report.html beside it, the accuracy on a test folder included. cct predict classifies with it."
+        )
     assert request.checkpoint is not None
     check_head(request.checkpoint, about["model"])
     known: dict[str, Any] = {"task": task_of(about), "model": {**about["model"], "pretrained": None}}

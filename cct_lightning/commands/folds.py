@@ -214,14 +214,16 @@ def train(job: "Job", words: Sequence[str], given: Sequence[str]) -> None:
 
 
 def _conclude(plan: "Plan", jobs: Sequence["Job"]) -> "FoldsSummary":
-    from cct_lightning.studies.folds import collect, sum_up
+    from cct_lightning.studies.folds import collect, join, sum_up
     from cct_lightning.studies.folds_report import FILES, as_text, write_report
 
-    found, _ = collect(jobs)
+    found, own_test = collect(jobs)
     report = found.report()
-    summary = sum_up(found, report)
+    summary = sum_up(found, report, **join(plan.root, found, own_test))
     about = {"Images": plan.words[0], "Folds": str(plan.folds), "Command": shlex.join(["cct", "finetune", *plan.words, "--folds", str(plan.folds)])}
     write_report(plan.root, found, report, summary, about)
     summary.write(plan.root)
     print("\n".join(["", *as_text(found, summary), f"files  {plan.root}: {', '.join(FILES)}, pictures"]))
+    folder = shlex.quote(str(plan.root))
+    print(f"next\n  cct predict {folder} PATH...   by the mean of what the {plan.folds} networks hold probable\n  cct export {folder} --format onnx")
     return summary

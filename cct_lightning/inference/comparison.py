@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cct_lightning.data.files import Array
     from cct_lightning.networks.classifier import ImageClassifier
+    from cct_lightning.networks.ensemble import Ensemble
     from cct_lightning.weights.files import Opened
 
 
@@ -60,7 +61,7 @@ def batch_sizes(count: int) -> list[int]:
 
 
 def compare(
-    network: ImageClassifier, folder: Path, format: str, preprocessing: Preprocessing, pictures: Array, tolerance: float
+    network: ImageClassifier | Ensemble, folder: Path, format: str, preprocessing: Preprocessing, pictures: Array, tolerance: float
 ) -> tuple[float, float, int]:
     """Reads an export back and runs it beside the original.
 

@@ -14,11 +14,13 @@ from safetensors import SafetensorError
 
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
+from cct_lightning.run_folder import ENSEMBLE
 from cct_lightning.weights.sources import find_source
-from cct_lightning.weights.trained import Saved, build, read_saved, read_temperature
+from cct_lightning.weights.trained import Saved, read_saved, read_temperature
 
 if TYPE_CHECKING:
     from cct_lightning.networks.classifier import ImageClassifier
+    from cct_lightning.networks.ensemble import Ensemble
 from cct_lightning.inference.comparison import compare, sample_pictures
 from cct_lightning.inference.writers import FORMATS, _write
 
@@ -114,6 +116,8 @@ def _beside(source: Path, format: str) -> Path:
     """Returns the default folder: in the run's, or beside a checkpoint of no run."""
     if source.parent.name == "checkpoints":
         return source.parent.parent / "export" / format
+    if source.name == ENSEMBLE:
+        return source.with_name("export") / format
     return source.with_name(f"{source.stem}-{format}")
 
 
@@ -149,11 +153,8 @@ def _put_in_place(work: Path, place: Path) -> None:
         (place / name).unlink(missing_ok=True)
 
 
-def _original(saved: Saved) -> ImageClassifier:
+def _original(saved: Saved) -> ImageClassifier | Ensemble:
     """Builds the network with its weights, float32 on the CPU in eval mode."""
-    from cct_lightning.weights.loading import load_weights
+    from cct_lightning.weights.ensemble import build_network
 
-    network = build(saved.model, saved)
-    assert saved.opened is not None
-    load_weights(network, saved.opened)
-    return network.float().eval()
+    return build_network(saved).float().eval()

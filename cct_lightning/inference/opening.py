@@ -12,11 +12,12 @@ from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
 from cct_lightning.inference.predictor import Network, Predictor
 from cct_lightning.networks.classifier import ImageClassifier
+from cct_lightning.networks.ensemble import Ensemble
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.options import as_size
+from cct_lightning.weights.ensemble import build_network
 from cct_lightning.weights.files import Opened
-from cct_lightning.weights.loading import load_weights
-from cct_lightning.weights.trained import Saved, build, read_saved, read_temperature
+from cct_lightning.weights.trained import Saved, read_saved, read_temperature
 from cct_lightning.wording import reason
 
 
@@ -87,14 +88,12 @@ def _check_names(precision: str, fit: str | None) -> None:
         raise InputError(f"fit={fit} is unknown.{did_you_mean(fit, get_args(Fit))}")
 
 
-def _build_with_weights(saved: Saved, changes: Mapping[str, Any]) -> ImageClassifier:
+def _build_with_weights(saved: Saved, changes: Mapping[str, Any]) -> ImageClassifier | Ensemble:
     taken = sorted({option.name for option in fields(NetworkOptions)} - {"num_classes", "in_chans"})
     for name in sorted(changes.keys() - set(taken)):
         raise InputError(f"{name}={changes[name]!r} can't be changed for predictions.{did_you_mean(name, taken, listed=0)}")
-    model = build({**saved.model, **changes}, saved)
-    assert saved.opened is not None
     try:
-        load_weights(model, saved.opened)
+        model = build_network(saved, changes)
     except InputError as error:
         if not changes or "does not fit this network" not in str(error):
             raise

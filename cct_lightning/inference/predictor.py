@@ -24,6 +24,7 @@ from cct_lightning.evaluation.views import mean_logits
 from cct_lightning.inference.calibration import calibrate
 from cct_lightning.inference.items import KINDS, Embedding, Item, Prediction, check_given, check_item, to_pixels
 from cct_lightning.networks.classifier import ImageClassifier
+from cct_lightning.networks.ensemble import Ensemble
 from cct_lightning.weights.trained import Saved
 
 Network = Callable[[Tensor], Tensor]
@@ -145,6 +146,9 @@ class Predictor:
     def _with_features(self) -> ImageClassifier:
         if isinstance(self._network, ImageClassifier):
             return self._network
+        if isinstance(self._network, Ensemble):
+            where = f"{self.saved.weights} is an ensemble" if self.saved else "this is an ensemble"
+            raise InputError(f"{where} of {len(self._network.members)} networks, each with features of its own: give the run of a fold.")
         source = f"{self.saved.weights} is a graph ({self.saved.format})" if self.saved else "this network is a function"
         raise InputError(f"{source}: it computes logits and tells no features. Give the run's checkpoint, or export with --format safetensors.")
 

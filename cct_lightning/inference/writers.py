@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cct_lightning.networks.classifier import ImageClassifier
+    from cct_lightning.networks.ensemble import Ensemble
 
 
 class Format(NamedTuple):
@@ -47,7 +48,7 @@ FORMATS = {
 MAX_ONNX_BYTES = 2 * 10**9  # one protobuf message holds 2 GiB
 
 
-def _write(network: ImageClassifier, saved: Saved, preprocessing: Preprocessing, format: str, folder: Path) -> None:
+def _write(network: ImageClassifier | Ensemble, saved: Saved, preprocessing: Preprocessing, format: str, folder: Path) -> None:
     """Writes the network's file and config.json."""
     import torch
 
@@ -69,6 +70,7 @@ def _write(network: ImageClassifier, saved: Saved, preprocessing: Preprocessing,
         "weights": path.name,
         "sha256": sha256(path),
         "model": saved.model,
+        **({"members": saved.members} if saved.members > 1 else {}),
         "class_names": saved.class_names,
         "preprocessing": preprocessing.to_json(),
         "temperature": saved.temperature,  # the file's logits are not divided by it yet: softmax(logits / temperature)
@@ -86,7 +88,7 @@ def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(0o644)  # it is written for its owner alone, and read by whoever serves it
 
 
-def _save_graph(network: ImageClassifier, format: str, path: Path) -> None:
+def _save_graph(network: ImageClassifier | Ensemble, format: str, path: Path) -> None:
     """Traces the network with a batch of any size, and writes the graph without the places in files where its operations came from."""
     import torch
 
@@ -124,7 +126,7 @@ def _save_graph(network: ImageClassifier, format: str, path: Path) -> None:
         raise InputError(f"torch can't turn this network into a graph: {reason(first)}\n  --format safetensors writes its weights.") from error
 
 
-def _in_timms_terms(network: ImageClassifier, saved: Saved) -> Any:
+def _in_timms_terms(network: ImageClassifier | Ensemble, saved: Saved) -> Any:
     """Builds the network by ``timm.create_model``, with its weights: one of ours by its name, or timm's own with timm's pooling and head.
 
     Raises:
@@ -134,10 +136,13 @@ def _in_timms_terms(network: ImageClassifier, saved: Saved) -> Any:
     import torch
 
     from cct_lightning.models import OPTIONS, TIMM_NAMES
+    from cct_lightning.networks.classifier import ImageClassifier
     from cct_lightning.networks.options import NetworkOptions
     from cct_lightning.networks.presets import VARIANTS
     from cct_lightning.networks.timm_encoder import TimmEncoder
 
+    if not isinstance(network, ImageClassifier):
+        raise InputError(f"timm has no word for an ensemble of {saved.members} networks: use --format safetensors, or export the run of a fold.")
     arch, encoder = saved.model["arch"], network.encoder
     args: dict[str, Any] = {"num_classes": network.num_classes, "in_chans": encoder.in_chans, "img_size": list(encoder.image_size)}
     if arch in VARIANTS:

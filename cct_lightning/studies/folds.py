@@ -3,8 +3,9 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,14 +20,16 @@ from cct_lightning.data.folders import Split
 from cct_lightning.data.options import DataOptions
 from cct_lightning.data.source import Read, Source
 from cct_lightning.errors import InputError
+from cct_lightning.evaluation.options import Tta
 from cct_lightning.evaluation.outcomes import Outcomes, Report, make_report
-from cct_lightning.inference.items import Item
+from cct_lightning.inference.items import Item, Prediction
 from cct_lightning.inference.opening import load
 from cct_lightning.inference.predictor import Predictor
-from cct_lightning.run_folder import RunFolder, replacing
+from cct_lightning.run_folder import ENSEMBLE, RunFolder, replacing
 from cct_lightning.runs.run import Run
 from cct_lightning.side_files import read_json
 from cct_lightning.studies.plan import Job
+from cct_lightning.weights.ensemble import write_ensemble
 from cct_lightning.wording import as_cells, percent, printable
 
 RECORD, SUMMARY, RESULTS = "folds.json", "summary.json", "results.csv"  # in the folder of the folds
@@ -206,6 +209,15 @@ class Folds:
         """The run of each fold."""
         return [Run.read(Path(folder)) for folder in self.summary.runs]
 
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The networks as one, opened once: the mean of their probabilities."""
+        return load(self.folder)
+
+    def predict(self, what: Item | Iterable[Item], top_k: int = 1, tta: Tta = "none") -> Prediction | Iterator[Prediction]:
+        """Classifies one image, or a stream of them, with all networks; see ``Predictor.predict``."""
+        return self.predictor.predict(what, top_k, tta)  # type: ignore[arg-type]
+
 
 def options_of(config: dict[str, Any]) -> DataOptions:
     """Returns what a run's configuration says of its images, but for their augmentation."""
@@ -262,17 +274,41 @@ def collect(jobs: Sequence[Job]) -> tuple[OutOfFold, Split | None]:
         _, chosen = divided(read, source, options, (number, len(runs)))
         fold[chosen] = number
         items = [train.images[index] for index in chosen.tolist()]
-        probabilities[chosen] = classify(_open(run, options), items, str(run.key("model.tta") or "none"))
+        predictor = load(_weights_of(run), calibrated=False, max_megapixels=options.max_megapixels)
+        probabilities[chosen] = classify(predictor, items, str(run.key("model.tta") or "none"))
     tested = np.flatnonzero(fold)  # images without labels are in none
     kept = [train.images[index] for index in tested.tolist()]
     return OutOfFold(kept, train.targets[tested], fold[tested], probabilities[tested], source.class_names, runs), read["test"]
 
 
-def _open(run: RunFolder, options: DataOptions) -> Predictor:
+def _weights_of(run: RunFolder) -> Path:
     file = run.best if run.best.is_file() else run.last
     if not file.is_file():
         raise InputError(f"{run.path} kept no checkpoint, and nothing can be said of its fold: leave trainer.enable_checkpointing as it is.")
-    return load(file, calibrated=False, max_megapixels=options.max_megapixels)
+    return file
+
+
+def join(root: Path, found: "OutOfFold", own_test: Split | None) -> dict[str, Any]:
+    """Writes the networks of all folds as one, and has it classify the images of a test folder.
+
+    Args:
+        root: The folder of the folds.
+        found: Says which runs there are.
+        own_test: The images; None where there is no such folder.
+
+    Returns:
+        What a summary says of it.
+    """
+    path = root / ENSEMBLE
+    write_ensemble(path, [_weights_of(run) for run in found.runs])
+    if own_test is None:
+        return {"ensemble": str(path)}
+    first = found.runs[0]
+    predictor = load(path, calibrated=False, max_megapixels=options_of(dict(first.config)).max_megapixels)
+    probabilities = classify(predictor, list(own_test.images), str(first.key("model.tta") or "none"))
+    known = np.isfinite(probabilities).all(axis=1)
+    right = probabilities[known].argmax(axis=1) == own_test.targets[known]
+    return {"ensemble": str(path), "num_tested": int(known.sum()), "test_accuracy": float(right.mean()) if known.any() else None}
 
 
 def classify(predictor: Predictor, items: Sequence[Item], tta: str) -> Array:

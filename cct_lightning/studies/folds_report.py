@@ -9,7 +9,7 @@ from cct_lightning.data.files import decode
 from cct_lightning.evaluation.drawings import draw_classes, draw_confusion, draw_mistakes, draw_reliability
 from cct_lightning.evaluation.outcomes import LABELS, Report
 from cct_lightning.evaluation.tables import write_report as write_tables
-from cct_lightning.run_folder import replacing
+from cct_lightning.run_folder import ENSEMBLE, replacing
 from cct_lightning.runs.page_parts import TEST_PICTURES, details, document, escape, figure, html_table, interval, picture
 from cct_lightning.studies.folds import FoldsSummary, OutOfFold
 from cct_lightning.wording import percent, reason, table
@@ -21,7 +21,7 @@ ROOM = 4_000_000  # bytes of all pictures of the page
 SHOWN = 24  # images of a contact sheet
 LISTED = 20  # mistakes in words
 HEADER = ("fold", "images", "accuracy", "run")
-FILES = ("summary.json", "results.csv", "classes.csv", "confusion.csv", "mistakes.csv", "report.html")
+FILES = ("summary.json", "results.csv", "classes.csv", "confusion.csv", "mistakes.csv", "report.html", ENSEMBLE)
 
 
 def rows_of(found: OutOfFold) -> list[list[str]]:

@@ -100,6 +100,8 @@ def load_weights(
         state = {name: tensor for name, tensor in state.items() if name not in decoder}
         report.dropped[f"decoder ({len(decoder)} tensors)"] = "it fills in masked patches, for the pre-training alone"
         allow = GROUPS.keys()  # there was neither a head nor a pooling
+    if (members := about.get("members")) is not None:
+        raise InputError(f"{source} is an ensemble of {members} networks, and one is needed here: give the run of a fold, such as its best.ckpt.")
     state = _fit(state, encoder, about.get("grid_size"), report)
     check_block_form(content, encoder, report.source)
     anew = {"head"} if _knows_other_classes(about.get("class_names"), class_names, report) or new_head else set()

@@ -11,7 +11,7 @@ from typing import Any
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.networks.timm_names import check_timm_name
 from cct_lightning.plain_yaml import read_yaml
-from cct_lightning.run_folder import find_network
+from cct_lightning.run_folder import ENSEMBLE, find_network
 
 INSIDE = Path(__file__).with_name("inside")  # a folder for each name, as `cct export` writes it, and card.md
 
@@ -109,7 +109,9 @@ def check_source(source: str) -> None:
         return
     path = Path(source).expanduser()
     names = (*inside(), *PUBLISHED)
-    if source in names or source.startswith("timm/") or path.is_file() or (path / "config.json").is_file() or (path / "checkpoints").is_dir():
+    if source in names or source.startswith("timm/") or path.is_file() or (path / "checkpoints").is_dir():
+        return
+    if any((path / name).is_file() for name in ("config.json", ENSEMBLE)):
         return
     if path.is_dir():
         raise InputError(f"{path} is a folder without weights: give a run's folder, one that `cct export` wrote, or a file.")

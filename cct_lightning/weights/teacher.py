@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from cct_lightning.errors import InputError
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.encoder import ViTEncoder
+from cct_lightning.weights.ensemble import build_network
 from cct_lightning.weights.files import Opened, open_weights, read_checkpoint, unwrap
 from cct_lightning.weights.inspection import describe
-from cct_lightning.weights.loading import create_model, load_weights
+from cct_lightning.weights.loading import create_model
 from cct_lightning.weights.sources import locate, sha256
-from cct_lightning.weights.trained import build, read_saved
+from cct_lightning.weights.trained import read_saved
 from cct_lightning.wording import reason, some
 
 GREY = (0.299, 0.587, 0.114)  # as Pillow weighs colours
@@ -187,8 +188,7 @@ def _of_ours(source: str) -> Teacher:
     saved = read_saved(opened or path)
     if saved.opened is None:
         raise InputError(f"{saved.weights} is a graph to predict with: give the run's checkpoint, or an export of another format.")
-    network = build(saved.model, saved)
-    load_weights(network, saved.opened)
+    network = build_network(saved)
     names = (saved.opened.about or {}).get("class_names")
     preprocessing, size = saved.preprocessing, network.encoder.image_size
     return Teacher(network, source, sha256(saved.weights), names, network.num_classes, size, preprocessing["mean"], preprocessing["std"])

@@ -32,6 +32,7 @@ class Saved:
         preprocessing: As ``Preprocessing.to_json``; in a checkpoint mean and std may be None.
         opened: Its weights, and all else that the file holds; None of a graph.
         temperature: That an export's logits are divided by; a checkpoint's stands in a file of its own, see ``read_temperature``.
+        members: Networks of this configuration that it holds, more than one in an ensemble.
     """
 
     weights: Path
@@ -41,6 +42,7 @@ class Saved:
     preprocessing: dict[str, Any]
     opened: Opened | None = field(default=None, compare=False)
     temperature: float = 1.0
+    members: int = 1
 
 
 def read_saved(source: str | Path | Opened) -> Saved:
@@ -91,7 +93,8 @@ def read_export(config: Path) -> Saved:
 
         opened = Opened(str(config.parent), weights, {"state_dict": read_tensors(weights, about["sha256"]), KEY: about})
     names, temperature = _class_names(about["class_names"], about["model"]), about.get("temperature", 1.0)  # older exports have none
-    return Saved(weights, about["format"], about["model"], names, about["preprocessing"], opened, check_temperature(temperature, config))
+    temperature, members = check_temperature(temperature, config), about.get("members") or 1
+    return Saved(weights, about["format"], about["model"], names, about["preprocessing"], opened, temperature, members)
 
 
 def read_run(path: Path) -> Saved:
@@ -123,7 +126,7 @@ def describe_run(opened: Opened) -> Saved:
     data = about["recipe"]["data"] if about["recipe"] else {}
     seen = {"crop_pct": data.get("crop_pct", 1.0), "fit": data.get("fit", "crop")}
     preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | seen
-    return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing, opened)
+    return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing, opened, members=about.get("members") or 1)
 
 
 def calibration_path(checkpoint: Path) -> Path:

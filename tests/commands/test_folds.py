@@ -21,6 +21,10 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def probabilities(network, path):
+    return [probability for _, probability in sorted(network.predict(path, top_k=2).top)]
+
+
 @pytest.fixture
 def photos(tmp_path):
     """Two classes of eight images, two more in a test folder."""
@@ -73,6 +77,12 @@ def test_every_image_is_tested_once_by_the_network_that_has_not_seen_it_also_aft
         mine = [row for row in found if row["fold"] == str(fold)]
         for row, prediction in zip(mine, cct_lightning.load(network).predict([row["image"] for row in mine], top_k=2), strict=True):
             assert {name: f"{value:.6g}" for name, value in prediction.top} == {name: row[f"p({name})"] for name in dict(prediction.top)}
+    networks = [cct_lightning.load(path) for path in sorted(stopped.glob("runs/fold*/finetune/*/checkpoints/best.ckpt"))]
+    tests, ensemble = sorted(photos.glob("test/*/*.png")), cct_lightning.load(stopped)
+    for path, prediction in zip(tests, ensemble.predict(tests), strict=True):
+        assert prediction.probability == pytest.approx(max(mean(p) for p in zip(*(probabilities(n, path) for n in networks), strict=True)), abs=1e-5)
+    predicted = [ensemble.predict(path).class_name == path.parent.name for path in tests]
+    assert (summary["test_accuracy"], summary["num_tested"]) == (mean(predicted), 4)
     page = (stopped / "report.html").read_text()
     assert page.count("data:image/") == 4
     assert "mean and standard deviation of 2 folds" in page
