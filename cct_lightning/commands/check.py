@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from cct_lightning.commands.finetune import TABLES
 from cct_lightning.commands.keys import allowed, check_keys, check_value, read_names
 from cct_lightning.commands.recipes import find_recipe, read_recipe
 from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.options import DataOptions
+from cct_lightning.data.places import OWN, dataset_of
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.run_folder import replacing
 from cct_lightning.wording import as_cells, percent, some, table
@@ -34,7 +34,8 @@ KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": s
 HELP = """cct check DIR [-c RECIPE] [--key value] ...
 
 Reads every image before a training would, on all cores, and says what it found. DIR is what `cct finetune` takes: class folders, or train and val
-(and test) with such folders, or a CSV. It may be the name of a data set, too, or be left out behind -c RECIPE. For `cct pretrain`, DIR with
+(and test) with such folders, a CSV, Parquet, .tar shards or what `datasets` saved to disk. It may be the name of a data set, too, or be left out
+behind -c RECIPE. For `cct pretrain`, DIR with
 --data.dataset images is all images below it, and --data.unlabelled MORE adds a folder of images without labels.
 
 What blocks a training (exit code 1)
@@ -52,7 +53,7 @@ What is worth a look (exit code 0)
   passed over                  files that are no images by their names, folders that are no split
 
   --out DIR                    where problems.csv, a row for each, and report.json are written (default: runs/check/NAME)
-  --data.dataset NAME          image_folder, csv, images or a named set
+  --data.dataset NAME          image_folder, csv, images, parquet, huggingface, webdataset or a named set
   --data.root PATH             where it lies
   --data.unlabelled DIR        images without labels beside it
   --data.targets [A,B]         columns of a CSV with numbers that are learned
@@ -105,7 +106,7 @@ def prepare(arguments: list[str]) -> Place:
         raise InputError("check needs your images: cct check DIR, a CSV, the name of a data set, or -c RECIPE.")
     root = Path(str(keys.get("data.root", DataOptions.root))).expanduser()
     dataset, workers = str(keys["data.dataset"]), keys.get("data.num_workers")
-    own = dataset in ("image_folder", "csv", "images")
+    own = dataset in OWN
     further = keys.get("data.unlabelled")
     if own and not root.exists():
         raise InputError(f"There is no folder or file {root}.")
@@ -127,12 +128,8 @@ def prepare(arguments: list[str]) -> Place:
 
 def _of_word(word: str, root: object, is_heap: bool) -> dict[str, Any]:
     place = Path(word).expanduser()
-    if place.is_dir():
-        return {"data.dataset": "images" if is_heap else "image_folder", "data.root": word}
-    if place.is_file():
-        if place.suffix.lower() not in TABLES:
-            raise InputError(f"{word} is neither a folder of class folders nor a .csv with the columns path and label.")
-        return {"data.dataset": "csv", "data.root": word}
+    if place.exists():
+        return {"data.dataset": "images" if is_heap else dataset_of(place), "data.root": word}
     names = allowed("data.dataset") or ()
     if word not in names:
         raise InputError(f"There is no folder, file or data set {word}.{did_you_mean(word, names)}")
@@ -245,7 +242,7 @@ def _told(
             lines += [line for problem in dict.fromkeys(f.problem for f in found) if problem in of_kind for line in _kind(problem, found)]
     lines.append("" if blocks else "nothing blocks a training")
     lines.append(f"written: {place.out / 'problems.csv'} ({len(found):,} rows), report.json")
-    if not blocks and place.dataset in ("image_folder", "csv", "images"):
+    if not blocks and place.dataset in OWN:
         further = ["--data.unlabelled", str(place.unlabelled)] if place.unlabelled else []
         command = "pretrain" if further or place.dataset == "images" else "finetune"
         lines += ["next", f"  {shlex.join(['cct', command, str(place.root), *further])}"]

@@ -12,6 +12,7 @@ from typing import Any
 from cct_lightning.commands.keys import read_names
 from cct_lightning.commands.requests import TRAIN
 from cct_lightning.data.options import NEEDS_LABELS
+from cct_lightning.data.places import OWN, PACKED
 from cct_lightning.errors import InputError
 from cct_lightning.networks.timm_names import check_timm_name
 from cct_lightning.tasks.registry import DEFAULT, KINDS, check_kind
@@ -53,7 +54,7 @@ def _text(given: Given, key: str) -> str | None:
 def _place(given: Given) -> Path | None:
     """Returns the folder or table of the user's images, labelled or not; None where the data are no such."""
     root = _text(given, "data.root")
-    return Path(root).expanduser() if root is not None and given.get("data.dataset") in ("image_folder", "csv", "images") else None
+    return Path(root).expanduser() if root is not None and given.get("data.dataset") in OWN else None
 
 
 def check_names(given: Given) -> None:
@@ -135,6 +136,10 @@ def check_data(given: Given) -> None:
     elif given["data.dataset"] == "csv":
         table = read_table(place, read_names("data.targets", given.get("data.targets")))
         check_kind(KINDS.get(str(given.get("task"))), table.kind, place)  # of a checkpoint the task is known once it is opened
+    elif (dataset := given["data.dataset"]) in PACKED:
+        from cct_lightning.data.packed import check_packed
+
+        check_packed(place, dataset)
     else:
         folder_class_names(place)
 
@@ -147,10 +152,11 @@ def check_test_images(given: Given) -> None:
     """
     if (place := _place(given)) is None or given["data.dataset"] == "images" or _text(given, "data.fold") is not None:
         return
-    from cct_lightning.data.folders import no_test_images, read_table, split_folder
+    from cct_lightning.data.folders import no_test_images, split_folder
+    from cct_lightning.data.sets import DATASETS
 
-    if given["data.dataset"] == "csv":
-        own = set(read_table(place, read_names("data.targets", given.get("data.targets"))).splits)
+    if read_all := DATASETS[given["data.dataset"]].read_all:
+        own = set(read_all(place, read_names("data.targets", given.get("data.targets"))).splits)
     else:
         own = {split for split in ("val", "test") if split_folder(place, split) is not None}
     try:

@@ -9,13 +9,13 @@ from typing import Any
 from cct_lightning.commands.fit import apart
 from cct_lightning.commands.fit import prepare as prepare_fit
 from cct_lightning.commands.requests import Request
+from cct_lightning.data.places import dataset_of
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.run_folder import newest
 from cct_lightning.tasks.registry import DEFAULT
 from cct_lightning.weights.sources import card
 
-TABLES = (".csv", ".tsv", ".txt")
 INSIDE = "cct_2_3x2_32_cifar10"  # weights inside the package, which a fine-tuning begins with where they suit
 SIDE = 64  # pixels: the size they are given unless another is asked for, and the largest that they are taken for
 FEW = 5000  # images: a convention, from where on a larger network at a larger size is taken to be worth its time
@@ -31,18 +31,18 @@ def prepare(arguments: list[str]) -> Request:
     """
     if not arguments or arguments[0].startswith("-"):
         raise InputError("finetune begins with your images: cct finetune DIR [--model.pretrained SOURCE]. DIR holds a folder for each class,\n"
-                         "  or train and val (and test) with such folders, or is a CSV with the columns path and label.")  # fmt: skip
+                         "  or train and val (and test) with such folders, or is a CSV with the columns path and label; Parquet, .tar shards\n"
+                         "  and what `datasets` saved to disk will do as well.")  # fmt: skip
     root, *rest = arguments
     place = Path(root).expanduser()
-    if not place.exists():
-        raise InputError(f"There is no folder or file {root}.")
-    if place.is_file() and place.suffix.lower() not in TABLES:
-        raise InputError(f"{root} is neither a folder of class folders nor a .csv with the columns path and label.")
-    from cct_lightning.data.folders import folder_class_names, read_table
+    dataset = dataset_of(place)
+    from cct_lightning.data.folders import folder_class_names
+    from cct_lightning.data.sets import DATASETS
 
-    table = read_table(place) if place.is_file() else folder_class_names(place) and None
+    read_all = DATASETS[dataset].read_all
+    table = read_all(place, None) if read_all else folder_class_names(place) and None
     recipes, keys = apart(rest, "finetune")
-    own = [*recipes, "--data.dataset", "csv" if table else "image_folder", "--data.root", root, *keys]
+    own = [*recipes, "--data.dataset", dataset, "--data.root", root, *keys]
     request = prepare_fit(["-c", "finetune", *own], "finetune")
     size = _size_for_inside(request)
     if size is None:

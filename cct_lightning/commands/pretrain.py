@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from cct_lightning.commands.finetune import TABLES
 from cct_lightning.commands.fit import apart
 from cct_lightning.commands.fit import prepare as prepare_fit
 from cct_lightning.commands.keys import allowed
 from cct_lightning.commands.requests import Request
+from cct_lightning.data.places import OWN, dataset_of
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.run_folder import is_first_rank
 
@@ -40,15 +40,14 @@ def prepare(arguments: list[str]) -> Request:
 def _images(word: str) -> list[str]:
     """Returns the keys of the images: class folders with their classes, which are only looked at to tell how far it is; others without any."""
     place, names = Path(word).expanduser(), allowed("data.dataset") or ()
-    if not place.exists() and word in names and word not in ("image_folder", "csv", "images"):
+    if not place.exists() and word in names and word not in OWN:
         return ["--data.dataset", word]
     if not place.exists():
         raise InputError(f"There is no folder, file or data set {word}.{did_you_mean(word, names)}")
-    if place.is_file() and place.suffix.lower() not in TABLES:
-        raise InputError(f"{word} is neither a folder of images nor a .csv with the columns path and label.")
     from cct_lightning.data.folders import class_folders, holds_classes
 
-    dataset = "csv" if place.is_file() else "image_folder" if holds_classes(place) else "images"
+    if (dataset := dataset_of(place, "a folder of images")) == "image_folder" and not holds_classes(place):
+        dataset = "images"
     if dataset == "images" and len(class_folders(place)) > 1 and is_first_rank():
         print(f"{word} is taken as one heap, without labels and without a test: not all of it is class folders with images.", file=sys.stderr)
     return ["--data.dataset", dataset, "--data.root", word]

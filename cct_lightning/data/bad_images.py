@@ -8,14 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch.distributed
 
 from cct_lightning.data.check import ADVICE, MOST_BAD, cores, counted, why_bad
-from cct_lightning.data.files import Array, decode, open_image
+from cct_lightning.data.files import Array, File, decode, open_image
 from cct_lightning.data.folders import Split
 from cct_lightning.errors import InputError
 from cct_lightning.wording import as_cells, printable, some
@@ -38,7 +37,7 @@ class Bad(NamedTuple):
 
     split: str
     number: int
-    path: Path
+    path: File
     why: str = ""
 
 
@@ -163,7 +162,7 @@ class Readable:
     def _order(self, file: Bad) -> tuple[int, int]:
         return list(self.used).index(file.split), file.number
 
-    def _try(self, files: Sequence[Bad] | Iterator[Bad], read: Callable[[Path], None], until: float = float("inf")) -> Iterator[Bad]:
+    def _try(self, files: Sequence[Bad] | Iterator[Bad], read: Callable[[File], None], until: float = float("inf")) -> Iterator[Bad]:
         """Yields files with what is wrong with them, as far as there is time.
 
         Threads, unlike processes, need no guarded ``__main__`` in a script that calls ``fit``; decoders let them run side by side.
@@ -182,11 +181,11 @@ class Readable:
             while time.monotonic() < until and (next_ones := list(islice(rest, AT_ONCE))):
                 yield from pool.map(judged, next_ones)
 
-    def _open(self, file: Path) -> None:
+    def _open(self, file: File) -> None:
         with open_image(file, self.max_megapixels):
             pass
 
-    def _decode(self, file: Path) -> None:
+    def _decode(self, file: File) -> None:
         decode(file, self.in_chans, self.max_megapixels)
 
     def _refusal(self, bad: Sequence[Bad]) -> InputError:

@@ -10,14 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import repeat
 from multiprocessing import get_all_start_methods, get_context
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
 import PIL.ImageFile
 
-from cct_lightning.data.files import Array, open_image, read_pixels
+from cct_lightning.data.files import Array, File, Packed, open_image, read_pixels
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
 from cct_lightning.wording import clock, reason
@@ -76,7 +75,7 @@ def look_of(pixels: Array) -> bytes | None:
     return np.packbits(np.concatenate([right.ravel(), below.ravel()])).tobytes()
 
 
-def examine(image: Path | Array, max_megapixels: float = MAX_MEGAPIXELS) -> Seen:
+def examine(image: File | Array, max_megapixels: float = MAX_MEGAPIXELS) -> Seen:
     """Reads an image as a training does, and says what it is."""
     if isinstance(image, np.ndarray):
         return Seen(None, image.nbytes, _digest(image.tobytes()), "", "L" if image.shape[-1] == 1 else "RGB", image.shape[:2], look_of(image))
@@ -87,7 +86,7 @@ def examine(image: Path | Array, max_megapixels: float = MAX_MEGAPIXELS) -> Seen
             pixels = read_pixels(opened, 3)
             if file is not None:
                 file.seek(0)
-            content = image.read_bytes() if file is None else file.read()
+            content = file.read() if file is not None else image.read() if isinstance(image, Packed) else image.read_bytes()
         return Seen(None, len(content), _digest(content), format, mode, size, look_of(pixels))
     except InputError as error:
         return Seen(why_bad(error, image))
@@ -95,7 +94,7 @@ def examine(image: Path | Array, max_megapixels: float = MAX_MEGAPIXELS) -> Seen
         return Seen(f"can't be read ({reason(error, 80)})")
 
 
-def why_bad(error: InputError, image: Path) -> str:
+def why_bad(error: InputError, image: File) -> str:
     """Cuts the file's name and the advice out of what is said of an image that can't be read."""
     return str(error).removeprefix(f"{image} ").removesuffix(ADVICE)
 
@@ -104,11 +103,11 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _examine_some(images: Sequence[Path | Array], max_megapixels: float) -> list[Seen]:
+def _examine_some(images: Sequence[File | Array], max_megapixels: float) -> list[Seen]:
     return [examine(image, max_megapixels) for image in images]
 
 
-def examine_all(images: Sequence[Path | Array], workers: int, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Seen]:
+def examine_all(images: Sequence[File | Array], workers: int, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Seen]:
     """Reads images in processes of their own, and yields what they are in their order.
 
     Args:

@@ -22,6 +22,7 @@ another picture, and is found only where the decoder stumbles.
 """
 
 import glob
+import io
 import os
 import re
 import stat
@@ -47,7 +48,44 @@ KINDS_OF_FILES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOC
 PROGRAMS = ("EPS", "WMF")  # formats that Pillow has another program draw
 
 
-def decode(image: Array | Path, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS) -> Array:
+class Packed(NamedTuple):
+    """An image inside of a larger file, which can be read alone.
+
+    Attributes:
+        file: It lies in this one.
+        start: First byte.
+        size: Bytes.
+        name: What it is called there.
+        of: The file that it is told to be of, where that is another one.
+    """
+
+    file: Path
+    start: int
+    size: int
+    name: str
+    of: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.of or self.file}/{self.name}"
+
+    def read(self) -> bytes:
+        """Returns its bytes; the file is opened anew each time, so that processes may share it.
+
+        Raises:
+            OSError: The file is gone, or ends before them.
+        """
+        with open(self.file, "rb") as file:
+            file.seek(self.start)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise OSError("its file ends before it")
+        return content
+
+
+File = Path | Packed
+
+
+def decode(image: Array | File, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS) -> Array:
     """Reads a file as uint8 (H, W, C), as the table above says; an array is returned as it is.
 
     Args:
@@ -74,7 +112,7 @@ def read_pixels(opened: PIL.Image.Image, in_chans: int) -> Array:
 
 
 @contextmanager
-def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[PIL.Image.Image]:
+def open_image(path: File, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[PIL.Image.Image]:
     """Opens a file and reads its header: size, mode and format are known, and pixels are decoded when they are asked for.
 
     Raises:
@@ -82,10 +120,10 @@ def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[P
     """
     try:
         # A FIFO would keep whoever opens it waiting for ever, and a device may never end.
-        kind = stat.S_IFMT(os.stat(path).st_mode)
+        kind = stat.S_IFMT(os.stat(path.file if isinstance(path, Packed) else path).st_mode)
         if kind != stat.S_IFREG:
             raise InputError(f"{path} is {KINDS_OF_FILES.get(kind, 'no file')}, no regular file: mend it or move it out of the data set.")
-        with open(path, "rb") as file, _opened(file, max_megapixels) as opened:
+        with _stream(path) as file, _opened(file, max_megapixels) as opened:
             width, height = opened.size
             if width * height > max_megapixels * 1e6:
                 raise _too_large(path, width * height, max_megapixels)
@@ -101,6 +139,10 @@ def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[P
         raise InputError(f"{path} can't be read as an image ({why}): mend it or move it out of the data set.") from None
 
 
+def _stream(path: File) -> IO[bytes]:
+    return io.BytesIO(path.read()) if isinstance(path, Packed) else open(path, "rb")
+
+
 def _opened(file: IO[bytes], max_megapixels: float) -> PIL.Image.Image:
     """Opens an image, having Pillow's own limit, which warns and above twice its number refuses, follow where ours is higher."""
     if PIL.Image.MAX_IMAGE_PIXELS is not None and max_megapixels * 1e6 > PIL.Image.MAX_IMAGE_PIXELS:
@@ -108,7 +150,7 @@ def _opened(file: IO[bytes], max_megapixels: float) -> PIL.Image.Image:
     return PIL.Image.open(file)
 
 
-def _too_large(path: Path, pixels: int, max_megapixels: float) -> InputError:
+def _too_large(path: File, pixels: int, max_megapixels: float) -> InputError:
     rule = f"data.max_megapixels={max_megapixels:g} allows no more"
     return InputError(f"{path} has {pixels / 1e6:.4g} megapixels, and {rule}: make it smaller, or set the key higher.")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cct_lightning.data.check import Seen, near_duplicates
-from cct_lightning.data.files import SUFFIXES, Array
+from cct_lightning.data.files import SUFFIXES, Array, File, Packed
 from cct_lightning.data.folders import (
     SPLITS,
     Split,
@@ -21,7 +21,6 @@ from cct_lightning.data.folders import (
     folder_class_names,
     list_heap,
     read_heap,
-    read_table,
     split_folder,
 )  # fmt: skip
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
@@ -67,13 +66,13 @@ class Listing:
     """
 
     base: Path
-    images: list[Path | Array] = field(default_factory=list)
+    images: list[File | Array] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     counts: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
-    def add(self, split: str, label: str, images: Sequence[Path | Array]) -> None:
+    def add(self, split: str, label: str, images: Sequence[File | Array]) -> None:
         if images:
             self.counts[split][label] += len(images)
         self.images += images
@@ -118,12 +117,13 @@ def _list_set(dataset: str, root: Path, targets: Sequence[str] | None) -> Listin
         if dataset != "image_folder" and (found := len(class_folders(folder / "train"))) != (wanted := DATASETS[dataset].num_classes):
             listing.findings.append(Finding("no data set", "train", path=str(folder), detail=f"{found} classes, and {dataset} has {wanted}"))
         return listing
-    listing = Listing(root.parent if dataset == "csv" else root)
-    if dataset == "csv":
+    read_all = DATASETS[dataset].read_all
+    listing = Listing(root.parent if read_all and root.is_file() else root)
+    if read_all:
         try:
-            table = read_table(root, targets)
+            table = read_all(root, targets)
         except InputError as error:
-            if not root.is_file():
+            if not root.exists():
                 raise
             listing.findings.append(Finding("no data set", detail=str(error)))
             return listing
@@ -268,6 +268,8 @@ def _relation(listing: Listing, one: int, two: int) -> str:
     first, second = listing.images[one], listing.images[two]
     if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
         return "the same pixels"
+    if isinstance(first, Packed) or isinstance(second, Packed):
+        return "the same bytes"
     try:
         if os.path.samefile(first, second):
             return "the same file, by a link"

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from cct_lightning.data.files import Array
+from cct_lightning.data.files import Array, Packed
 from cct_lightning.data.folders import Split
 from cct_lightning.errors import InputError
 from cct_lightning.wording import printable
@@ -223,6 +223,8 @@ class Past:
 
 
 def _size(file: Any) -> int:
+    if isinstance(file, Packed):
+        return file.size
     try:
         about = os.stat(file)
     except OSError:
@@ -239,6 +241,8 @@ def _digest(*arrays: Any) -> str:
 
 def _digest_file(file: Any) -> str:
     try:
+        if isinstance(file, Packed):
+            return hashlib.blake2b(file.read(), digest_size=8).hexdigest()
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
     except OSError:

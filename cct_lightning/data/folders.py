@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cct_lightning.data.columns import Cells, Kind, find_columns, read_answers
-from cct_lightning.data.files import SUFFIXES, Array, find_images
+from cct_lightning.data.files import SUFFIXES, Array, File, find_images
 from cct_lightning.errors import InputError
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}  # in any case
@@ -27,9 +27,9 @@ class Split:
     ``targets`` then only say which images are alike, so that a share of each kind is taken: see ``columns.strata_of_labels``.
     """
 
-    images: Sequence[Array] | Sequence[Path] | Array
+    images: Sequence[Array] | Sequence[File] | Array
     targets: Array
-    files: Sequence[Path] | None = None
+    files: Sequence[File] | None = None
     groups: Array | None = None
     values: Array | None = None
 
@@ -171,7 +171,7 @@ def read_heap(root: Path, split: str, download: bool = False) -> Split | None:
 
 
 class Table(NamedTuple):
-    """What a CSV of labelled images says: the names of classes, labels or columns, the images of each split, and what an image is told by."""
+    """What a CSV, or files of many images, say: names of classes, labels or columns, the images of each split, and what an image is told by."""
 
     class_names: list[str]
     splits: dict[str, Split]

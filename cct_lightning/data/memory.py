@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from cct_lightning.data.files import Array, decode, open_image
+from cct_lightning.data.files import Array, File, decode, open_image
 from cct_lightning.data.folders import Split
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.data.preparation import CROP, Fitting, fit
@@ -131,7 +130,7 @@ def _stacked(images: list[Array], shape: tuple[int, int, int]) -> list[Array] | 
     return stacked
 
 
-def _bytes_needed(files: Sequence[Path], channels: int, max_megapixels: float, most: int) -> int | None:
+def _bytes_needed(files: Sequence[File], channels: int, max_megapixels: float, most: int) -> int | None:
     """Returns what the decoded images take, about, by the headers of some files where that leaves no doubt, else of all; None: more than ``most``."""
     some = files[:: max(len(files) // 256, 1)]
     if (about := len(files) * max(_decoded_bytes(file, channels, max_megapixels) for file in some)) <= most // 4:
@@ -144,7 +143,7 @@ def _bytes_needed(files: Sequence[Path], channels: int, max_megapixels: float, m
     return total
 
 
-def _decoded_bytes(file: Path, channels: int, max_megapixels: float) -> int:
+def _decoded_bytes(file: File, channels: int, max_megapixels: float) -> int:
     try:
         with open_image(file, max_megapixels) as image:
             return image.width * image.height * channels

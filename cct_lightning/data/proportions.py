@@ -1,12 +1,11 @@
 """What ``data.fit=crop`` cuts off images that are longer than the network's."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from cct_lightning.data.files import Array, open_image
+from cct_lightning.data.files import Array, File, open_image
 from cct_lightning.data.folders import Split
 from cct_lightning.errors import InputError
 
@@ -47,7 +46,7 @@ def what_is_cut_off(split: Split, chosen: Array, image_size: tuple[int, int]) ->
     return advice(excess(_sizes([split.images[index] for index in some]), image_size))
 
 
-def _sizes(images: Sequence[Array | Path]) -> Iterable[tuple[int, int]]:
+def _sizes(images: Sequence[Array | File]) -> Iterable[tuple[int, int]]:
     for image in images:
         if isinstance(image, np.ndarray):
             yield image.shape[:2]

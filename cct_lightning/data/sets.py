@@ -1,6 +1,6 @@
 """Data sets by name: where their images and labels come from. To add one: a function that reads it, and a line of ``DATASETS``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from cct_lightning.data.arrow import read_parquet, read_saved
 from cct_lightning.data.files import Array
-from cct_lightning.data.folders import Split, class_folders, folder_class_names, read_folder, read_heap, read_table
+from cct_lightning.data.folders import Split, Table, class_folders, folder_class_names, read_folder, read_heap, read_table
+from cct_lightning.data.tars import read_shards
 from cct_lightning.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,6 +30,7 @@ class DataSet:
         std: Likewise.
         own_splits: Which of train, val and test it brings; of class folders the folders tell.
         note: How it gets to this machine, for the error where it is missing.
+        read_all: In place of ``read``, where what lies at the root tells classes and splits by itself: of (root, ``data.targets``).
     """
 
     read: Callable[[Path, str, bool], Split | None]
@@ -38,6 +41,7 @@ class DataSet:
     class_names: tuple[str, ...] | None = None
     own_splits: tuple[str, ...] = ("train", "test")
     note: str = "torchvision downloads it where there is a network"
+    read_all: Callable[[Path, Sequence[str] | None], Table] | None = None
 
 
 def _read_digits(root: Path, split: str, download: bool) -> Split | None:
@@ -105,6 +109,15 @@ CIFAR100 = tuple(
     wolf woman worm
     """.split()
 )
+
+
+def _own(read_all: Callable[[Path, Sequence[str] | None], Table]) -> DataSet:
+    def read(root: Path, split: str, _: bool) -> Split | None:
+        return read_all(root, None).splits.get(split)
+
+    return DataSet(read, None, None, IMAGENET_MEAN, IMAGENET_STD, note="it is a file or folder of yours", read_all=read_all)
+
+
 # Means and deviations of the CIFAR sets and of Flowers-102: configs/ of SHI-Labs/Compact-Transformers; of the others: their training images.
 DATASETS: dict[str, DataSet] = {
     "digits": DataSet(_read_digits, (8, 8), 10, (0.305,), (0.376,), DIGITS, ("train",), "it comes with scikit-learn"),
@@ -114,7 +127,10 @@ DATASETS: dict[str, DataSet] = {
     "cifar100": DataSet(_torchvision("CIFAR100"), (32, 32), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), CIFAR100),
     "flowers102": DataSet(_read_flowers, None, 102, (0.4353, 0.3773, 0.2872), (0.2966, 0.2455, 0.2698), None, ("train", "val", "test")),
     "image_folder": DataSet(read_folder, None, None, IMAGENET_MEAN, IMAGENET_STD, note="it is a folder of yours"),
-    "csv": DataSet(lambda root, split, _: read_table(root).splits.get(split), None, None, IMAGENET_MEAN, IMAGENET_STD, note="it is a file of yours"),
+    "csv": _own(read_table),
+    "parquet": _own(lambda root, _: read_parquet(root)),
+    "huggingface": _own(lambda root, _: read_saved(root)),
+    "webdataset": _own(lambda root, _: read_shards(root)),
     "images": DataSet(read_heap, None, None, IMAGENET_MEAN, IMAGENET_STD, note="it is a folder of yours"),
 }
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cct_lightning.data.columns import Kind
-from cct_lightning.data.folders import UNLABELLED, Split, check_heap, folder_class_names, list_heap, read_table, split_folder
+from cct_lightning.data.files import File, Packed
+from cct_lightning.data.folders import UNLABELLED, Split, check_heap, folder_class_names, list_heap, split_folder
 from cct_lightning.data.options import DataOptions, read_fold
 from cct_lightning.data.sets import DATASETS, named_folder, read_split
 from cct_lightning.errors import InputError, did_you_mean
@@ -46,7 +47,7 @@ class Source:
         self.folder = self.root if self.dataset == "image_folder" else named_folder(self.dataset, self.root)
         if options.targets and self.dataset != "csv":
             raise InputError(f"data.targets={options.targets} names columns of a table, and data.dataset={self.dataset} is none: leave it out.")
-        self._table = read_table(self.root, options.targets) if self.dataset == "csv" else None
+        self._table = self.about.read_all(self.root, options.targets) if self.about.read_all else None
         self.kind: Kind = self._table.kind if self._table else "class"
         known = self._table.class_names if self._table else self.about.class_names
         names = folder_class_names(self.folder) if self.folder else known or [str(i) for i in range(self.about.num_classes or 0)]
@@ -122,7 +123,7 @@ class Source:
     @property
     def base(self) -> Path:
         """The folder that names of files are told below of."""
-        return self.folder or (self.root if self._table is None else self.root.parent)
+        return self.folder or (self.root.parent if self.root.is_file() else self.root)
 
     @property
     def place(self) -> str:
@@ -134,13 +135,15 @@ class Source:
         return shlex.join([str(self.root), *further] if own else [self.dataset, "--data.root", str(self.root), *further])
 
 
-def others(heap: Iterable[Path], known: Iterable[Path]) -> list[Path]:
+def others(heap: Iterable[Path], known: Iterable[File]) -> list[Path]:
     """Returns the files that are none of those that are known, by whatever name or link: test images may lie in the heap, too."""
     seen = {_identity(file) for file in known}
     return [file for file in heap if _identity(file) not in seen]
 
 
-def _identity(file: Path) -> object:
+def _identity(file: File) -> object:
+    if isinstance(file, Packed):
+        return file
     try:
         about = os.stat(file)
     except OSError:

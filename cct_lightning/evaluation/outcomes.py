@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -122,7 +121,7 @@ class Report:
 def make_report(
     outcomes: Outcomes,
     class_names: Sequence[str],
-    files: Sequence[Path] | None = None,
+    files: Sequence[object] | None = None,
     source: str = "the data set",
     measured: Mapping[str, float] | None = None,
 ) -> Report:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from doors import pack
 from pictures import write_images
 from safetensors.torch import save_file
 
@@ -222,6 +223,21 @@ def test_many_images_are_trained_from_scratch_unless_small_ones_are_asked_for(ph
     small = prepare([str(place), "--data.image_size", "32"])
     assert small.keys["model.pretrained"] == INSIDE
     assert "at 32 pixels (images of 32 pixels are small: up to 64)" in small.told
+
+
+@pytest.mark.parametrize("dataset", ["webdataset"])
+def test_files_of_many_images_do_as_well(cct, photos, weights, tmp_path, monkeypatch, dataset):
+    monkeypatch.setenv("CCT_HOME", str(tmp_path / "home"))
+    place = pack(photos, tmp_path / "packed")[dataset]
+    assert cct("finetune", place, "--model.pretrained", weights, *QUICK).code == 0
+    configuration = configuration_of(tmp_path)
+    assert (configuration["data"]["dataset"], configuration["data"]["root"]) == (dataset, str(place))
+    checked = cct("check", place)
+    assert checked.code == 0
+    assert "12 images" in checked.out
+    assert f"cct finetune {place}" in checked.out
+    best = next(tmp_path.glob("runs/finetune/*/checkpoints/best.ckpt"))
+    assert "accuracy" in cct("test", best).out
 
 
 def test_a_table_of_labels_does_as_well(cct, photos, weights, tmp_path):
