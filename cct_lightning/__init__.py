@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cct_lightning.commands.calls import fit as fit
     from cct_lightning.commands.calls import pretrain as pretrain
     from cct_lightning.commands.calls import resume as resume
+    from cct_lightning.commands.calls import tune as tune
     from cct_lightning.data.augment.options import AugmentConfig as AugmentConfig
     from cct_lightning.data.module import ImageDataModule as ImageDataModule
     from cct_lightning.errors import InputError as InputError
@@ -40,6 +41,7 @@ _HOMES = {
     "finetune": "commands.calls",
     "pretrain": "commands.calls",
     "resume": "commands.calls",
+    "tune": "commands.calls",
     "Run": "runs.run",
     "Folds": "studies.folds",
     "AugmentConfig": "data.augment.options",

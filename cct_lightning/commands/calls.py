@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -13,12 +14,16 @@ from cct_lightning.commands import fit as fitting
 from cct_lightning.commands import folds as folding
 from cct_lightning.commands import pretrain as pretraining
 from cct_lightning.commands import resume as resuming
+from cct_lightning.commands import tune as tuning
 from cct_lightning.commands.keys import flatten
 from cct_lightning.commands.permissions import IMPORT, PATH
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.running import train
+from cct_lightning.commands.tune import Tuned
 from cct_lightning.errors import InputError
+from cct_lightning.runs.options import Watch
 from cct_lightning.runs.run import Run
+from cct_lightning.studies.space import plain
 
 if TYPE_CHECKING:
     from cct_lightning.studies.folds import Folds
@@ -32,6 +37,7 @@ def fit(
     *,
     allow_import: Sequence[str] = (),
     allow_path: Sequence[str | PathLike[str]] = (),
+    watch: Watch | None = None,
 ) -> Run:
     """Trains a recipe: ``cct fit -c RECIPE --key value ...``, to the bit.
 
@@ -40,6 +46,8 @@ def fit(
         keys: Keys to set, by dotted names as ``{"model.pooling": "map"}`` or in groups as ``{"model": {"pooling": "map"}}``.
         allow_import: Packages of your own whose classes recipes and keys may name; they run with all your rights. ``__main__`` is the program.
         allow_path: Folders outside the run's that a recipe's callbacks and loggers may write to.
+        watch: Is called after each validation with its measures by name, such as ``{"val/accuracy": 0.87}``, and the share of the training that is
+            done; where it returns True, the training ends there.
 
     Returns:
         The run, with its folder, its summary and its best checkpoint.
@@ -50,7 +58,7 @@ def fit(
     """
     recipes = [recipe] if isinstance(recipe, str | PathLike) else list(recipe)
     named = [word for path in recipes for word in ("-c", str(path))]
-    return carry_out(fitting.prepare([*named, *_words(keys), *_allowed(allow_import, allow_path)]))
+    return carry_out(replace(fitting.prepare([*named, *_words(keys), *_allowed(allow_import, allow_path)]), watch=watch))
 
 
 @overload
@@ -209,6 +217,41 @@ def resume(
     if resuming.say_finished(request):
         return Run.read(request.run.path)
     return carry_out(request)
+
+
+def tune(
+    recipe: Recipe | Sequence[Recipe],
+    search: Mapping[str, str | Sequence[Any]],
+    keys: Mapping[str, Any] | None = None,
+    *,
+    trials: int = tuning.TRIALS,
+    minutes: float | None = None,
+    out: str | PathLike[str] | None = None,
+    jobs: int = 1,
+) -> Tuned:
+    """Tries values of a recipe's keys: ``cct tune -c RECIPE --key NAME=VALUES --trials N``, by the validation images alone.
+
+    Args:
+        recipe: As in ``fit``.
+        search: What each key may take: a range as ``{"model.optim.lr": "1e-4..1e-2:log"}``, or its values as ``{"model.depth": [2, 3, 4]}``.
+        keys: Keys of all trials, as in ``fit``.
+        trials: How many in all, those that are there included.
+        minutes: After which none begins.
+        out: Folder of the search; None: ``tuning/<recipe>``.
+        jobs: How many side by side.
+
+    Returns:
+        The best values, their measure, and the folder.
+
+    Raises:
+        InputError: Anything the user can mend.
+        KeyboardInterrupt: Ctrl-C; the same call goes on.
+    """
+    recipes = [recipe] if isinstance(recipe, str | PathLike) else list(recipe)
+    words = [word for path in recipes for word in ("-c", str(path))]
+    words += [f"--key={key}={values if isinstance(values, str) else ','.join(map(plain, values))}" for key, values in search.items()]
+    words += [f"--{name}={value}" for name, value in {"trials": trials, "minutes": minutes, "out": out, "jobs": jobs}.items() if value is not None]
+    return tuning.run(tuning.prepare([*words, *_words(keys)]))
 
 
 def carry_out(request: Request) -> Run:

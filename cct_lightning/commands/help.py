@@ -18,6 +18,7 @@ COMMANDS = {
     "embed": "write features of images: cct embed runs/.../best.ckpt PATH... --out features.npz",
     "export": "write a network for other programs: cct export runs/.../best.ckpt --format onnx",
     "study": "compare runs that differ in one thing: cct study poolings -c digits [--seeds N] [--jobs N]",
+    "tune": "search for settings: cct tune -c digits --key model.optim.lr=1e-4..1e-2:log [--trials N] [--minutes M]",
     "recipes": "list the recipes; cct recipes NAME prints one",
     "models": "list the weights to start from; cct models NAME tells more of one",
 }

@@ -11,6 +11,7 @@ from cct_lightning.commands.recipes import find_recipe, read_recipe
 from cct_lightning.commands.words import CONFIG, Option, Typed
 from cct_lightning.errors import InputError
 from cct_lightning.run_folder import RunFolder
+from cct_lightning.runs.options import Watch
 from cct_lightning.tasks.options import FROM_DATA
 
 TRAIN = ("fit", "finetune", "pretrain")
@@ -34,6 +35,7 @@ class Request:
         accepts_images: Whether the run that goes on may do so with other images than it was trained on.
         calibrates: Whether they then fit a temperature to the validation images.
         told: What is said of weights that nobody named, for finetune.
+        watch: Is told each validation of a training, which it may end.
     """
 
     command: str
@@ -54,6 +56,7 @@ class Request:
     accepts_images: bool = False
     calibrates: bool = False
     told: str = ""
+    watch: Watch | None = None
 
 
 def read_request(command: str, typed: Typed, flags: tuple[str, ...] = ()) -> Request:

@@ -24,6 +24,7 @@ from cct_lightning.runs.resumption import check_resumable
 from cct_lightning.runs.session import Session
 from cct_lightning.runs.testing import Stage, evaluate
 from cct_lightning.runs.tracking.tracker import end_tracking
+from cct_lightning.runs.watching import Watched
 from cct_lightning.training.hardware import keep_freed_memory
 from cct_lightning.weights.files import Opened, open_weights
 from cct_lightning.weights.inspection import describe
@@ -57,6 +58,8 @@ def train(request: Request) -> Session:
         if last is not None:
             cli.datamodule.past = _past_images(request, last)
         session = Session(setting, folder, cli.model, cli.datamodule, request.search, last)
+        if request.watch is not None:
+            session.trainer.callbacks.insert(0, Watched(request.watch))  # type: ignore[attr-defined]  # those that keep checkpoints stay the last
         del opened, last, source  # from here on they would only take memory
         cli.weights = None
         if request.search:

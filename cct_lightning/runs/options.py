@@ -1,7 +1,11 @@
 """Where a run writes, and what it says of itself beside its recipe."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+# Is told the measures of a validation by name, and the share of the training that is done; tells whether the training shall end there.
+Watch = Callable[[Mapping[str, float], float], bool]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -38,11 +38,11 @@ class Result:
     stopped: int = 0
 
 
-def carry_out(jobs: Sequence[Job], call: Call, processes: int = 1) -> Iterator[Result]:
+def carry_out(jobs: Iterable[Job], call: Call, processes: int = 1) -> Iterator[Result]:
     """Carries out runs; one that fails ends nothing but itself.
 
     Args:
-        jobs: The runs, in the order in which they begin.
+        jobs: The runs, in the order in which they begin; each is asked for when it can begin, and so may depend on the results before.
         call: Trains one, or goes on with it; a function of a module, which other processes can import.
         processes: How many run side by side, each on its share of the cores; 1: in this process.
 
@@ -53,8 +53,9 @@ def carry_out(jobs: Sequence[Job], call: Call, processes: int = 1) -> Iterator[R
         KeyboardInterrupt: Ctrl-C; the runs at hand have written what they go on from.
         SystemExit: Another signal that asks a process to end; likewise.
     """
-    if processes > 1 and len(jobs) > 1:
-        yield from _side_by_side(jobs, call, min(processes, len(jobs)))
+    processes = min(processes, len(jobs)) if isinstance(jobs, Sequence) else processes
+    if processes > 1:
+        yield from _side_by_side(iter(jobs), call, processes)
         return
     for job in jobs:
         result = _one(job, call)
@@ -157,22 +158,27 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _side_by_side(jobs: Sequence[Job], call: Call, processes: int) -> Iterator[Result]:
-    left = list(jobs)
+def _side_by_side(jobs: Iterator[Job], call: Call, processes: int) -> Iterator[Result]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(cores // processes, 1)
     workers: list[_Worker] = []
     try:
-        while left or any(worker.job for worker in workers):
+        while True:
             workers = [worker for worker in workers if worker.process.is_alive() or worker.job]
-            while len(workers) < processes and left:
-                workers.append(_Worker(call, threads))
-                workers[-1].give(left.pop(0))
+            while sum(worker.job is not None for worker in workers) < processes and (job := next(jobs, None)) is not None:
+                idle = next((worker for worker in workers if worker.job is None), None)
+                if idle is None:
+                    workers.append(idle := _Worker(call, threads))
+                idle.give(job)
+            if not any(worker.job for worker in workers):
+                return
             for worker in _ready(workers):
                 result = _result(worker)
                 worker.job = None
-                if not result.stopped and worker.process.is_alive() and left:
-                    worker.give(left.pop(0))
+                if result.stopped or not worker.process.is_alive():
+                    workers.remove(worker)
+                    worker.end()
+                    worker.process.join()
                 yield result
                 _raise_stop(result.stopped)
     finally:
