@@ -219,11 +219,12 @@ def _conclude(plan: "Plan", jobs: Sequence["Job"]) -> "FoldsSummary":
 
     found, own_test = collect(jobs)
     report = found.report()
-    summary = sum_up(found, report, **join(plan.root, found, own_test))
+    wrong = found.wrong_labels()
+    summary = sum_up(found, report, wrong_labels=len(wrong), **join(plan.root, found, own_test))
     about = {"Images": plan.words[0], "Folds": str(plan.folds), "Command": shlex.join(["cct", "finetune", *plan.words, "--folds", str(plan.folds)])}
-    write_report(plan.root, found, report, summary, about)
+    write_report(plan.root, found, report, wrong, summary, about)
     summary.write(plan.root)
-    print("\n".join(["", *as_text(found, summary), f"files  {plan.root}: {', '.join(FILES)}, pictures"]))
+    print("\n".join(["", *as_text(found, summary, wrong), f"files  {plan.root}: {', '.join(FILES)}, pictures"]))
     folder = shlex.quote(str(plan.root))
     print(f"next\n  cct predict {folder} PATH...   by the mean of what the {plan.folds} networks hold probable\n  cct export {folder} --format onnx")
     return summary

@@ -194,19 +194,33 @@ def draw_mistakes(report: Report, images: Sequence[Array]) -> "Figure":
     some = f"Worst mistakes: {len(worst)} of {len(report.mistakes):,}, the surest first"
     title = some if len(worst) < len(report.mistakes) else f"All {len(worst)} mistakes, the surest first" if len(worst) > 1 else "The only mistake"
     lines = 3 if any(max(len(mistake.true), len(mistake.predicted)) > 12 for mistake in worst) else 2
-    columns = min(COLUMNS, len(worst))
-    rows, cell, line = -(-len(worst) // columns), 1.5, 0.14  # inches
+    captions = []
+    for mistake in worst:
+        told, sure = [_shown(mistake.true, 20), f"→ {_shown(mistake.predicted, 18)}"], percent(mistake.probability, 0)
+        captions.append([*told, sure] if lines == 3 else [told[0], f"{told[1]}, {sure}"])
+    return draw_sheet(title, images, captions)
+
+
+def draw_sheet(title: str, images: Sequence[Array], captions: Sequence[Sequence[str]]) -> "Figure":
+    """Draws images in rows, some lines of words below each, the second in orange.
+
+    Args:
+        title: Above them.
+        images: uint8 (H, W, 1 or 3) of any size.
+        captions: Of each image as many lines.
+    """
+    lines = max(map(len, captions))
+    columns = min(COLUMNS, len(images))
+    rows, cell, line = -(-len(images) // columns), 1.5, 0.14  # inches
     height = cell + line * lines + 0.12
     figure, axes = _figure(columns * cell, rows * height, title)
     axes.set(xlim=(0, columns * cell), ylim=(rows * height, 0))
     axes.set_axis_off()
-    for place, (mistake, image) in enumerate(zip(worst, images, strict=True)):
+    for place, (told, image) in enumerate(zip(captions, images, strict=True)):
         row, column = divmod(place, columns)
         part = axes.inset_axes((column * cell, row * height, cell - 0.1, cell - 0.1), transform=axes.transData, anchor="SW")
         part.imshow(_small(image), cmap="gray", vmin=0, vmax=255)
         part.set_axis_off()
-        told, sure = [_shown(mistake.true, 20), f"→ {_shown(mistake.predicted, 18)}"], percent(mistake.probability, 0)
-        told = [*told, sure] if lines == 3 else [told[0], f"{told[1]}, {sure}"]
         for number, text in enumerate(told):
             y = row * height + cell - 0.05 + number * line
             axes.text(column * cell, y, text, color=ORANGE if number == 1 else INK, fontsize=8, va="top")

@@ -22,6 +22,7 @@ from cct_lightning.data.source import Read, Source
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.options import Tta
 from cct_lightning.evaluation.outcomes import Outcomes, Report, make_report
+from cct_lightning.evaluation.wrong_labels import WrongLabel, list_wrong_labels
 from cct_lightning.inference.items import Item, Prediction
 from cct_lightning.inference.opening import load
 from cct_lightning.inference.predictor import Predictor
@@ -170,6 +171,10 @@ class OutOfFold:
         outcomes = Outcomes(torch.from_numpy(chosen), targets, predicted, probability, probabilities.gather(1, targets[:, None])[:, 0])
         files = [Path(self.name(number)) for number in range(len(self.items))]
         return make_report(outcomes, self.class_names, files if any(isinstance(item, str | Path) for item in self.items[:1]) else None)
+
+    def wrong_labels(self) -> list[WrongLabel]:
+        """Lists the images whose label looks wrong, the surest first."""
+        return list_wrong_labels(self.probabilities, self.targets, self.class_names, [self.name(number) for number in range(len(self.items))])
 
     def write(self, root: Path) -> None:
         """Writes results.csv: a row for each image with its label, fold, predicted class and the probability of each class."""

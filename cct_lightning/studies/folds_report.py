@@ -9,10 +9,12 @@ from cct_lightning.data.files import decode
 from cct_lightning.evaluation.drawings import draw_classes, draw_confusion, draw_mistakes, draw_reliability
 from cct_lightning.evaluation.outcomes import LABELS, Report
 from cct_lightning.evaluation.tables import write_report as write_tables
+from cct_lightning.evaluation.wrong_labels import FILE as WRONG
+from cct_lightning.evaluation.wrong_labels import WrongLabel, draw_wrong_labels, write_wrong_labels
 from cct_lightning.run_folder import ENSEMBLE, replacing
 from cct_lightning.runs.page_parts import TEST_PICTURES, details, document, escape, figure, html_table, interval, picture
 from cct_lightning.studies.folds import FoldsSummary, OutOfFold
-from cct_lightning.wording import percent, reason, table
+from cct_lightning.wording import percent, printable, reason, shortened, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +23,7 @@ ROOM = 4_000_000  # bytes of all pictures of the page
 SHOWN = 24  # images of a contact sheet
 LISTED = 20  # mistakes in words
 HEADER = ("fold", "images", "accuracy", "run")
-FILES = ("summary.json", "results.csv", "classes.csv", "confusion.csv", "mistakes.csv", "report.html", ENSEMBLE)
+FILES = ("summary.json", "results.csv", WRONG, "classes.csv", "confusion.csv", "mistakes.csv", "report.html", ENSEMBLE)
 
 
 def rows_of(found: OutOfFold) -> list[list[str]]:
@@ -33,7 +35,7 @@ def rows_of(found: OutOfFold) -> list[list[str]]:
     ]
 
 
-def as_text(found: OutOfFold, summary: FoldsSummary) -> list[str]:
+def as_text(found: OutOfFold, summary: FoldsSummary, wrong: Sequence[WrongLabel]) -> list[str]:
     """Writes what was found for a terminal."""
     low, high = interval(summary.pooled["accuracy"], summary.n)
     lines = [f"{summary.n:,} images, each tested once, by the network that has not seen it", *table(HEADER, rows_of(found), left=("run",))]
@@ -45,7 +47,17 @@ def as_text(found: OutOfFold, summary: FoldsSummary) -> list[str]:
         lines.append(
             f"  test      {percent(summary.test_accuracy, 2)} by all networks together, on {summary.num_tested:,} test images, which are in no fold"
         )
+    if wrong:
+        lines += [f"labels that look wrong: {len(wrong):,} of {summary.n:,}, by what networks say that have not seen the image ({WRONG})"]
+        rows = [
+            (printable(row.file) or f"image {row.image}", _short(row.given), _short(row.suggested), percent(row.probability)) for row in wrong[:5]
+        ]
+        lines += table(("image", "given", "suggested", "probability"), rows, left=("image", "given", "suggested"))
     return lines + ([f"  left out  {summary.left_out} image(s) that can't be read"] if summary.left_out else [])
+
+
+def _short(name: str) -> str:
+    return shortened(printable(name), 28)
 
 
 def told_accuracy(summary: FoldsSummary) -> str:
@@ -72,13 +84,14 @@ def images_of(found: OutOfFold, numbers: Sequence[int]) -> list[Any]:
     return [decode(Path(item) if isinstance(item := found.items[number], str) else item, 3) for number in numbers]  # type: ignore[arg-type]
 
 
-def write_report(root: Path, found: OutOfFold, report: Report, summary: FoldsSummary, about: dict[str, Any]) -> None:
+def write_report(root: Path, found: OutOfFold, report: Report, wrong: Sequence[WrongLabel], summary: FoldsSummary, about: dict[str, Any]) -> None:
     """Writes results.csv, the tables of all images together, their pictures, and report.html of all that; one file that opens anywhere.
 
     Args:
         root: The folder of the folds.
         found: What the networks say.
         report: The same, counted.
+        wrong: Images whose label looks wrong.
         summary: The same, summed up.
         about: Facts for the head of the page, by name.
 
@@ -86,6 +99,7 @@ def write_report(root: Path, found: OutOfFold, report: Report, summary: FoldsSum
         OSError: The folder can't be written.
     """
     found.write(root)
+    write_wrong_labels(wrong, root)
     write_tables(report, root, {"folds": summary.folds, "accuracies": summary.accuracies, "runs": summary.runs})
     worst = [mistake.image for mistake in report.mistakes[:SHOWN]]
     drawings: dict[str, Callable[[], Figure]] = {
@@ -107,7 +121,35 @@ def write_report(root: Path, found: OutOfFold, report: Report, summary: FoldsSum
     )  # fmt: skip
     pooled = f'<section><h2>All images together</h2>\n<div class="pictures">\n{"".join(shown)}</div>\n{listed if mistakes else ""}</section>\n'
     with replacing(root / "report.html") as file:
-        file.write(document(f"{root.name}: folds", [_head(root, found, summary, about), pooled]).encode())
+        file.write(document(f"{root.name}: folds", [_head(root, found, summary, about), pooled, _wrong(root, found, wrong, room)]).encode())
+
+
+def _wrong(root: Path, found: OutOfFold, wrong: Sequence[WrongLabel], room: int) -> str:
+    """Labels that look wrong: some of the images, and more in words."""
+    heading = "<h2>Labels that look wrong</h2>\n"
+    if not wrong:
+        return f'<section id="labels">{heading}<p class="soft">None.</p>\n</section>\n'
+    rule = (
+        f"{len(wrong):,} images ({WRONG}), by confident learning (arXiv 1911.00068) on what the networks say that have not seen them. Where the "
+        "networks are often wrong, many of these labels are right: look before you change one."
+    )
+    path = save(root, "wrong_labels", lambda: draw_wrong_labels(wrong, images_of(found, [row.image for row in wrong[:SHOWN]])))
+    image = picture(path, room)[0] if path is not None else ""
+    rows = [
+        (
+            row.file or f"image {row.image}",
+            row.given,
+            row.suggested,
+            str(int(found.fold[row.image])),
+            percent(row.given_probability),
+            percent(row.probability),
+        )
+        for row in wrong[:LISTED]
+    ]
+    listed = html_table(("image", "given", "suggested", "fold", "probability of the given", "of the suggested"), rows, words=3)
+    shown = f'<div class="pictures">\n{figure(image, "Given class, suggested class, and the probability of each.")}</div>\n' if image else ""
+    title = f"The surest of them ({len(rows)} of {len(wrong):,})"
+    return f'<section id="labels">{heading}<p class="soft">{escape(rule)}</p>\n{shown}{details(title, listed, is_open=False)}</section>\n'
 
 
 def _head(root: Path, found: OutOfFold, summary: FoldsSummary, about: dict[str, Any]) -> str:
