@@ -16,6 +16,7 @@ COMMANDS = {
     "validate": "the same on the validation images: cct validate runs/.../best.ckpt",
     "predict": "classify images: cct predict runs/.../best.ckpt PATH... [--out FILE]",
     "embed": "write features of images: cct embed runs/.../best.ckpt PATH... --out features.npz",
+    "similar": "find images like one: cct similar runs/.../best.ckpt IMAGE DIR [-n 9] [--picture FILE.png]",
     "export": "write a network for other programs: cct export runs/.../best.ckpt --format onnx",
     "study": "compare runs that differ in one thing: cct study poolings -c digits [--seeds N] [--jobs N]",
     "tune": "search for settings: cct tune -c digits --key model.optim.lr=1e-4..1e-2:log [--trials N] [--minutes M]",

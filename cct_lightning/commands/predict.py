@@ -133,7 +133,7 @@ def _value(name: str, text: str, command: str) -> Any:
         if text not in CHOICES[name]:
             raise InputError(f"--{name}={text}: {command} takes {', '.join(CHOICES[name])}.{did_you_mean(text, CHOICES[name], listed=0)}")
         return text
-    if name == "out":
+    if name in ("out", "picture"):
         return text
     try:
         value = read_yaml(text, f"--{name}")
@@ -177,16 +177,16 @@ def check_out(out: Path, overwrite: bool, asked: str | None) -> str:
     return suffix
 
 
-def check_place(out: Path, overwrite: bool) -> None:
+def check_place(out: Path, overwrite: bool, option: str = "out") -> None:
     """Refuses a file that can't be written, or must not.
 
     Raises:
         InputError: It is a folder or in none, or is there and shall not be replaced.
     """
     if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"--out {out}: {'that is a folder' if out.is_dir() else f'there is no folder {out.parent}'}.")
+        raise InputError(f"--{option} {out}: {'that is a folder' if out.is_dir() else f'there is no folder {out.parent}'}.")
     if out.exists() and not overwrite:
-        raise InputError(f"--out {out} exists: name another file, or replace it with --overwrite.")
+        raise InputError(f"--{option} {out} exists: name another file, or replace it with --overwrite.")
 
 
 def check_images(paths: list[str]) -> None:
@@ -213,7 +213,7 @@ def print_usage(text: str) -> None:
 
 
 @contextmanager
-def _opened(out: Path | None) -> Iterator[IO[str]]:
+def opened_for_rows(out: Path | None) -> Iterator[IO[str]]:
     """Opens the file, or the screen; names of files that are no UTF-8 come out as they are.
 
     Raises:
@@ -272,7 +272,7 @@ def main(arguments: list[str]) -> None:
     top_k = min(top_k, len(predictor.class_names))  # of two classes there are no three most probable
     total = bad = 0
     began, interrupted = time.perf_counter(), False
-    with _opened(out) as file:
+    with opened_for_rows(out) as file:
         write = row_writer(file, kind, top_k)
         try:
             for batch in predictor.batches(paths, top_k, options.get("tta", "none")):

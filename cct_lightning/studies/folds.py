@@ -161,7 +161,7 @@ class OutOfFold:
     def name(self, number: int) -> str:
         """Returns the file of an image, or what stands for it."""
         item = self.items[number]
-        return str(item) if isinstance(item, str | Path) else f"image {number}"
+        return f"image {number}" if isinstance(item, np.ndarray) else str(item)
 
     def report(self) -> Report:
         """Counts over all images."""
@@ -169,8 +169,7 @@ class OutOfFold:
         probabilities, targets = torch.from_numpy(self.probabilities[chosen]), torch.from_numpy(self.targets[chosen])
         probability, predicted = probabilities.max(dim=1)
         outcomes = Outcomes(torch.from_numpy(chosen), targets, predicted, probability, probabilities.gather(1, targets[:, None])[:, 0])
-        files = [Path(self.name(number)) for number in range(len(self.items))]
-        return make_report(outcomes, self.class_names, files if any(isinstance(item, str | Path) for item in self.items[:1]) else None)
+        return make_report(outcomes, self.class_names, None if isinstance(self.items[0], np.ndarray) else [str(item) for item in self.items])
 
     def wrong_labels(self) -> list[WrongLabel]:
         """Lists the images whose label looks wrong, the surest first."""

@@ -114,3 +114,12 @@ def test_the_data_module_tests_on_the_fold():
         part.setup("test")
         assert part.has_test
     assert sum(len(part.splits["test"][1]) for part in parts) == 1797
+
+
+def test_of_several_labels_every_image_is_tested_once_however_rare_a_combination_is():
+    targets = np.array([0, 0, 0, 0, 1, 1, 2])  # which are alike, and no classes
+    for groups in (None, np.arange(7)):
+        train = Split(np.zeros((7, 1, 1, 1), np.uint8), targets, groups=groups, values=np.zeros((7, 3), bool))
+        parts = [divide({"train": train, "val": None, "test": None}, 0.3, 0, 0, 1.0, None, "photos", (number, 3))["test"][1] for number in (1, 2, 3)]
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(7))
+    assert heap_of(train, train).values.shape == (14, 3)
