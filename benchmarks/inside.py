@@ -105,6 +105,7 @@ def main() -> None:
     folder = INSIDE / options.name
     (folder / "card.md").unlink(missing_ok=True)  # an export replaces an export alone
     export(checkpoint, "safetensors", folder, overwrite=True)
+    (folder / "README.md").unlink()  # card.md says more
     about = json.loads((folder / "config.json").read_text())["cct_lightning"]
     at_350 = summary.get("cpu_seconds_at_350")
     says = {

@@ -67,6 +67,8 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
 
         def do_GET(self):
             hub.asked.append(f"{self.command} {self.path}")
+            if (about := re.fullmatch(r"/api/models/([^/]+/[^/]+)", self.path)) and about[1] in hub.repositories:
+                return self.tell(id=about[1], private=hub.repositories[about[1]].private)
             found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^/?]+)", self.path)
             repository = hub.repositories.get(found[1]) if found else None
             if found is None or repository is None or (repository.private and not self.knows_me):
@@ -95,7 +97,7 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
                     return self.answer(403, X_Error_Message="You don't have the rights to create a model under the namespace others")
                 name = f"{owner}/{asked['name']}"
                 if name in hub.repositories:
-                    return self.answer(409)
+                    return self.answer(409, json.dumps({"url": f"{hub.address}/{name}"}).encode(), Content_Type="application/json")
                 hub.repositories[name] = Repository(asked.get("private") or asked.get("visibility") == "private")
                 return self.tell(url=f"{hub.address}/{name}")
             name, what = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", self.path).groups()

@@ -13,8 +13,8 @@ OPTIONS = ("format", "out", "images", "tolerance", "overwrite")
 HELP = f"""\
 cct export CHECKPOINT --format {"|".join(FORMATS)} [--out DIR]
 
-Writes the network of a run (its folder, or a .ckpt) and config.json with classes, preprocessing and the file's sha256. The file is read back,
-and its logits are compared with the checkpoint's on real images; where they differ, nothing is kept.
+Writes the network of a run (its folder, or a .ckpt), config.json with classes, preprocessing and the file's sha256, and a card, README.md: data,
+figures, limits, recipe. The file is read back, and its logits are compared with the checkpoint's on real images; where they differ, nothing is kept.
 
 {"".join(f"  {name:14}{about.reader}{chr(10)}" for name, about in FORMATS.items())}
   --format NAME     one of these
@@ -64,10 +64,12 @@ def _tell(done: Exported) -> None:
     target, name = done.folder, FORMATS[done.format].file
     size = (target / name).stat().st_size
     sizes = ", ".join(map(str, batch_sizes(done.num_images)))
-    print(f"written: {target}/{name} ({size / 1e6:.1f} MB) and config.json")
+    print(f"written: {target}/{name} ({size / 1e6:.1f} MB), config.json and README.md")
     print(f"compared on {done.compared_on}, in batches of {sizes}: logits differ by {done.difference:.1e} at most ({done.allowed:.1e} allowed), "
           f"{done.agreeing} of {done.num_images} predicted classes agree")  # fmt: skip
     print(f"next\n  cct predict {target} PATH...")
+    if name.endswith(".safetensors"):
+        print(f"  cct push {target} OWNER/NAME --dry-run")
     if done.format == "timm":
         ours = "" if done.arch.startswith("timm/") else ", cct_lightning.models"
         print(f'  in Python: import timm{ours}; timm.create_model("local-dir:{target}", pretrained=True)')

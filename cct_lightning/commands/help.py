@@ -18,6 +18,7 @@ COMMANDS = {
     "embed": "write features of images: cct embed runs/.../best.ckpt PATH... --out features.npz",
     "similar": "find images like one: cct similar runs/.../best.ckpt IMAGE DIR [-n 9] [--picture FILE.png]",
     "export": "write a network for other programs: cct export runs/.../best.ckpt --format onnx",
+    "push": "put a network on the Hugging Face Hub: cct push runs/.../best.ckpt OWNER/NAME [--private] [--dry-run]",
     "study": "compare runs that differ in one thing: cct study poolings -c digits [--seeds N] [--jobs N]",
     "tune": "search for settings: cct tune -c digits --key model.optim.lr=1e-4..1e-2:log [--trials N] [--minutes M]",
     "recipes": "list the recipes; cct recipes NAME prints one",

@@ -17,7 +17,7 @@ from cct_lightning.errors import InputError, RunError, did_you_mean
 from cct_lightning.wording import shortened
 
 # These import what they need once their words are checked.
-LIGHT = ("check", "predict", "embed", "similar", "export", "study", "tune")
+LIGHT = ("check", "predict", "embed", "similar", "export", "push", "study", "tune")
 LINE = 1000  # characters of an error's line, which may repeat what was typed
 
 

@@ -21,6 +21,7 @@ from cct_lightning.weights.trained import Saved, read_saved, read_temperature
 if TYPE_CHECKING:
     from cct_lightning.networks.classifier import ImageClassifier
     from cct_lightning.networks.ensemble import Ensemble
+from cct_lightning.inference.card import CARD, card, is_card, look_up
 from cct_lightning.inference.comparison import compare, sample_pictures
 from cct_lightning.inference.writers import FORMATS, _write
 
@@ -31,7 +32,7 @@ class Exported(NamedTuple):
     """What was written, and how its logits compare with the original's.
 
     Attributes:
-        folder: It holds the network's file and config.json.
+        folder: It holds the network's file, config.json, and README.md, a card of it.
         format: A name of ``FORMATS``.
         arch: Of the network.
         compared_on: The images, in words.
@@ -70,7 +71,7 @@ def export(
         overwrite: Replace an export that is there.
 
     Returns:
-        The folder, which holds the network's file and config.json, and how it compares.
+        The folder, which holds the network's file, config.json and a card, README.md, and how it compares.
 
     Raises:
         InputError: Anything the user can mend. Nothing is left then, and what was there before is as it was.
@@ -103,6 +104,7 @@ def export(
         work.mkdir()
         _write(network, saved, preprocessing, format, work)
         difference, allowed, agree = compare(network, work, format, preprocessing, pictures, tolerance)
+        (work / CARD).write_text(card(saved, look_up(saved)), encoding="utf-8")
         _put_in_place(work, place)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{target} can't be written: {getattr(error, 'strerror', None) or error}.") from error
@@ -126,7 +128,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: name a folder with --out.")
     names = {path.name for path in target.iterdir()} if target.is_dir() else set()
-    ours = {"config.json", *(about.file for about in FORMATS.values())} if _is_export(target) else set()
+    ours = {"config.json", *(about.file for about in FORMATS.values()), *([CARD] if is_card(target / CARD) else [])} if _is_export(target) else set()
     if others := sorted(names - ours):
         raise InputError(f"{target} holds {others[0]}, which no export wrote: name another folder with --out.")
     if names and not overwrite:

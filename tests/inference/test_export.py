@@ -162,7 +162,7 @@ def test_the_folder_says_all_that_is_needed(checkpoint):
     path, module = checkpoint
     folder = export(path.parent.parent, "safetensors")
     assert folder == path.parent.parent / "export" / "safetensors"
-    assert {file.name for file in folder.iterdir()} == {"model.safetensors", "config.json"}
+    assert {file.name for file in folder.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     about = json.loads((folder / "config.json").read_text())["cct_lightning"]
     assert about["sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert about["class_names"] == ["cat", "dog", "owl"]
@@ -302,12 +302,15 @@ def test_nothing_is_lost_and_nothing_left_half(checkpoint, cct, monkeypatch):
     assert refused.code == 2
     assert f"{folder} is not empty: --overwrite replaces what is in it" in refused.err
     assert cct("export", path, "--format=torch-export", "--out", folder, "--overwrite").code == 0
-    assert {file.name for file in folder.iterdir()} == {"config.json", "model.pt2"}  # nothing of the old one
+    assert {file.name for file in folder.iterdir()} == {"config.json", "model.pt2", "README.md"}  # nothing of the old one
     load(folder, accelerator="cpu")
     (folder / "thesis.txt").write_text("all of it")
     refused = cct("export", path, "--format", "timm", "--out", folder, "--overwrite")
     assert f"{folder} holds thesis.txt, which no export wrote: name another folder with --out." in refused.err
     assert (folder / "thesis.txt").read_text() == "all of it"
+    (folder / "thesis.txt").rename(folder / "README.md")  # the user's own is no card
+    refused = cct("export", path, "--format", "timm", "--out", folder, "--overwrite")
+    assert f"{folder} holds README.md, which no export wrote" in refused.err
     other = write_files(path.parent / "other", {"config.json": '{"architecture": "resnet18"}', "model.safetensors": "a year of training"})
     refused = cct("export", path, "--format", "timm", "--out", other, "--overwrite")
     assert f"{other} holds config.json, which no export wrote: name another folder with --out." in refused.err
@@ -326,7 +329,7 @@ def test_an_empty_folder_is_filled_even_the_current_one(checkpoint, cct, tmp_pat
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert cct("export", checkpoint[0], "--format", "safetensors", "--out", ".").code == 0
-    assert sorted(os.listdir(".")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(".")) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_the_comparison_is_on_real_images(tmp_path, cct):
