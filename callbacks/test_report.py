@@ -57,7 +57,8 @@ class TestReport(Callback):
 
         def draw_these(report: Report) -> "Figure":
             worst = report.mistakes[: self.num_mistakes]
-            return draw_mistakes(report, [decode(split.images[mistake.image], data.in_chans, data.max_megapixels) for mistake in worst])
+            how = data.in_chans, data.max_megapixels, data.value_range
+            return draw_mistakes(report, [decode(split.images[mistake.image], *how) for mistake in worst])
 
         drawings: dict[str, Callable[[Report], Figure]] = {
             "confusion": draw_confusion, "reliability": draw_reliability, "classes": draw_classes, "mistakes": draw_these,

@@ -20,6 +20,7 @@ from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.options import DataOptions
 from cct_lightning.data.places import OWN, dataset_of
 from cct_lightning.errors import InputError, check_range, did_you_mean
+from cct_lightning.plain_yaml import read_yaml
 from cct_lightning.run_folder import replacing
 from cct_lightning.wording import as_cells, percent, some, table
 
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from cct_lightning.data.check import Seen
     from cct_lightning.data.findings import Finding, Listing
 
-KEYS = ("data.dataset", "data.root", "data.unlabelled", "data.num_workers", "data.on_bad_image", "data.max_megapixels", "data.targets")
+KEYS = (
+    "data.dataset", "data.root", "data.unlabelled", "data.num_workers", "data.on_bad_image", "data.max_megapixels", "data.in_chans",
+    "data.value_range", "data.targets",
+)  # fmt: skip
 # Has glibc keep freed memory in the processes that read: Pillow's would go back to the system and come as 500 new pages with each photograph,
 # which takes longer than to decode it (benchmarks/README.md).
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**26)}
@@ -53,12 +57,14 @@ What is worth a look (exit code 0)
   passed over                  files that are no images by their names, folders that are no split
 
   --out DIR                    where problems.csv, a row for each, and report.json are written (default: runs/check/NAME)
+  --statistics                 measures mean and std of each channel of the training images, those that are set aside for validation among them, and
+                               of more than 8 bits the range of their values, and prints them as a recipe takes them; each image counts alike
   --data.dataset NAME          image_folder, csv, images, parquet, huggingface, webdataset or a named set
   --data.root PATH             where it lies
   --data.unlabelled DIR        images without labels beside it
   --data.targets [A,B]         columns of a CSV with numbers that are learned
   --data.num_workers N         processes that read (default: one for each core)
-  --data.on_bad_image stop|skip, --data.max_megapixels X
+  --data.on_bad_image stop|skip, --data.max_megapixels X, --data.in_chans N, --data.value_range [LOW,HIGH]
                                as the training will have them
 
 Exit code: 0 where nothing blocks a training; 1 where something does; 2 where the command is wrong."""
@@ -77,6 +83,9 @@ class Place:
     max_megapixels: float
     typed: str
     targets: list[str] | None = None
+    in_chans: int = 3
+    value_range: list[float] | None = None
+    measures: bool = False
 
 
 def prepare(arguments: list[str]) -> Place:
@@ -85,13 +94,13 @@ def prepare(arguments: list[str]) -> Place:
     Raises:
         InputError: An unknown key, data set or recipe; nothing to check, or more than one thing.
     """
-    typed = read_words(arguments, "check")
+    typed = read_words(arguments, "check", ("statistics",))
     keys: dict[str, Any] = {}
     for option in typed.options:
         if option.key == CONFIG:
             keys |= {key: value for key, value in read_recipe(find_recipe(option.value or ""), trains=True).items() if key in KEYS}
-        elif option.key == "out":
-            keys["out"] = option.value
+        elif option.key in ("out", "statistics"):
+            keys[option.key] = option.value
         else:
             check_keys({option.key: "command line"})
             if option.key not in KEYS:
@@ -123,7 +132,21 @@ def prepare(arguments: list[str]) -> Place:
     unlabelled = Path(str(further)).expanduser() if further not in (None, "null", "rest") else None
     word = typed.alone[0] if typed.alone else str(root)
     skips = keys.get("data.on_bad_image") == "skip"
-    return Place(dataset, root, unlabelled, out, count, skips, limit, word, read_names("data.targets", keys.get("data.targets")))
+    targets, channels, limits = (read_names("data.targets", keys.get("data.targets")), *_channels(keys))
+    return Place(dataset, root, unlabelled, out, count, skips, limit, word, targets, channels, limits, "statistics" in keys)
+
+
+def _channels(keys: dict[str, Any]) -> tuple[int, list[float] | None]:
+    """Reads how many channels images have, and their range, as a training would."""
+    given = {name: keys.get(f"data.{name}") for name in ("in_chans", "value_range")}
+    read = {name: read_yaml(value, f"data.{name}") if isinstance(value, str) else value for name, value in given.items()}
+    limits, channels = read["value_range"], read["in_chans"]
+    if limits is not None and not (isinstance(limits, list) and len(limits) == 2 and all(type(limit) in (int, float) for limit in limits)):
+        raise InputError(f"data.value_range={given['value_range']}: it takes two numbers, such as [0, 4095].")
+    if channels is not None and type(channels) is not int:
+        raise InputError(f"data.in_chans={given['in_chans']}: it takes a whole number.")
+    DataOptions(in_chans=channels, value_range=None if limits is None else (limits[0], limits[1]))
+    return channels or 3, limits
 
 
 def _of_word(word: str, root: object, is_heap: bool) -> dict[str, Any]:
@@ -144,14 +167,14 @@ def main(arguments: list[str]) -> None:
     place = prepare(arguments)
     for name, value in KEPT_MEMORY.items():
         os.environ.setdefault(name, value)
-    from cct_lightning.data.check import cores, counted, examine_all
+    from cct_lightning.data.check import Look, cores, counted, examine_all
     from cct_lightning.data.findings import find, list_images
 
     began = time.perf_counter()
     listing = list_images(place.dataset, place.root, place.unlabelled, place.targets)
     _make(place.out)
     workers = cores() if place.workers is None else place.workers
-    found = examine_all(listing.images, workers, place.max_megapixels)
+    found = examine_all(listing.images, workers, Look(place.max_megapixels, place.in_chans, place.value_range, place.measures))
     try:
         seen = list(counted(found, len(listing.images), lambda about: about.error is not None))
     except KeyboardInterrupt:
@@ -165,6 +188,10 @@ def main(arguments: list[str]) -> None:
     except OSError as error:
         raise InputError(f"{place.out} can't be written ({error.strerror or error}): name another folder with --out DIR.") from error
     print("\n".join(_told(place, listing, seen, findings, blocks, seconds)))
+    if place.measures:
+        from cct_lightning.data.moments import as_yaml
+
+        print(as_yaml([about.moments for about, split in zip(seen, listing.splits, strict=True) if split == "train" and about.moments is not None]))
     sys.exit(1 if blocks else 0)
 
 

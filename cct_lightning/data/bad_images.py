@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch.distributed
 
+from cct_lightning.data.arrays import Range
 from cct_lightning.data.check import ADVICE, MOST_BAD, cores, counted, why_bad
-from cct_lightning.data.files import Array, File, decode, open_image
+from cct_lightning.data.files import Array, File, decode, size_of
 from cct_lightning.data.folders import Split
 from cct_lightning.errors import InputError
 from cct_lightning.wording import as_cells, printable, some
@@ -70,15 +71,17 @@ class Readable:
 
     Attributes:
         used: By split as it was read.
-        in_chans: 1 or 3.
+        in_chans: Channels of the images.
         max_megapixels: Larger files are refused.
         place: What ``cct check`` takes for them.
+        value_range: Lowest and highest value of images of more than 8 bits.
     """
 
     used: Used
     in_chans: int
     max_megapixels: float
     place: str
+    value_range: Range | None = None
 
     def leave_out(self, splits: Splits, known: Mapping[str, Sequence[int]] | None) -> tuple[Splits, list[Bad]]:
         """Takes the images that can't be read out of the splits; all others keep their split and their number, from which their draws follow.
@@ -182,11 +185,10 @@ class Readable:
                 yield from pool.map(judged, next_ones)
 
     def _open(self, file: File) -> None:
-        with open_image(file, self.max_megapixels):
-            pass
+        size_of(file, self.in_chans, self.max_megapixels, self.value_range)
 
     def _decode(self, file: File) -> None:
-        decode(file, self.in_chans, self.max_megapixels)
+        decode(file, self.in_chans, self.max_megapixels, self.value_range)
 
     def _refusal(self, bad: Sequence[Bad]) -> InputError:
         first = bad[0]

@@ -16,7 +16,9 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFile
 
-from cct_lightning.data.files import Array, File, Packed, open_image, read_pixels
+from cct_lightning.data.arrays import Range, holds_array, with_number
+from cct_lightning.data.files import Array, File, Packed, decode, open_image, read_array, read_pixels
+from cct_lightning.data.moments import Moments, measure
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
 from cct_lightning.wording import clock, reason
@@ -38,6 +40,7 @@ class Seen(NamedTuple):
         format: As Pillow names it; empty of arrays.
         mode: Likewise, of what is stored.
         size: (H, W), pixels.
+        moments: Mean and spread of its channels, where they are asked for.
         look: 128 bits that near duplicates share nearly all of, see ``look_of``; None of images too small or too plain.
     """
 
@@ -48,6 +51,23 @@ class Seen(NamedTuple):
     mode: str = ""
     size: tuple[int, int] = (0, 0)
     look: bytes | None = None
+    moments: Moments | None = None
+
+
+class Look(NamedTuple):
+    """How images are read.
+
+    Attributes:
+        max_megapixels: Larger files are refused.
+        in_chans: Channels; of files of up to 3, by which kind of file they are read.
+        value_range: Lowest and highest value of images of more than 8 bits.
+        measures: Whether their channels are measured, too.
+    """
+
+    max_megapixels: float = MAX_MEGAPIXELS
+    in_chans: int = 3
+    value_range: Range | None = None
+    measures: bool = False
 
 
 def look_of(pixels: Array) -> bytes | None:
@@ -63,11 +83,9 @@ def look_of(pixels: Array) -> bytes | None:
     if min(height, width) < SMALLEST:
         return None
     every = max(height // 96, 1)  # whole rows are cut out fast
-    image = (
-        PIL.Image.fromarray(pixels[::every].squeeze(axis=2) if pixels.shape[2] == 1 else pixels[::every])
-        .convert("L")
-        .resize((9, 9), PIL.Image.Resampling.BOX)
-    )
+    rows = pixels[::every]
+    rows = rows if rows.shape[2] == 3 else rows.mean(axis=2).astype(np.uint8)
+    image = PIL.Image.fromarray(rows).convert("L").resize((9, 9), PIL.Image.Resampling.BOX)
     cells = np.asarray(image)
     if int(cells.max()) - int(cells.min()) < 16:
         return None
@@ -75,23 +93,42 @@ def look_of(pixels: Array) -> bytes | None:
     return np.packbits(np.concatenate([right.ravel(), below.ravel()])).tobytes()
 
 
-def examine(image: File | Array, max_megapixels: float = MAX_MEGAPIXELS) -> Seen:
+def examine(image: File | Array, how: Look = Look()) -> Seen:
     """Reads an image as a training does, and says what it is."""
     if isinstance(image, np.ndarray):
-        return Seen(None, image.nbytes, _digest(image.tobytes()), "", "L" if image.shape[-1] == 1 else "RGB", image.shape[:2], look_of(image))
+        seen = Seen(None, image.nbytes, _digest(image.tobytes()), "", "L" if image.shape[-1] == 1 else "RGB", image.shape[:2], look_of(image))
+        return seen._replace(moments=measure(np.atleast_3d(image)) if how.measures else None)
     try:
-        with open_image(image, max_megapixels) as opened:
+        if holds_array(image.name, how.in_chans, how.value_range):
+            return _examine_array(image, how)
+        with open_image(image, how.max_megapixels) as opened:
             format, mode, size = opened.format or "", opened.mode, (opened.height, opened.width)
             file = opened.fp if isinstance(opened, PIL.ImageFile.ImageFile) else None  # which Pillow lets go of once it has the pixels
-            pixels = read_pixels(opened, 3)
+            pixels = read_pixels(opened, 3 if how.in_chans == 1 else how.in_chans, how.value_range)
             if file is not None:
                 file.seek(0)
-            content = file.read() if file is not None else image.read() if isinstance(image, Packed) else image.read_bytes()
-        return Seen(None, len(content), _digest(content), format, mode, size, look_of(pixels))
+            content = file.read() if file is not None else _bytes_of(image)
+        moments = measure(pixels if how.in_chans != 1 else with_number(pixels, 1)) if how.measures else None
+        return Seen(None, len(content), _digest(content), format, mode, size, look_of(pixels), moments)
     except InputError as error:
         return Seen(why_bad(error, image))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return Seen(f"can't be read ({reason(error, 80)})")
+
+
+def _examine_array(image: File, how: Look) -> Seen:
+    """Does so with what Pillow has no mode for; that its range is not known is no fault where it is to be measured."""
+    stored = read_array(image, how.max_megapixels, how.in_chans)
+    mode, size, content = f"{stored.shape[2]} x {stored.dtype}", stored.shape[:2], _bytes_of(image)
+    known = how.value_range is not None or not how.measures
+    pixels = decode(image, how.in_chans, how.max_megapixels, how.value_range) if known or stored.dtype == np.uint8 else stored
+    moments = measure(pixels) if how.measures else None
+    look = look_of(pixels) if pixels.dtype == np.uint8 else None
+    return Seen(None, len(content), _digest(content), os.path.splitext(image.name)[1][1:].upper(), mode, size, look, moments)
+
+
+def _bytes_of(image: File) -> bytes:
+    return image.read() if isinstance(image, Packed) else image.read_bytes()
 
 
 def why_bad(error: InputError, image: File) -> str:
@@ -103,23 +140,23 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _examine_some(images: Sequence[File | Array], max_megapixels: float) -> list[Seen]:
-    return [examine(image, max_megapixels) for image in images]
+def _examine_some(images: Sequence[File | Array], how: Look) -> list[Seen]:
+    return [examine(image, how) for image in images]
 
 
-def examine_all(images: Sequence[File | Array], workers: int, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Seen]:
+def examine_all(images: Sequence[File | Array], workers: int, how: Look = Look()) -> Iterator[Seen]:
     """Reads images in processes of their own, and yields what they are in their order.
 
     Args:
         images: Files or arrays.
         workers: Processes; 0 and few images are read by the caller.
-        max_megapixels: Larger files are refused.
+        how: How they are read.
 
     Raises:
         InputError: A process was killed.
     """
     if workers < 1 or len(images) < FEW:
-        yield from (examine(image, max_megapixels) for image in images)
+        yield from (examine(image, how) for image in images)
         return
     chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")  # this process may have threads
@@ -127,7 +164,7 @@ def examine_all(images: Sequence[File | Array], workers: int, max_megapixels: fl
         context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(workers, context, _leave_interrupts_to_the_caller)
     try:
-        for found in pool.map(_examine_some, chunks, repeat(max_megapixels)):
+        for found in pool.map(_examine_some, chunks, repeat(how)):
             yield from found
     except BrokenProcessPool:
         raise InputError(

@@ -11,8 +11,10 @@ What a file holds decides how it becomes uint8, never how bright this image happ
 | I;16, I;16B, I of PNG and PGM | grey of 16 bits | v // 257: 65535 becomes 255, 300 becomes 1, and what lies in 0..255 black |
 | I;16 of TIFF | grey of 12 bits | v * 255 // 4095 |
 | I of TIFF and others | 32 bits, or 16 with a sign | refused: no largest value is known |
-| F | float, NaN or not | refused, likewise |
+| F | float, NaN or not | refused, likewise; with ``data.value_range`` these three and 16 bits are scaled by it |
 | La | with transparency multiplied in | refused: Pillow can't convert it |
+
+.npy, and TIFF of other channels than 1 and 3, are read by ``arrays``. Of a network of 4 channels RGBA is read whole, of one of 2 LA.
 
 Grey becomes RGB of three equal channels, and colour becomes grey as ITU-R 601-2 weighs it, where the network takes the other. Of animations and
 files of several pages the first image is read, turned upright as its EXIF tag says.
@@ -26,7 +28,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -37,6 +39,7 @@ import PIL.ImageOps
 import PIL.PngImagePlugin
 import PIL.TiffImagePlugin
 
+from cct_lightning.data.arrays import ARRAYS, Range, holds_array, read_shape, read_values, scaled, with_number
 from cct_lightning.data.integrity import check_png
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
@@ -85,30 +88,55 @@ class Packed(NamedTuple):
 File = Path | Packed
 
 
-def decode(image: Array | File, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS) -> Array:
+def decode(image: Array | File, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS, value_range: Range | None = None) -> Array:
     """Reads a file as uint8 (H, W, C), as the table above says; an array is returned as it is.
 
     Args:
         image: The file, or its pixels.
-        in_chans: C, 1 or 3.
+        in_chans: C.
         max_megapixels: More are refused before they are decoded.
+        value_range: Lowest and highest value of images of more than 8 bits.
 
     Raises:
-        InputError: The file is no regular file, no image, damaged, of a mode without a known range, or has too many pixels.
+        InputError: The file is no regular file, no image, damaged, of a mode without a known range, has too many pixels or other
+            channels.
     """
     if isinstance(image, np.ndarray):
         return image
+    if holds_array(image.name, in_chans, value_range):
+        return with_number(scaled(read_array(image, max_megapixels, in_chans), value_range), in_chans)
     with open_image(image, max_megapixels) as opened:
-        return read_pixels(opened, in_chans)
+        return read_pixels(opened, in_chans, value_range)
 
 
-def read_pixels(opened: PIL.Image.Image, in_chans: int) -> Array:
+def read_array(image: File, max_megapixels: float, in_chans: int | None = None) -> Array:
+    """Reads the values of a file that ``arrays`` reads, (H, W, C), as they are stored; with ``in_chans`` none that could not become that."""
+    with _readable(image, max_megapixels) as file:
+        (high, wide, channels), _ = read_shape(file, image.name)
+        _check_size(image, high * wide, max_megapixels)
+        if in_chans is not None:
+            with_number(np.zeros((1, 1, channels), np.uint8), in_chans)
+        return read_values(file, image.name)
+
+
+def size_of(image: File, in_chans: int = 3, max_megapixels: float = MAX_MEGAPIXELS, value_range: Range | None = None) -> tuple[int, int]:
+    """Reads (H, W) off the header; arguments and errors as of ``decode``."""
+    if holds_array(image.name, in_chans, value_range):
+        with _readable(image, max_megapixels) as file:
+            (high, wide, _), _ = read_shape(file, image.name)
+            _check_size(image, high * wide, max_megapixels)
+            return high, wide
+    with open_image(image, max_megapixels) as opened:
+        return opened.height, opened.width
+
+
+def read_pixels(opened: PIL.Image.Image, in_chans: int, value_range: Range | None = None) -> Array:
     """Reads the pixels of a file that ``open_image`` opened, see ``decode``."""
     if isinstance(opened, PIL.PngImagePlugin.PngImageFile) and opened.fp is not None:
         place = opened.fp.tell()
         check_png(opened.fp)
         opened.fp.seek(place)
-    return to_uint8(opened, in_chans)
+    return to_uint8(opened, in_chans, value_range)
 
 
 @contextmanager
@@ -118,18 +146,24 @@ def open_image(path: File, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[P
     Raises:
         InputError: As ``decode``. Whatever else is raised while the image is in use becomes one that names the file.
     """
+    with _readable(path, max_megapixels) as file, _opened(file, max_megapixels) as opened:
+        width, height = opened.size
+        _check_size(path, width * height, max_megapixels)
+        if opened.format in PROGRAMS:
+            raise ValueError(f"it is {opened.format}, which other programs draw")
+        yield opened
+
+
+@contextmanager
+def _readable(path: File, max_megapixels: float) -> Iterator[IO[bytes]]:
+    """Opens a regular file; whatever is raised while it is in use becomes an error that names it."""
     try:
         # A FIFO would keep whoever opens it waiting for ever, and a device may never end.
         kind = stat.S_IFMT(os.stat(path.file if isinstance(path, Packed) else path).st_mode)
         if kind != stat.S_IFREG:
             raise InputError(f"{path} is {KINDS_OF_FILES.get(kind, 'no file')}, no regular file: mend it or move it out of the data set.")
-        with _stream(path) as file, _opened(file, max_megapixels) as opened:
-            width, height = opened.size
-            if width * height > max_megapixels * 1e6:
-                raise _too_large(path, width * height, max_megapixels)
-            if opened.format in PROGRAMS:
-                raise ValueError(f"it is {opened.format}, which other programs draw")
-            yield opened
+        with _stream(path) as file:
+            yield file
     except InputError:
         raise
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:  # the latter where warnings are errors
@@ -150,28 +184,43 @@ def _opened(file: IO[bytes], max_megapixels: float) -> PIL.Image.Image:
     return PIL.Image.open(file)
 
 
+def _check_size(path: File, pixels: int, max_megapixels: float) -> None:
+    if pixels > max_megapixels * 1e6:
+        raise _too_large(path, pixels, max_megapixels)
+
+
 def _too_large(path: File, pixels: int, max_megapixels: float) -> InputError:
     rule = f"data.max_megapixels={max_megapixels:g} allows no more"
     return InputError(f"{path} has {pixels / 1e6:.4g} megapixels, and {rule}: make it smaller, or set the key higher.")
 
 
-def to_uint8(image: PIL.Image.Image, in_chans: int) -> Array:
+def to_uint8(image: PIL.Image.Image, in_chans: int, value_range: Range | None = None) -> Array:
     """Turns an image of Pillow into uint8 (H, W, C), as the table above says.
 
     Raises:
-        ValueError: The range of its mode is not known, or Pillow can't convert it.
+        ValueError: The range of its mode is not known, Pillow can't convert it, or it has another number of channels.
     """
     image.load()
-    highest, inverted = _range(image)
+    highest, inverted = _range(image) if value_range is None or not _is_deep(image) else (0, False)
     # exif_transpose takes as long as decoding a small image, so only where there is something to read the orientation from
     turned = image.format in (None, "TIFF") or any("exif" in str(name).lower() or "xmp" in str(name).lower() for name in image.info)
     upright = PIL.ImageOps.exif_transpose(image) if turned else image
-    if highest > 255:
+    if highest == 0:
+        upright = PIL.Image.fromarray(scaled(np.asarray(upright), value_range))
+    elif highest > 255:
         deep = np.asarray(upright).astype(np.uint32)
         deep = highest - deep if inverted else deep
         upright = PIL.Image.fromarray((deep // 257 if highest == 65535 else deep * 255 // highest).astype(np.uint8))
-    pixels = np.asarray(upright.convert("L" if in_chans == 1 else "RGB"))
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(in_chans)
+    if mode is None or (in_chans in (2, 4) and upright.mode != mode):
+        channels = len(upright.getbands())
+        raise ValueError(f"it has {channels} channel{'s' * (channels > 1)}, and data.in_chans={in_chans}")
+    pixels = np.asarray(upright.convert(mode))
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _is_deep(image: PIL.Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
 
 
 def _range(image: PIL.Image.Image) -> tuple[int, bool]:
@@ -197,18 +246,23 @@ class Found(NamedTuple):
 def find_images(paths: Iterable[str | Path]) -> Iterator[Found]:
     """Lists files, folders and globs in the order given.
 
-    Folders are read with all that is below them, sorted by name. Of folders and globs only images (``SUFFIXES``) are taken, and no hidden
-    ones; a named file is taken whatever its name. A path that leads to no file is told, not passed over.
+    Folders are read with all that is below them, sorted by name. Of folders and globs only images (``SUFFIXES``) are taken, .npy where there is
+    none, and no hidden ones; a named file is taken whatever its name. A path that leads to no file is told, not passed over.
     """
     for path in map(str, paths):
         if os.path.isdir(path):
-            files, none = _in_folder(path), "there is no image in this folder"
+            tries, none = [_in_folder(path, suffixes) for suffixes in (SUFFIXES, ARRAYS)], "there is no image in this folder"
         elif is_glob(path):
-            files, none = _in_glob(path), "no image matches"
+            tries, none = [_in_glob(path, suffixes) for suffixes in (SUFFIXES, ARRAYS)], "no image matches"
         else:
-            files, none = iter([_found(path, os.path.isfile(path))] if os.path.exists(path) else []), "there is no such file"
-        yield next(files, Found(path, none))
-        yield from files
+            tries, none = [iter([_found(path, os.path.isfile(path))] if os.path.exists(path) else [])], "there is no such file"
+        for files in tries:
+            if (first := next(files, None)) is not None:
+                yield first
+                yield from files
+                break
+        else:
+            yield Found(path, none)
 
 
 def is_glob(path: str) -> bool:
@@ -216,15 +270,15 @@ def is_glob(path: str) -> bool:
     return glob.has_magic(path) and not os.path.lexists(path)
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+def _is_image(name: str, suffixes: Set[str]) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
 
 
 def _found(path: str, is_regular: bool) -> Found:
     return Found(path) if is_regular else Found(path, "is no regular file" if os.path.exists(path) else "is a link that leads to no file")
 
 
-def _in_folder(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Found]:
+def _in_folder(folder: str, suffixes: Set[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[Found]:
     """Lists the images of a folder; ``above`` identifies the folders it lies in."""
     try:
         about = os.stat(folder)
@@ -238,16 +292,16 @@ def _in_folder(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator
         return  # a link that leads back
     for entry in members:
         if entry.is_dir():
-            yield from _in_folder(entry.path, (*above, identity))
-        elif _is_image(entry.name):
+            yield from _in_folder(entry.path, suffixes, (*above, identity))
+        elif _is_image(entry.name, suffixes):
             yield _found(entry.path, entry.is_file())
 
 
-def _in_glob(pattern: str) -> Iterator[Found]:
+def _in_glob(pattern: str, suffixes: Set[str]) -> Iterator[Found]:
     # The names of all matches are sorted: ten megabytes for a hundred thousand. What ** finds below a folder, it finds by itself, too.
     for path in sorted(glob.iglob(pattern, recursive=True)):
         if os.path.isdir(path):
             if "**" not in pattern:
-                yield from _in_folder(path)
-        elif _is_image(os.path.basename(path)):
+                yield from _in_folder(path, suffixes)
+        elif _is_image(os.path.basename(path), suffixes):
             yield _found(path, os.path.isfile(path))

@@ -197,6 +197,7 @@ def _say_passed_over(listing: Listing, split: str, folder: Path) -> None:
     """Counts the files that are no images by their names, and images that lie in no class."""
     inside = {place.name for place in class_folders(folder)}
     suffixes: Counter[str] = Counter()
+    taken = {os.path.splitext(str(image))[1].lower() for image in listing.images[-1:]}  # .npy, where there is nothing else
     for parent, folders, files in os.walk(folder):
         if Path(parent) == folder:
             folders[:] = [name for name in folders if name in inside]
@@ -204,7 +205,7 @@ def _say_passed_over(listing: Listing, split: str, folder: Path) -> None:
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
-            if suffix not in SUFFIXES:
+            if suffix not in SUFFIXES and suffix not in taken:
                 suffixes[suffix or "without a suffix"] += 1
             elif Path(parent) == folder:
                 suffixes["in no class folder"] += 1
@@ -240,7 +241,7 @@ def _odd(listing: Listing, seen: Sequence[Seen]) -> Iterator[Finding]:
     for index, about in enumerate(seen):
         if about.error is not None:
             continue
-        if about.mode not in ("L", "RGB"):
+        if about.mode not in ("L", "RGB") and not about.mode[0].isdigit():
             yield _of(listing, "odd mode", index, detail=about.mode)
         short, long = sorted(about.size)
         if long > LONG * short or short * SHORT < usual:

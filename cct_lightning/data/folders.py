@@ -1,13 +1,14 @@
 """Labelled images in class folders and in tables, and images without labels below a folder."""
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from cct_lightning.data.arrays import ARRAYS
 from cct_lightning.data.columns import Cells, Kind, find_columns, read_answers
 from cct_lightning.data.files import SUFFIXES, Array, File, find_images
 from cct_lightning.errors import InputError
@@ -65,12 +66,12 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def class_images(folder: Path) -> list[Path]:
-    """Returns the image files of a class, sorted; hidden ones and files of other kinds are passed over."""
-    return sorted(filter(_is_image, folder.rglob("*")))
+    """Returns the image files of a class, sorted, or its .npy where there are none; hidden ones and files of other kinds are passed over."""
+    return sorted(filter(_is_image, folder.rglob("*"))) or sorted(file for file in folder.rglob("*") if _is_image(file, ARRAYS))
 
 
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+def _is_image(file: Path, suffixes: Set[str] = SUFFIXES) -> bool:
+    return file.suffix.lower() in suffixes and not file.name.startswith(".")
 
 
 def split_folder(root: Path, split: str) -> Path | None:
@@ -131,7 +132,7 @@ def holds_classes(root: Path) -> bool:
         return False
     classes = class_folders(folder)
     stray = any(_is_image(file) for place in {root, folder} for file in place.iterdir())
-    return len(classes) > 1 and not stray and all(any(map(_is_image, place.rglob("*"))) for place in classes)
+    return len(classes) > 1 and not stray and all(class_images(place) for place in classes)
 
 
 def check_heap(root: Path, key: str = "root") -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from cct_lightning.data.arrays import Range
 from cct_lightning.data.augment.per_batch import BatchAugment
 from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.bad_images import Readable
@@ -164,6 +165,7 @@ class BatchDataset(Dataset[Batch]):
         max_megapixels: Larger files are refused.
         place: What ``cct check`` takes for them.
         fitting: How images of other proportions get into ``image_size``, for evaluation.
+        value_range: Lowest and highest value of images of more than 8 bits.
 
     Raises:
         InputError: Images of a batch can't be read; names all of them.
@@ -179,9 +181,10 @@ class BatchDataset(Dataset[Batch]):
         max_megapixels: float = MAX_MEGAPIXELS,
         place: str = "DIR",
         fitting: Fitting = CROP,
+        value_range: Range | None = None,
     ) -> None:
         self.split, self.image_size, self.in_chans, self.augment, self.crop_pct = split, image_size, in_chans, augment, crop_pct
-        self.max_megapixels, self.place, self.fitting = max_megapixels, place, fitting
+        self.max_megapixels, self.place, self.fitting, self.value_range = max_megapixels, place, fitting, value_range
 
     def __len__(self) -> int:
         return len(self.split)
@@ -190,7 +193,7 @@ class BatchDataset(Dataset[Batch]):
         images = np.empty((len(batch.indices), *self.image_size, self.in_chans), np.uint8)
         for row, index in enumerate(batch.indices):
             with self._named_together(batch):
-                image = decode(self.split.images[index % len(self.split)], self.in_chans, self.max_megapixels)
+                image = decode(self.split.images[index % len(self.split)], self.in_chans, self.max_megapixels, self.value_range)
             images[row] = self.augment(image, batch.epoch, index) if self.augment else fit(image, self.image_size, self.crop_pct, self.fitting)
         # (B, H, W, C) in memory is channels_last for torch, the layout convolutions like best
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -204,7 +207,7 @@ class BatchDataset(Dataset[Batch]):
             yield
         except InputError:
             rows = np.unique(np.array(batch.indices, np.int64) % len(self.split))
-            with Readable({"": (self.split, rows)}, self.in_chans, self.max_megapixels, self.place).named_together():
+            with Readable({"": (self.split, rows)}, self.in_chans, self.max_megapixels, self.place, self.value_range).named_together():
                 raise
 
 

@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from cct_lightning.data.files import Array, File, decode, open_image
+from cct_lightning.data.arrays import Range
+from cct_lightning.data.files import Array, File, decode, size_of
 from cct_lightning.data.folders import Split
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.data.preparation import CROP, Fitting, fit
@@ -49,24 +50,33 @@ def as_channels(images: Array, channels: int) -> Array:
     """Turns uint8 images (n, H, W, 1 or 3) into grey, as Pillow weighs the colours, or into colour."""
     if images.shape[-1] == channels:
         return images
+    if channels not in (1, 3) or images.shape[-1] not in (1, 3):
+        raise InputError(f"data.in_chans={channels}: the images of this data set have {images.shape[-1]} channel(s), and become 1 or 3 alone.")
     if channels == 3:
         return np.repeat(images, 3, axis=-1)
     return (images @ np.array([0.299, 0.587, 0.114], np.float32)).round().astype(np.uint8)[..., None]  # type: ignore[no-any-return]
 
 
 def decode_splits(
-    splits: Splits, image_size: tuple[int, int], channels: int, cache: Cache, max_megapixels: float = MAX_MEGAPIXELS, fitting: Fitting = CROP
+    splits: Splits,
+    image_size: tuple[int, int],
+    channels: int,
+    cache: Cache,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    fitting: Fitting = CROP,
+    value_range: Range | None = None,
 ) -> dict[str, tuple[Split, Array]]:
     """Decodes what fits into memory, once however many splits are cut from it; arrays are brought to the network's size.
 
     Args:
         splits: As read; several may choose from the same images.
         image_size: Height and width that the network takes.
-        channels: 1 for grey, 3 for colour.
+        channels: 1 for grey, 3 for colour, or as many as the files have.
         cache: "none" leaves files as they are, "auto" those of the splits that take more than ``HOST_CACHE_BYTES`` with those before, the training
             images first; with both, arrays are resized one by one where all that are chosen would take more.
         max_megapixels: Larger images are refused.
         fitting: How arrays of other proportions get into ``image_size``.
+        value_range: Lowest and highest value of images of more than 8 bits.
 
     Returns:
         The same choices of uint8 arrays (n, H, W, C) where all that are chosen have the network's size, else of decoded images or of files.
@@ -90,10 +100,11 @@ def decode_splits(
                 images = Resized(images, image_size, fitting)
                 images = _resized(images, chosen_of[number]) if at_once else images
         elif cache != "none":
-            needed = _bytes_needed(images, channels, max_megapixels, left) if cache == "auto" else 0
+            needed = _bytes_needed(images, left, channels, max_megapixels, value_range) if cache == "auto" else 0
             if needed is not None:
+                how = channels, max_megapixels, value_range
                 left, used = left - needed, set(chosen_of[number].tolist())
-                images = [decode(image, channels, max_megapixels) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
+                images = [decode(image, *how) if index in used else np.empty(0, np.uint8) for index, image in enumerate(images)]
                 images = _stacked(images, (*image_size, channels))
         kept[number] = replace(split, images=images, files=files)
     return {name: (kept[id(split)], chosen) for name, (split, chosen) in splits.items()}
@@ -130,23 +141,22 @@ def _stacked(images: list[Array], shape: tuple[int, int, int]) -> list[Array] | 
     return stacked
 
 
-def _bytes_needed(files: Sequence[File], channels: int, max_megapixels: float, most: int) -> int | None:
+def _bytes_needed(files: Sequence[File], most: int, channels: int, *how: Any) -> int | None:
     """Returns what the decoded images take, about, by the headers of some files where that leaves no doubt, else of all; None: more than ``most``."""
     some = files[:: max(len(files) // 256, 1)]
-    if (about := len(files) * max(_decoded_bytes(file, channels, max_megapixels) for file in some)) <= most // 4:
+    if (about := len(files) * max(_decoded_bytes(file, channels, *how) for file in some)) <= most // 4:
         return about
     total = 0
     for file in files:
-        total += _decoded_bytes(file, channels, max_megapixels)
+        total += _decoded_bytes(file, channels, *how)
         if total > most:
             return None
     return total
 
 
-def _decoded_bytes(file: File, channels: int, max_megapixels: float) -> int:
+def _decoded_bytes(file: File, channels: int, *how: Any) -> int:
     try:
-        with open_image(file, max_megapixels) as image:
-            return image.width * image.height * channels
+        return math.prod(size_of(file, channels, *how)) * channels
     except InputError:
         return 0  # it may be left out; else whoever decodes it says what is wrong
 

@@ -41,8 +41,9 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> list[floa
         check_range(f"data.{name}", value, 0, 1, exclusive="low" if name == "std" else "")
     if len(values) == channels:
         return list(values)
-    if len(values) not in (1, 3):
-        raise InputError(f"data.{name}={list(values)} has {len(values)} values, and the images {channels} channel(s): give {channels}.")
+    if len(values) not in (1, 3) or channels not in (1, 3):
+        way = "" if channels in (1, 3) else f": `cct check DATA --statistics --data.in_chans {channels}` measures them"
+        raise InputError(f"data.{name}={list(values)} has {len(values)} values, and the images {channels} channel(s): give {channels}{way}.")
     return [round(sum(values) / len(values), 6)] * channels
 
 
@@ -70,6 +71,7 @@ class ImageDataModule(L.LightningDataModule):
         self.image_size = height, width = as_size("data.image_size", size)
         # (H, W) of the first part of the training, and the share of its steps up to which each holds
         self.first_sizes = [((pixels, round(pixels * width / height)), share) for pixels, share in options.image_size_schedule or ()]
+        options.augment.check_channels(options.in_chans or len(about.mean))
         check_range("data.augment.shift", options.augment.shift, 0, min(self.image_size), exclusive="high")
         self.in_chans = options.in_chans or len(about.mean)
         self.mean = _per_channel("mean", options.mean or about.mean, self.in_chans)
@@ -80,7 +82,7 @@ class ImageDataModule(L.LightningDataModule):
         self.val_fraction, self.test_fraction, self.split_seed = options.val_fraction, options.test_fraction, options.split_seed
         self.fraction, self.per_class, self.sampler = options.fraction, options.per_class, options.sampler
         self.crop_pct, self.augment, self.max_megapixels = options.crop_pct, options.augment, options.max_megapixels
-        self.on_bad_image, self.fitting = options.on_bad_image, Fitting.of(options.fit, self.mean)
+        self.on_bad_image, self.fitting, self.value_range = options.on_bad_image, Fitting.of(options.fit, self.mean), options.value_range
         self.seed = torch.initial_seed() if options.seed is None else options.seed
         self.splits: Splits = {}
         self._encode: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -123,7 +125,7 @@ class ImageDataModule(L.LightningDataModule):
             read, self.splits = hide_labels(read, self.splits)
         if stage == "fit":
             self._recognise(read)
-            if self.fitting.mode == "crop" and (told := what_is_cut_off(*self.splits["train"], self.image_size)):
+            if self.fitting.mode == "crop" and (told := what_is_cut_off(*self.splits["train"], self.image_size, self.in_chans)):
                 rank_zero_info(told)
         if self.has_unlabelled:
             rank_zero_info(f"training on {len(self.splits['train'][1]):,} images, {self.num_labelled('train'):,} of them with labels")
@@ -134,7 +136,7 @@ class ImageDataModule(L.LightningDataModule):
         self._decode(read, stage)
 
     def _keep(self, cache: Cache) -> None:
-        self.splits = decode_splits(self.splits, self.image_size, self.in_chans, cache, self.max_megapixels, self.fitting)
+        self.splits = decode_splits(self.splits, self.image_size, self.in_chans, cache, self.max_megapixels, self.fitting, self.value_range)
 
     def _recognise(self, read: Read) -> None:
         """Takes the fingerprint of the images, and compares it with that of the run that goes on."""
@@ -145,7 +147,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def _decode(self, read: Read, stage: str) -> None:
         """Leaves out what can't be read where that is asked for, and decodes what fits into memory; of the rest it tries what time allows."""
-        images = Readable(used_images(read, self.splits), self.in_chans, self.max_megapixels, self.source.place)
+        images = Readable(used_images(read, self.splits), self.in_chans, self.max_megapixels, self.source.place, self.value_range)
         if self.on_bad_image == "skip":
             goes_on = self.past is not None and self.fingerprint is not None and self.past.digest == self.fingerprint.digest
             known = self.past.left_out if self.past is not None and goes_on else None
@@ -271,7 +273,7 @@ class ImageDataModule(L.LightningDataModule):
             )
         augment = SampleAugment(*about, self.fitting) if train else None
         place, fitting = self.source.place, self.fitting
-        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels, place, fitting)
+        dataset = BatchDataset(split, self.image_size, self.in_chans, augment, self.crop_pct, self.max_megapixels, place, fitting, self.value_range)
         workers = default_workers(self.trainer.num_devices if self.trainer else None) if self.num_workers is None else self.num_workers
         return make_loader(dataset, sampler, workers, pin_memory=device.type == "cuda")
 

@@ -27,6 +27,7 @@ class Preprocessing:
         std: Likewise.
         crop_pct: Share of the image that is seen, along each side; the rest is cut off.
         fit: How an image of other proportions gets into image_size: its middle alone, padded with the mean, or squashed.
+        value_range: Lowest and highest value of images of more than 8 bits; None where their type tells.
     """
 
     image_size: tuple[int, int]
@@ -35,16 +36,19 @@ class Preprocessing:
     std: list[float]
     crop_pct: float
     fit: Fit = "crop"
+    value_range: list[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain values."""
-        return {**asdict(self), "image_size": list(self.image_size)}
+        """Returns plain values; without a range where there is none, as before there could be one."""
+        values = {**asdict(self), "image_size": list(self.image_size)}
+        return values if self.value_range is not None else {name: value for name, value in values.items() if name != "value_range"}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Reads what ``to_json`` returned."""
         height, width = values["image_size"]
-        return cls((height, width), values["in_chans"], list(values["mean"]), list(values["std"]), values["crop_pct"], values.get("fit") or "crop")
+        about = values["in_chans"], list(values["mean"]), list(values["std"]), values["crop_pct"]
+        return cls((height, width), *about, fit=values.get("fit") or "crop", value_range=values.get("value_range"))
 
 
 def read_fold(fold: str | None) -> tuple[int, int] | None:
@@ -90,7 +94,10 @@ class DataOptions:
         fraction: Share of each class of the training images that is used. With several labels an image counts for its rarest, here and in other
             shares of classes; with numbers, for a tenth of the images by the first of them.
         per_class: Number of training images of each class that is used; null: all that fraction leaves.
-        in_chans: 1 reads the images as grey, 3 in colour; null: the data set's own.
+        in_chans: 1 reads the images as grey, 3 in colour, up to 16 channels of TIFF and .npy (H, W, C) as they are, which then need mean and std:
+            `cct check DATA --statistics` measures them; null: the data set's own.
+        value_range: Lowest and highest value of images of more than 8 bits, which become 0 and 1; what lies beyond is cut off, and 256 steps are
+            kept between them. null: 0 and 65535 of 16 bits without a sign, 0 and 1 of float.
         mean: Mean of each channel, 0..1, that is subtracted; null: the data set's own.
         std: Standard deviation of each channel, 0..1, that is divided by; null: the data set's own.
         sampler: shuffle takes every training image once an epoch; balanced takes every class equally often, so that images of rare classes come
@@ -126,7 +133,8 @@ class DataOptions:
     fold: str | None = None
     fraction: float = 1.0
     per_class: int | None = None
-    in_chans: Literal[1, 3] | None = None
+    in_chans: int | None = None
+    value_range: tuple[float, float] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     sampler: Literal["shuffle", "balanced"] = "shuffle"
@@ -145,6 +153,9 @@ class DataOptions:
         check_range("data.fraction", self.fraction, 0, 1, exclusive="low")
         check_range("data.crop_pct", self.crop_pct, 0, 1, exclusive="low")
         check_range("data.batch_size", self.batch_size, 1)
+        check_range("data.in_chans", 1 if self.in_chans is None else self.in_chans, 1, 16)
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise InputError(f"data.value_range={list(self.value_range)}: give the lowest and the highest value, in this order.")
         check_range("data.max_megapixels", self.max_megapixels, 0, exclusive="low")
         read_fold(self.fold)
         check_range("data.per_class", 1 if self.per_class is None else self.per_class, 1)

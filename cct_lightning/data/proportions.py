@@ -5,7 +5,7 @@ from statistics import median
 
 import numpy as np
 
-from cct_lightning.data.files import Array, File, open_image
+from cct_lightning.data.files import Array, File, size_of
 from cct_lightning.data.folders import Split
 from cct_lightning.errors import InputError
 
@@ -34,25 +34,25 @@ def advice(times: float) -> str | None:
     )
 
 
-def what_is_cut_off(split: Split, chosen: Array, image_size: tuple[int, int]) -> str | None:
+def what_is_cut_off(split: Split, chosen: Array, image_size: tuple[int, int], in_chans: int = 3) -> str | None:
     """Says so of training images, by the headers of some of them.
 
     Args:
         split: As read, or decoded.
         chosen: Which of its images are meant.
         image_size: (H, W) of the network's.
+        in_chans: Its channels.
     """
     some = chosen[:: max(len(chosen) // SAMPLE, 1)][:SAMPLE]
-    return advice(excess(_sizes([split.images[index] for index in some]), image_size))
+    return advice(excess(_sizes([split.images[index] for index in some], in_chans), image_size))
 
 
-def _sizes(images: Sequence[Array | File]) -> Iterable[tuple[int, int]]:
+def _sizes(images: Sequence[Array | File], in_chans: int) -> Iterable[tuple[int, int]]:
     for image in images:
         if isinstance(image, np.ndarray):
             yield image.shape[:2]
             continue
         try:
-            with open_image(image) as opened:
-                yield opened.height, opened.width
+            yield size_of(image, in_chans)
         except InputError:
             continue  # whoever decodes it says what is wrong

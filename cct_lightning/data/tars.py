@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cct_lightning.data.arrays import ARRAYS
 from cct_lightning.data.files import SUFFIXES, Packed
 from cct_lightning.data.folders import Table
 from cct_lightning.data.packed import Labelled, as_names, as_table, from_names, keep, read_kept, shards
@@ -62,7 +63,7 @@ def _index(file: Path) -> tuple[list[Packed], list[str]]:
     with open(file, "rb") as content:
         for _, group in groupby(_members(file), key=lambda member: member.key):
             members = {member.suffix: member for member in group}
-            image = next((member for suffix, member in members.items() if f".{suffix}" in SUFFIXES), None)
+            image = next((member for kinds in (SUFFIXES, ARRAYS) for suffix, member in members.items() if f".{suffix}" in kinds), None)
             said = members.get("cls") or members.get("json")
             if image is None:
                 continue  # what describes the shard itself, say

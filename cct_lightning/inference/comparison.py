@@ -31,7 +31,6 @@ def sample_pictures(source: Opened | None, preprocessing: Preprocessing, folder:
     import numpy as np
     import PIL.Image
 
-    from cct_lightning.data.files import decode
     from cct_lightning.data.preparation import prepare
 
     recipe = source.about["recipe"] if source is not None and source.about is not None else None
@@ -42,7 +41,7 @@ def sample_pictures(source: Opened | None, preprocessing: Preprocessing, folder:
         raise InputError(f"--images {folder} holds no image.")
     if files:
         files = files[:: -(-len(files) // NUM_IMAGES)]
-        pixels, where = [decode(Path(file), preprocessing.in_chans) for file in files], f"{len(files)} image{'s' * (len(files) > 1)} of {chosen}"
+        pixels, where = [_decode(Path(file), preprocessing) for file in files], f"{len(files)} image{'s' * (len(files) > 1)} of {chosen}"
     else:
         from sklearn.datasets import load_sample_images
 
@@ -54,6 +53,18 @@ def sample_pictures(source: Opened | None, preprocessing: Preprocessing, folder:
     # Of more channels than files have, the colours are repeated.
     fitted = [prepare(p[..., np.arange(preprocessing.in_chans) % p.shape[-1]], preprocessing) for p in pixels]
     return np.stack(fitted), where
+
+
+def _decode(file: Path, preprocessing: Preprocessing) -> Array:
+    """Reads an image; one in colour will do where a network takes more channels."""
+    from cct_lightning.data.files import decode
+
+    try:
+        return decode(file, preprocessing.in_chans, value_range=preprocessing.value_range)
+    except InputError:
+        if preprocessing.in_chans in (1, 3):
+            raise
+        return decode(file, 3)
 
 
 def batch_sizes(count: int) -> list[int]:

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 from torch import Tensor
 
+from cct_lightning.data.arrays import Range
 from cct_lightning.data.files import Array, Found, Packed, decode, to_uint8
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
@@ -91,18 +92,20 @@ def _conversion(images: Tensor | Array) -> str:
     return f"where values are 0..1, {line}" if is_float else line
 
 
-def to_pixels(image: Found | Packed | PIL.Image.Image | Array, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS) -> Array:
+def to_pixels(
+    image: Found | Packed | PIL.Image.Image | Array, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS, value_range: Range | None = None
+) -> Array:
     """Returns an image as uint8 (H, W, C), as ``data.files`` says for each mode.
 
     Raises:
         ValueError: It has another shape or dtype, a mode whose range is not known, or is a file that can't be read or of too many pixels.
     """
     if isinstance(image, Found | Packed):
-        return decode(Path(image.path) if isinstance(image, Found) else image, in_chans, max_megapixels)
+        return decode(Path(image.path) if isinstance(image, Found) else image, in_chans, max_megapixels, value_range)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4, in_chans)):
             raise InputError(f"an array {image.shape} of {image.dtype} is no image: uint8 (H, W) or (H, W, C) with 1, 3 or 4 channels is one")
         if image.ndim == 3 and image.shape[2] == in_chans:
             return image
         image = PIL.Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    return to_uint8(image, in_chans)
+    return to_uint8(image, in_chans, value_range)

@@ -316,7 +316,7 @@ class Predictor:
             return path, error
         about = self.preprocessing
         try:
-            return path, prepare(to_pixels(item, about.in_chans, self.max_megapixels), about)
+            return path, prepare(to_pixels(item, about.in_chans, self.max_megapixels, about.value_range), about)
         except Exception as damage:  # what a damaged file raises inside a decoder is not known beforehand
             # decode names the file, which the prediction does, too, and speaks to someone who trains.
             said = str(damage).removeprefix(f"{path} ").removesuffix(": mend it or move it out of the data set.")

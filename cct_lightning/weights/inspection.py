@@ -66,7 +66,7 @@ def _of_ours(about: Mapping[str, Any]) -> dict[str, Any]:
     data = {name: model[name] for name in ("image_size", "in_chans", "mean", "std") if model[name] is not None}
     return {
         "model": {name: model.get(name) for name in NETWORK},
-        "data": {**data, "crop_pct": said.get("crop_pct", 1.0), "fit": said.get("fit") or "crop"},
+        "data": {**data, "crop_pct": said.get("crop_pct", 1.0), "fit": said.get("fit") or "crop", "value_range": said.get("value_range")},
     }
 
 

@@ -92,9 +92,12 @@ PREPROCESSING: dict[str, Any] = {
     "std": list[float] | None,
     "crop_pct": float,
     "fit": Fit | None,
+    "value_range": list[float] | None,
 }
 RECIPE: dict[str, Any] = {"data": dict, "trainer": dict | None, "model": dict | None, "seed_everything": int | bool | None, "task": str | None}
-DATA: dict[str, Any] = {"dataset": str | None, "root": str, "crop_pct": float, "fit": Fit, "image_size": int | list[int] | None}
+DATA: dict[str, Any] = {
+    "dataset": str | None, "root": str, "crop_pct": float, "fit": Fit, "image_size": int | list[int] | None, "value_range": list[float] | None,
+}  # fmt: skip
 
 
 def check_about(about: object, where: str) -> Mapping[str, Any]:
@@ -206,6 +209,8 @@ def _check_images(values: Mapping[str, Any], where: str, prefix: str) -> None:
         if numbers is not None and (len(numbers) != values.get("in_chans") or (name == "std" and not all(number > 0 for number in numbers))):
             rule = "one number for each channel" + (", above 0" if name == "std" else "")
             raise InputError(f"{where}: {KEY}.{prefix}{name}={str(numbers)[:80]} should be {rule}.")
+    if (limits := values.get("value_range")) is not None and not (len(limits) == 2 and limits[0] < limits[1]):
+        raise InputError(f"{where}: {KEY}.{prefix}value_range={str(limits)[:80]} should be the lowest and the highest value.")
     if not 0 < values.get("crop_pct", 1) <= 1:
         raise InputError(f"{where}: {KEY}.{prefix}crop_pct={values['crop_pct']} is out of range: it must be more than 0 and at most 1.")
 

@@ -125,6 +125,7 @@ def describe_run(opened: Opened) -> Saved:
     check_head(path, model)
     data = about["recipe"]["data"] if about["recipe"] else {}
     seen = {"crop_pct": data.get("crop_pct", 1.0), "fit": data.get("fit", "crop")}
+    seen |= {"value_range": data["value_range"]} if data.get("value_range") else {}
     preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | seen
     return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing, opened, members=about.get("members") or 1)
 

@@ -4,6 +4,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -238,6 +239,37 @@ def test_files_of_many_images_do_as_well(cct, photos, weights, tmp_path, monkeyp
     assert f"cct finetune {place}" in checked.out
     best = next(tmp_path.glob("runs/finetune/*/checkpoints/best.ckpt"))
     assert "accuracy" in cct("test", best).out
+
+
+def test_images_of_many_channels_do_as_well(cct, weights, tmp_path):
+    source = np.random.default_rng(0)
+    for label in range(2):
+        (tmp_path / "bands" / f"class{label}").mkdir(parents=True)
+        for number in range(6):
+            values = source.integers(200, 900, (24, 30, 5)) + 400 * label
+            np.save(tmp_path / "bands" / f"class{label}" / f"{number}.npy", values.astype(np.uint16))
+    refused = cct("finetune", "bands", "--model.pretrained", weights, "--data.in_chans", 5, *QUICK)
+    assert refused.code == 2
+    assert "augment.policy=trivialaugment changes colours, which images of 5 channels have not: --data.augment.policy none" in refused.err
+    words = ("--data.in_chans", 5, "--data.augment.policy", "none")
+    refused = cct("finetune", "bands", "--model.pretrained", weights, *words, *QUICK)
+    assert refused.code == 2
+    assert "`cct check DATA --statistics --data.in_chans 5` measures them" in refused.err
+    checked = cct("check", "bands", "--statistics", "--data.in_chans", 5)
+    assert checked.code == 0
+    measured = "data:" + checked.out.split("\ndata:")[1]
+    (tmp_path / "measured.yaml").write_text(measured)
+    low, high = yaml.safe_load(measured)["data"]["value_range"]
+    assert (low, high) == (200, 1299)
+    assert cct("finetune", "bands", "-c", "measured.yaml", "--model.pretrained", weights, *words[2:], *QUICK).code == 0
+    best = next(tmp_path.glob("runs/finetune/*/checkpoints/best.ckpt"))
+    assert torch.load(best, weights_only=True)["state_dict"]["model.encoder.tokenizer.convs.0.weight"].shape[1] == 5
+    rows = cct("predict", best, "bands")
+    assert rows.out.count(".npy,class") == 12
+    exported = cct("export", best, "--format", "onnx", "--out", tmp_path / "onnx", "--images", "bands")
+    assert "compared on 12 images of bands" in exported.out
+    assert json.loads((tmp_path / "onnx" / "config.json").read_text())["cct_lightning"]["preprocessing"]["value_range"] == [200, 1299]
+    assert cct("predict", tmp_path / "onnx", "bands").out.count(".npy,class") == 12
 
 
 def test_a_table_of_labels_does_as_well(cct, photos, weights, tmp_path):

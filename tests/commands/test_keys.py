@@ -46,7 +46,7 @@ def test_types_and_defaults_are_as_one_writes_them():
     told = {name: (key.type, key.default) for name, key in known_keys().items()}
     assert told["model.optim.betas"] == ("tuple[float, float] | None", "None")
     assert told["model.position"] == ("Literal['learned', 'sine', 'none'] | None", "None")
-    assert told["data.in_chans"] == ("Literal[1, 3] | None", "None")
+    assert told["data.in_chans"] == ("int | None", "None")
     assert told["model.arch"] == ("str", "'cct_7_3x1_32'")
     assert told["model.drop_path"] == ("float", "0.1")  # another default in the task masked
     assert told["wandb.tags"] == ("list[str]", "[]")

@@ -264,7 +264,7 @@ def test_what_another_program_would_draw_is_refused(tmp_path):
 def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
     PIL.Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
 
-    def fail(image, in_chans):
+    def fail(image, in_chans, value_range):
         raise EOFError
 
     monkeypatch.setattr("cct_lightning.data.files.to_uint8", fail)

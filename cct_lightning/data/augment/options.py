@@ -52,6 +52,18 @@ class AugmentConfig:
         """Whether something is drawn for each image, before any are mixed."""
         return bool(self.crop_scale or self.shift or self.flip or self.flip_alternate or self.policy != "none" or self.cutout or self.erase)
 
+    def check_channels(self, in_chans: int) -> None:
+        """Refuses a policy for other images than grey ones and those in colour.
+
+        Raises:
+            InputError: Names the keys to type.
+        """
+        if self.policy != "none" and in_chans not in (1, 3):
+            raise InputError(
+                f"augment.policy={self.policy} changes colours, which images of {in_chans} channels have not: --data.augment.policy none\n"
+                "  leaves it out; crops, shifts, flips, cutout, erasing, mixup and cutmix hold for any number of channels."
+            )
+
     def __post_init__(self) -> None:
         if self.crop_scale is not None:
             check_range("augment.crop_scale[0]", self.crop_scale[0], 0, self.crop_scale[1], exclusive="low")

@@ -1,4 +1,5 @@
-"""What happens to one image: crop, shift, flip, RandAugment or TrivialAugment, Cutout, erasing. Images are numpy uint8 (H, W, C), C 1 or 3.
+"""What happens to one image: crop, shift, flip, RandAugment or TrivialAugment, Cutout, erasing. Images are numpy uint8 (H, W, C), C 1 or 3;
+without RandAugment and TrivialAugment any C.
 
 Geometry and blending are albumentations' functions; the random classes around them are not used, because 2.0.8 repeats its draws in
 DataLoader workers. Look-up tables (equalize, autocontrast, posterize, solarize) are our own: those of 2.0.8 differ from Pillow's,

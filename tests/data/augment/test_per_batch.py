@@ -9,6 +9,7 @@ from cct_lightning.data.augment import per_batch as batched
 from cct_lightning.data.augment import per_image as sample
 from cct_lightning.data.augment.per_batch import ORDER, BatchAugment, Ranges
 from cct_lightning.data.augment.per_image import RANDAUGMENT, TRIVIALAUGMENT, SampleAugment
+from cct_lightning.data.preparation import resize
 
 SOURCE = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (96, 3, 16, 16), dtype=torch.uint8, generator=SOURCE).contiguous(memory_format=torch.channels_last)
@@ -149,7 +150,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("name", ORDER)
 def test_operations_are_those_of_the_other_road(name, monkeypatch):
-    smooth = np.stack([sample.resize(part, 32, 32, cubic=True) for part in IMAGES[:4, :, :6, :6].permute(0, 2, 3, 1).contiguous().numpy()])
+    smooth = np.stack([resize(part, 32, 32, cubic=True) for part in IMAGES[:4, :, :6, :6].permute(0, 2, 3, 1).contiguous().numpy()])
     augmented = BatchAugment(AugmentConfig(policy="randaugment"), (32, 32), MEAN, STD, 0)
     augmented.ranges = Ranges([name], {name: batched.Range(start=ARGUMENTS[name])}, nearest=False)
     batch = batched._Batch(torch.from_numpy(smooth).permute(0, 3, 1, 2))
@@ -294,3 +295,13 @@ def test_a_gpu_is_never_waited_for_and_does_the_same(config):
     difference = (ours.cpu().int() - augmented(IMAGES, 1, INDICES).int()).abs()
     # Fused multiply-adds round differently; tables made of such images may then differ by more.
     assert (difference <= 1).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("channels", [2, 5, 16])
+def test_all_but_the_policies_hold_for_any_number_of_channels(channels):
+    config = AugmentConfig(crop_scale=(0.5, 1.0), shift=2, flip=0.5, cutout=4)
+    grey = torch.randint(0, 256, (20, 1, 12, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    one, many = (BatchAugment(config, (12, 16), (0.4,) * count, (0.2,) * count, 0) for count in (1, channels))
+    assert torch.equal(many(grey.repeat(1, channels, 1, 1), 0, torch.arange(20)), one(grey, 0, torch.arange(20)).repeat(1, channels, 1, 1))
+    erased = BatchAugment(AugmentConfig(erase=1.0), (12, 16), (0.4,) * channels, (0.2,) * channels, 0)
+    assert erased(grey.repeat(1, channels, 1, 1), 0, torch.arange(20)).shape == (20, channels, 12, 16)

@@ -6,7 +6,7 @@ from PIL import ImageEnhance, ImageOps
 from cct_lightning import AugmentConfig
 from cct_lightning.data.augment import per_image as sample
 from cct_lightning.data.augment.per_image import OPERATIONS, Context, SampleAugment
-from cct_lightning.data.preparation import fit, resize
+from cct_lightning.data.preparation import Fitting, fit, resize
 
 SOURCE = np.random.default_rng(0)
 NOISE = SOURCE.integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -126,6 +126,19 @@ def test_alternate_flips_show_both_sides_in_any_two_epochs():
     flipped = [[np.array_equal(augment(flip_alternate=True)(NOISE, epoch, index), NOISE[:, ::-1]) for index in range(400)] for epoch in range(3)]
     assert 162 <= sum(flipped[0]) <= 238  # 3.8 standard deviations
     assert flipped[0] == [not flip for flip in flipped[1]] == flipped[2]
+
+
+@pytest.mark.parametrize("channels", [2, 5, 16])
+def test_all_but_the_policies_hold_for_any_number_of_channels(channels):
+    image = np.repeat(SOURCE.integers(0, 256, (40, 60, 1), dtype=np.uint8), channels, axis=2)
+    config = AugmentConfig(**{**FULL, "policy": "none", "erase": 0.0})
+    for fitting in (Fitting(), Fitting("pad", (100,) * channels), Fitting("squash")):
+        for index in range(8):
+            ours = SampleAugment(config, (16, 16), (0.4,) * channels, (0.2,) * channels, 0, fitting)(image, 0, index)
+            grey = SampleAugment(config, (16, 16), (0.4,), (0.2,), 0, fitting._replace(fill=fitting.fill[:1]))(image[..., :1], 0, index)
+            assert np.array_equal(ours, np.repeat(grey, channels, axis=2))
+    noisy = SampleAugment(AugmentConfig(erase=1.0), (16, 16), (0.4,) * channels, (0.2,) * channels, 0)(image, 0, 0)
+    assert noisy.shape == (16, 16, channels)
 
 
 def test_crops_keep_to_their_share_of_the_area():
