@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cct_lightning.commands import fit as fitting
 from cct_lightning.commands import resume as resuming
 from cct_lightning.commands.keys import check_keys, check_value, groups, known_keys
 from cct_lightning.commands.ranges import as_number
@@ -105,6 +106,7 @@ def prepare(arguments: Sequence[str]) -> Request:
     for key in space:
         if key in fixed:
             raise InputError(f"{key} is searched and set to {plain(fixed[key])}: say one of them.")
+    _check_as_run(typed, space)
     if find_spec("optuna") is None:
         raise InputError('tune needs Optuna, which is not installed: pip install "cct-lightning[tune]"')
     from cct_lightning.studies.tuning import Search
@@ -121,6 +123,15 @@ def prepare(arguments: Sequence[str]) -> Request:
     if minutes is not None and (number is None or not 0 < number < float("inf")):
         raise InputError(f"--minutes {minutes}: it takes a number above 0.")
     return Request(search, _count(typed, "trials", TRIALS), number, _count(typed, "jobs", 1))
+
+
+def _check_as_run(typed: Typed, space: Mapping[str, Numbers | Choices]) -> None:
+    """Checks what all trials share, and each value that names something, as `cct fit` does: before the first one instead of in each."""
+    words = [word for option in typed.options if option.key not in OWN for word in option.words]
+    fitting.prepare(words)
+    for key, values in space.items():
+        for value in values.values if isinstance(values, Choices) and key.startswith("model.") else ():
+            fitting.prepare([*words, f"--{key}={plain(value)}"])
 
 
 def _space(typed: Typed) -> dict[str, Numbers | Choices]:
