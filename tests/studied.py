@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 
 
@@ -52,3 +53,22 @@ def wait_at_b(job):
     while not list((job.folder.parents[1] / "b").glob("**/summary.json")):
         time.sleep(0.05)
     raise SystemExit(130) if job.arm == "a" else AssertionError
+
+
+def stay(job):
+    """Trains until it is asked to end."""
+
+    def stopped(*_):
+        (job.folder / "stopped").touch()
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, stopped)
+    (job.folder / "begun").touch()
+    time.sleep(60)
+
+
+def carry_out_for_ever(jobs):
+    """What a process does that is killed."""
+    from cct_lightning.studies.running import carry_out
+
+    list(carry_out(jobs, stay, 2))

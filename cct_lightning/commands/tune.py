@@ -249,5 +249,5 @@ def train(job: "Job", search: "Search") -> None:
     begun, watch = job.run, search.watch(job)
     if begun is None or not begun.last.is_file():
         fit(list(search.recipes), {**job.keys, "trainer.default_root_dir": str(job.folder)}, watch=watch)
-    elif job.summary is None:  # else it ended, and nobody was told
+    else:
         carry_out(replace(resuming.prepare([str(begun.path)]), watch=watch))

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -106,8 +107,17 @@ def into(log: Path) -> Iterator[None]:
                 os.close(before)
 
 
+def _end_with_parent() -> None:
+    """Has the run at hand stop, which writes what it goes on from, once the process that gave it is gone: killed, it can't say so itself."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _work(pipe: Connection, call: Call) -> None:
     """A process that carries out runs one after another until there are no more."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             job = pipe.recv()

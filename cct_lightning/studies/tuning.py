@@ -132,7 +132,11 @@ class Search:
         for left in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             if time.monotonic() >= until:
                 return
-            yield self._job(left.number, self._chosen(self._open(left.number)))
+            job = self._job(left.number, self._chosen(self._open(left.number)))
+            if (ended := job.summary) is None:
+                yield job
+            else:  # by a process that outlived the one that would have told it
+                self.tell(Result(job, None, float(ended.get("seconds", 0.0))))
         begun = tuple(state for state in states if state != states.WAITING)
         while time.monotonic() < until:
             number = len(self.study.get_trials(deepcopy=False, states=begun))

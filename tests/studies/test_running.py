@@ -1,4 +1,6 @@
+import multiprocessing
 import os
+import time
 
 import pytest
 import studied
@@ -46,3 +48,20 @@ def test_a_signal_to_one_of_two_stops_the_other(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         list(carry_out(jobs(tmp_path, "ab"), studied.wait_at_b, 2))
     assert (tmp_path / "b" / "seed0" / "recipe" / "20260101-000000" / "summary.json").is_file()  # it ended, and long before its minute was over
+
+
+def test_runs_stop_where_the_process_that_gave_them_is_killed(tmp_path):
+    parent = multiprocessing.get_context("spawn").Process(target=studied.carry_out_for_ever, args=(jobs(tmp_path, "ab"),))
+    parent.start()
+
+    def there(name):
+        return {path.parents[1].name for path in tmp_path.glob(f"*/seed0/{name}")}
+
+    until = time.monotonic() + 60
+    while there("begun") != {"a", "b"} and time.monotonic() < until:
+        time.sleep(0.02)
+    parent.kill()
+    parent.join()
+    while there("stopped") != {"a", "b"} and time.monotonic() < until:
+        time.sleep(0.02)
+    assert there("stopped") == {"a", "b"}

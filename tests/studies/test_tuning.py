@@ -2,6 +2,7 @@ import shutil
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import optuna
 import pytest
@@ -94,6 +95,15 @@ def test_a_run_that_was_stopped_stays_open_and_is_told_once(search):
     assert again.outcomes[0].value == 0.5
     assert not again.watch(other)({"val/accuracy": float("nan")}, 0.4)
     assert not again.watch(other)({"val/loss": 1.0}, 0.6)
+
+
+def test_a_run_that_ended_while_nobody_was_there_is_told(search):
+    job = next(search.jobs(2))
+    searched.pretend(job, search)
+    again = replace(search)
+    assert [job.arm for job in islice(again.jobs(2), 1)] == ["1"]
+    assert [outcome.state for outcome in again.outcomes] == ["finished", "unfinished"]
+    assert again.outcomes[0].value == pytest.approx(0.91)
 
 
 def test_a_trial_that_fails_costs_itself(search):
