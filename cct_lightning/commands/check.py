@@ -9,12 +9,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from cct_lightning.commands.keys import allowed, check_keys, check_value, read_names
+from cct_lightning.commands.permissions import IMPORT, Permissions
 from cct_lightning.commands.recipes import find_recipe, read_recipe
 from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.options import DataOptions
@@ -61,6 +63,7 @@ What is worth a look (exit code 0)
                                of more than 8 bits the range of their values, and prints them as a recipe takes them; each image counts alike
   --data.dataset NAME          image_folder, csv, images, parquet, huggingface, webdataset or a named set
   --data.root PATH             where it lies
+  --allow-import PACKAGE       reads by a class of this package, which --data.dataset mycode.Scans names
   --data.unlabelled DIR        images without labels beside it
   --data.targets [A,B]         columns of a CSV with numbers that are learned
   --data.num_workers N         processes that read (default: one for each core)
@@ -86,6 +89,7 @@ class Place:
     in_chans: int = 3
     value_range: list[float] | None = None
     measures: bool = False
+    imports: tuple[str, ...] = ()
 
 
 def prepare(arguments: list[str]) -> Place:
@@ -99,6 +103,8 @@ def prepare(arguments: list[str]) -> Place:
     for option in typed.options:
         if option.key == CONFIG:
             keys |= {key: value for key, value in read_recipe(find_recipe(option.value or ""), trains=True).items() if key in KEYS}
+        elif option.key == IMPORT:
+            continue
         elif option.key in ("out", "statistics"):
             keys[option.key] = option.value
         else:
@@ -133,7 +139,9 @@ def prepare(arguments: list[str]) -> Place:
     word = typed.alone[0] if typed.alone else str(root)
     skips = keys.get("data.on_bad_image") == "skip"
     targets, channels, limits = (read_names("data.targets", keys.get("data.targets")), *_channels(keys))
-    return Place(dataset, root, unlabelled, out, count, skips, limit, word, targets, channels, limits, "statistics" in keys)
+    return Place(
+        dataset, root, unlabelled, out, count, skips, limit, word, targets, channels, limits, "statistics" in keys, Permissions.read(typed).imports
+    )
 
 
 def _channels(keys: dict[str, Any]) -> tuple[int, list[float] | None]:
@@ -169,9 +177,12 @@ def main(arguments: list[str]) -> None:
         os.environ.setdefault(name, value)
     from cct_lightning.data.check import Look, cores, counted, examine_all
     from cct_lightning.data.findings import find, list_images
+    from cct_lightning.data.imports import allowing
+    from cct_lightning.data.places import is_reader
 
     began = time.perf_counter()
-    listing = list_images(place.dataset, place.root, place.unlabelled, place.targets)
+    with allowing(place.imports) if is_reader(place.dataset) else nullcontext():
+        listing = list_images(place.dataset, place.root, place.unlabelled, place.targets)
     _make(place.out)
     workers = cores() if place.workers is None else place.workers
     found = examine_all(listing.images, workers, Look(place.max_megapixels, place.in_chans, place.value_range, place.measures))

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cct_lightning.commands.ranges import check_number
 from cct_lightning.data.options import DataOptions
+from cct_lightning.data.places import is_reader
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.networks.presets import VARIANTS
 from cct_lightning.options import default_of, helps
@@ -156,6 +157,8 @@ def check_value(key: str, value: object, where: str) -> None:
     names = allowed(key)
     if names is None or str(value) in names or value in (None, "null") or (key == "model.arch" and str(value).startswith("timm/")):
         return
+    if key == "data.dataset" and is_reader(str(value)):
+        return  # a reader of someone's own
     raise InputError(f"{where}: {key}={value} is unknown.{did_you_mean(value, names)}")
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from cct_lightning import callbacks as ours
 from cct_lightning.commands.keys import known_keys
+from cct_lightning.data.imports import not_allowed
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.runs.loggers import MODE as LOGGERS_MODE
 
@@ -107,16 +108,6 @@ def shorten(message: str) -> str:
         hint = next((did_you_mean(given, CLASSES[base], listed=0) for base in CLASSES if base in known.type), "")
         lines.append(f"  It takes {name}.{hint}")
     return "\n".join(lines)
-
-
-def not_allowed(path: str) -> InputError:
-    """Makes the error of a class or function that may not be imported."""
-    package = path.partition(".")[0]
-    return InputError(
-        f"{path} is code of neither cct-lightning nor Lightning, or runs whatever it is given: it was not imported.\n"
-        f"  Where you know it, allow it for this call, as also for each `cct resume` of the run: --allow-import {package}\n"
-        f"  (in Python allow_import=[{package!r}]). A recipe, checkpoint or config.yaml can't allow it by itself. It then runs with all your rights."
-    )
 
 
 class Parser(LightningArgumentParser):

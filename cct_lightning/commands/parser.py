@@ -8,9 +8,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from cct_lightning.commands.messages import Parser
 from cct_lightning.commands.requests import Request
+from cct_lightning.data.imports import allowing
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
-from cct_lightning.runs.imports import allowing
 from cct_lightning.runs.loggers import in_words, put
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.runs.trainer import Setting

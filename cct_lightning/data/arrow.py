@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cct_lightning.data.files import Array, Packed
+from cct_lightning.data.files import Array
 from cct_lightning.data.folders import Table
+from cct_lightning.data.members import Packed
 from cct_lightning.data.packed import INSTALL, Labelled, as_names, as_table, copy_path, from_names, keep, read_kept, replacing, shards
 from cct_lightning.errors import InputError
 from cct_lightning.wording import reason

@@ -15,8 +15,9 @@ import torch.distributed
 
 from cct_lightning.data.arrays import Range
 from cct_lightning.data.check import ADVICE, MOST_BAD, cores, counted, why_bad
-from cct_lightning.data.files import Array, File, decode, size_of
+from cct_lightning.data.files import Array, decode, size_of
 from cct_lightning.data.folders import Split
+from cct_lightning.data.members import File
 from cct_lightning.errors import InputError
 from cct_lightning.wording import as_cells, printable, some
 

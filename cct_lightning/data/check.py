@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import repeat
 from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -17,7 +18,8 @@ import PIL.Image
 import PIL.ImageFile
 
 from cct_lightning.data.arrays import Range, holds_array, with_number
-from cct_lightning.data.files import Array, File, Packed, decode, open_image, read_array, read_pixels
+from cct_lightning.data.files import Array, decode, open_image, read_array, read_pixels
+from cct_lightning.data.members import File, Own, Packed
 from cct_lightning.data.moments import Moments, measure
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
@@ -99,6 +101,8 @@ def examine(image: File | Array, how: Look = Look()) -> Seen:
         seen = Seen(None, image.nbytes, _digest(image.tobytes()), "", "L" if image.shape[-1] == 1 else "RGB", image.shape[:2], look_of(image))
         return seen._replace(moments=measure(np.atleast_3d(image)) if how.measures else None)
     try:
+        if isinstance(image, Own):
+            return _examine_own(image, how)
         if holds_array(image.name, how.in_chans, how.value_range):
             return _examine_array(image, how)
         with open_image(image, how.max_megapixels) as opened:
@@ -116,7 +120,16 @@ def examine(image: File | Array, how: Look = Look()) -> Seen:
         return Seen(f"can't be read ({reason(error, 80)})")
 
 
-def _examine_array(image: File, how: Look) -> Seen:
+def _examine_own(image: Own, how: Look) -> Seen:
+    given = image.read()
+    stored = given if isinstance(given, np.ndarray) else None
+    pixels = decode(image, how.in_chans, how.max_megapixels, how.value_range) if stored is None or not how.measures else stored
+    content, mode = pixels.tobytes(), given.mode if isinstance(given, PIL.Image.Image) else f"{given.shape[2]} x {given.dtype}"
+    look = look_of(pixels) if pixels.dtype == np.uint8 else None
+    return Seen(None, len(content), _digest(content), "", mode, (pixels.shape[0], pixels.shape[1]), look, measure(pixels) if how.measures else None)
+
+
+def _examine_array(image: Path | Packed, how: Look) -> Seen:
     """Does so with what Pillow has no mode for; that its range is not known is no fault where it is to be measured."""
     stored = read_array(image, how.max_megapixels, how.in_chans)
     mode, size, content = f"{stored.shape[2]} x {stored.dtype}", stored.shape[:2], _bytes_of(image)
@@ -127,7 +140,7 @@ def _examine_array(image: File, how: Look) -> Seen:
     return Seen(None, len(content), _digest(content), os.path.splitext(image.name)[1][1:].upper(), mode, size, look, moments)
 
 
-def _bytes_of(image: File) -> bytes:
+def _bytes_of(image: Path | Packed) -> bytes:
     return image.read() if isinstance(image, Packed) else image.read_bytes()
 
 

@@ -41,51 +41,14 @@ import PIL.TiffImagePlugin
 
 from cct_lightning.data.arrays import ARRAYS, Range, holds_array, read_shape, read_values, scaled, with_number
 from cct_lightning.data.integrity import check_png
+from cct_lightning.data.members import File, Own, Packed, unreadable
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
-from cct_lightning.wording import reason
 
 Array = np.ndarray[Any, Any]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 KINDS_OF_FILES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 PROGRAMS = ("EPS", "WMF")  # formats that Pillow has another program draw
-
-
-class Packed(NamedTuple):
-    """An image inside of a larger file, which can be read alone.
-
-    Attributes:
-        file: It lies in this one.
-        start: First byte.
-        size: Bytes.
-        name: What it is called there.
-        of: The file that it is told to be of, where that is another one.
-    """
-
-    file: Path
-    start: int
-    size: int
-    name: str
-    of: Path | None = None
-
-    def __str__(self) -> str:
-        return f"{self.of or self.file}/{self.name}"
-
-    def read(self) -> bytes:
-        """Returns its bytes; the file is opened anew each time, so that processes may share it.
-
-        Raises:
-            OSError: The file is gone, or ends before them.
-        """
-        with open(self.file, "rb") as file:
-            file.seek(self.start)
-            content = file.read(self.size)
-        if len(content) < self.size:
-            raise OSError("its file ends before it")
-        return content
-
-
-File = Path | Packed
 
 
 def decode(image: Array | File, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS, value_range: Range | None = None) -> Array:
@@ -103,13 +66,21 @@ def decode(image: Array | File, in_chans: int, max_megapixels: float = MAX_MEGAP
     """
     if isinstance(image, np.ndarray):
         return image
+    if isinstance(image, Own):
+        given = image.read()
+        try:
+            if isinstance(given, np.ndarray):
+                return with_number(scaled(given, value_range), in_chans)
+            return to_uint8(given, in_chans, value_range)
+        except ValueError as error:
+            raise unreadable(image, error) from None
     if holds_array(image.name, in_chans, value_range):
         return with_number(scaled(read_array(image, max_megapixels, in_chans), value_range), in_chans)
     with open_image(image, max_megapixels) as opened:
         return read_pixels(opened, in_chans, value_range)
 
 
-def read_array(image: File, max_megapixels: float, in_chans: int | None = None) -> Array:
+def read_array(image: Path | Packed, max_megapixels: float, in_chans: int | None = None) -> Array:
     """Reads the values of a file that ``arrays`` reads, (H, W, C), as they are stored; with ``in_chans`` none that could not become that."""
     with _readable(image, max_megapixels) as file:
         (high, wide, channels), _ = read_shape(file, image.name)
@@ -121,6 +92,9 @@ def read_array(image: File, max_megapixels: float, in_chans: int | None = None) 
 
 def size_of(image: File, in_chans: int = 3, max_megapixels: float = MAX_MEGAPIXELS, value_range: Range | None = None) -> tuple[int, int]:
     """Reads (H, W) off the header; arguments and errors as of ``decode``."""
+    if isinstance(image, Own):
+        given = image.read()
+        return given.shape[:2] if isinstance(given, np.ndarray) else (given.height, given.width)
     if holds_array(image.name, in_chans, value_range):
         with _readable(image, max_megapixels) as file:
             (high, wide, _), _ = read_shape(file, image.name)
@@ -140,7 +114,7 @@ def read_pixels(opened: PIL.Image.Image, in_chans: int, value_range: Range | Non
 
 
 @contextmanager
-def open_image(path: File, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[PIL.Image.Image]:
+def open_image(path: Path | Packed, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[PIL.Image.Image]:
     """Opens a file and reads its header: size, mode and format are known, and pixels are decoded when they are asked for.
 
     Raises:
@@ -155,7 +129,7 @@ def open_image(path: File, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[P
 
 
 @contextmanager
-def _readable(path: File, max_megapixels: float) -> Iterator[IO[bytes]]:
+def _readable(path: Path | Packed, max_megapixels: float) -> Iterator[IO[bytes]]:
     """Opens a regular file; whatever is raised while it is in use becomes an error that names it."""
     try:
         # A FIFO would keep whoever opens it waiting for ever, and a device may never end.
@@ -169,11 +143,10 @@ def _readable(path: File, max_megapixels: float) -> Iterator[IO[bytes]]:
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:  # the latter where warnings are errors
         raise _too_large(path, int(next(iter(re.findall(r"\d+", str(error))), 0)), max_megapixels) from None
     except Exception as error:  # what a damaged file raises inside a decoder is not known beforehand
-        why = reason(error, 80).partition(" <_io")[0]  # Pillow names the file once more
-        raise InputError(f"{path} can't be read as an image ({why}): mend it or move it out of the data set.") from None
+        raise unreadable(path, error) from None
 
 
-def _stream(path: File) -> IO[bytes]:
+def _stream(path: Path | Packed) -> IO[bytes]:
     return io.BytesIO(path.read()) if isinstance(path, Packed) else open(path, "rb")
 
 

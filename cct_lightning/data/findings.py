@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cct_lightning.data.check import Seen, near_duplicates
-from cct_lightning.data.files import SUFFIXES, Array, File, Packed
+from cct_lightning.data.files import SUFFIXES, Array
 from cct_lightning.data.folders import (
     SPLITS,
     Split,
@@ -23,7 +23,9 @@ from cct_lightning.data.folders import (
     read_heap,
     split_folder,
 )  # fmt: skip
-from cct_lightning.data.sets import DATASETS, named_folder, read_split
+from cct_lightning.data.members import File
+from cct_lightning.data.places import is_reader
+from cct_lightning.data.sets import DATASETS, find_set, named_folder, read_split
 from cct_lightning.data.source import others
 from cct_lightning.errors import InputError
 from cct_lightning.wording import printable
@@ -117,13 +119,13 @@ def _list_set(dataset: str, root: Path, targets: Sequence[str] | None) -> Listin
         if dataset != "image_folder" and (found := len(class_folders(folder / "train"))) != (wanted := DATASETS[dataset].num_classes):
             listing.findings.append(Finding("no data set", "train", path=str(folder), detail=f"{found} classes, and {dataset} has {wanted}"))
         return listing
-    read_all = DATASETS[dataset].read_all
+    read_all = find_set(dataset).read_all
     listing = Listing(root.parent if read_all and root.is_file() else root)
     if read_all:
         try:
             table = read_all(root, targets)
         except InputError as error:
-            if not root.exists():
+            if not root.exists() or is_reader(dataset):
                 raise
             listing.findings.append(Finding("no data set", detail=str(error)))
             return listing
@@ -269,7 +271,7 @@ def _relation(listing: Listing, one: int, two: int) -> str:
     first, second = listing.images[one], listing.images[two]
     if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
         return "the same pixels"
-    if isinstance(first, Packed) or isinstance(second, Packed):
+    if not isinstance(first, Path) or not isinstance(second, Path):
         return "the same bytes"
     try:
         if os.path.samefile(first, second):

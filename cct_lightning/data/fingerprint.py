@@ -15,8 +15,9 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from cct_lightning.data.files import Array, Packed
+from cct_lightning.data.files import Array
 from cct_lightning.data.folders import Split
+from cct_lightning.data.members import Own, Packed
 from cct_lightning.errors import InputError
 from cct_lightning.wording import printable
 
@@ -223,8 +224,8 @@ class Past:
 
 
 def _size(file: Any) -> int:
-    if isinstance(file, Packed):
-        return file.size
+    if isinstance(file, Packed | Own):
+        return file.size if isinstance(file, Packed) else -1
     try:
         about = os.stat(file)
     except OSError:

@@ -10,7 +10,8 @@ import numpy as np
 
 from cct_lightning.data.arrays import ARRAYS
 from cct_lightning.data.columns import Cells, Kind, find_columns, read_answers
-from cct_lightning.data.files import SUFFIXES, Array, File, find_images
+from cct_lightning.data.files import SUFFIXES, Array, find_images
+from cct_lightning.data.members import File
 from cct_lightning.errors import InputError
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}  # in any case

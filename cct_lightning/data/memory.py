@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from cct_lightning.data.arrays import Range
-from cct_lightning.data.files import Array, File, decode, size_of
+from cct_lightning.data.files import Array, decode, size_of
 from cct_lightning.data.folders import Split
+from cct_lightning.data.members import File
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.data.preparation import CROP, Fitting, fit
 from cct_lightning.errors import InputError

@@ -71,10 +71,11 @@ class DataOptions:
 
     Args:
         dataset: digits, mnist, fashion_mnist, cifar10, cifar100, flowers102, image_folder, csv, images, parquet, huggingface or
-            webdataset.
+            webdataset; or a class of your own, such as mycode.Scans, which --allow-import mycode permits: see cct_lightning.data.readers.Reader.
         root: Folder where the data set lies or is downloaded to; for image_folder the folder of class folders, for csv a file with the columns
             path and label, and split (train, val or test) where you split; for parquet and webdataset (.tar) a folder of such files, or one of
-            them, for huggingface what its `datasets` saved to disk; for images, which have no labels, a folder with images at any depth.
+            them, for huggingface what its `datasets` saved to disk; for a class of yours what it takes; for images, which have no labels, a folder
+            with images at any depth.
             Of a csv, labels in the place of label holds several names, separated by semicolons, or none (task multilabel); columns of 0 and 1 say the
             same, one for each label; columns of other numbers are for task regression.
         unlabelled: Images that a pre-training takes without their labels beside the training images: rest is those that fraction and per_class leave

@@ -12,8 +12,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from cct_lightning.data.files import Array, Packed
+from cct_lightning.data.files import Array
 from cct_lightning.data.folders import SPLITS, Split, Table
+from cct_lightning.data.members import Packed
 from cct_lightning.data.places import SHARDS
 from cct_lightning.errors import InputError
 

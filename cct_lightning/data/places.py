@@ -12,6 +12,11 @@ PACKED = ("huggingface", *SHARDS)
 OWN = ("image_folder", "csv", "images", *PACKED)  # the user's own, named by data.root
 
 
+def is_reader(dataset: str) -> bool:
+    """Tells whether ``data.dataset`` names a class by where it is imported from."""
+    return "." in dataset
+
+
 def dataset_of(place: Path, folder: str = "a folder of class folders") -> str:
     """Returns the name of the data set that lies at a place; ``image_folder`` of a folder that is nothing else.
 

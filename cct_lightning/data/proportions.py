@@ -5,8 +5,9 @@ from statistics import median
 
 import numpy as np
 
-from cct_lightning.data.files import Array, File, size_of
+from cct_lightning.data.files import Array, size_of
 from cct_lightning.data.folders import Split
+from cct_lightning.data.members import File
 from cct_lightning.errors import InputError
 
 LIMIT = 1.4  # photographs of 4:3 are below it, those of 3:2 above

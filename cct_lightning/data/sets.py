@@ -12,8 +12,10 @@ import numpy as np
 from cct_lightning.data.arrow import read_parquet, read_saved
 from cct_lightning.data.files import Array
 from cct_lightning.data.folders import Split, Table, class_folders, folder_class_names, read_folder, read_heap, read_table
+from cct_lightning.data.places import is_reader
+from cct_lightning.data.readers import read_own
 from cct_lightning.data.tars import read_shards
-from cct_lightning.errors import InputError
+from cct_lightning.errors import InputError, did_you_mean
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -135,9 +137,22 @@ DATASETS: dict[str, DataSet] = {
 }
 
 
+def find_set(name: str) -> DataSet:
+    """Returns what is known of a data set: of ``DATASETS``, or of a reader of someone's own, by where its class is imported from.
+
+    Raises:
+        InputError: There is none of this name.
+    """
+    if name not in DATASETS and is_reader(name):
+        return _own(lambda root, _: read_own(name, root))
+    if name not in DATASETS:
+        raise InputError(f"data.dataset={name!r} is unknown.{did_you_mean(name, DATASETS)}")
+    return DATASETS[name]
+
+
 def named_folder(name: str, root: Path) -> Path | None:
     """Returns the class folders of a named set, root/train or root/<name>/train, or None where there are none."""
-    if DATASETS[name].num_classes is None:
+    if find_set(name).num_classes is None:
         return None  # it is the user's own
     return next((folder for folder in (root, root / name) if len(class_folders(folder / "train")) > 1), None)
 

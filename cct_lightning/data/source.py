@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from cct_lightning.data.columns import Kind
-from cct_lightning.data.files import File, Packed
 from cct_lightning.data.folders import UNLABELLED, Split, check_heap, folder_class_names, list_heap, split_folder
+from cct_lightning.data.members import File
 from cct_lightning.data.options import DataOptions, read_fold
-from cct_lightning.data.sets import DATASETS, named_folder, read_split
-from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.data.places import OWN
+from cct_lightning.data.sets import find_set, named_folder, read_split
+from cct_lightning.errors import InputError
 
 Read = dict[str, Split | None]  # by split: train, val, test
 REST = "rest"  # of data.unlabelled: the training images that are not chosen for their labels
@@ -41,9 +42,7 @@ class Source:
     def __init__(self, options: DataOptions) -> None:
         """Looks at the folder or the table; no image is read."""
         self.dataset, self.root = options.dataset, Path(options.root).expanduser()
-        if self.dataset not in DATASETS:
-            raise InputError(f"data.dataset={self.dataset!r} is unknown.{did_you_mean(self.dataset, DATASETS)}")
-        self.about = DATASETS[self.dataset]
+        self.about = find_set(self.dataset)
         self.folder = self.root if self.dataset == "image_folder" else named_folder(self.dataset, self.root)
         if options.targets and self.dataset != "csv":
             raise InputError(f"data.targets={options.targets} names columns of a table, and data.dataset={self.dataset} is none: leave it out.")
@@ -131,7 +130,7 @@ class Source:
         further = [] if self.heap is None else ["--data.unlabelled", str(self.heap)]
         if not self.class_names:
             return shlex.join([str(self.root), "--data.dataset", self.dataset, *further])
-        own = self._table is not None or self.dataset == "image_folder"
+        own = self.dataset in OWN
         return shlex.join([str(self.root), *further] if own else [self.dataset, "--data.root", str(self.root), *further])
 
 
@@ -142,8 +141,8 @@ def others(heap: Iterable[Path], known: Iterable[File]) -> list[Path]:
 
 
 def _identity(file: File) -> object:
-    if isinstance(file, Packed):
-        return file
+    if not isinstance(file, Path):
+        return str(file)
     try:
         about = os.stat(file)
     except OSError:

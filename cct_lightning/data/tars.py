@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cct_lightning.data.arrays import ARRAYS
-from cct_lightning.data.files import SUFFIXES, Packed
+from cct_lightning.data.files import SUFFIXES
 from cct_lightning.data.folders import Table
+from cct_lightning.data.members import Packed
 from cct_lightning.data.packed import Labelled, as_names, as_table, from_names, keep, read_kept, shards
 from cct_lightning.errors import InputError
 from cct_lightning.wording import reason

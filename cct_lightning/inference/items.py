@@ -9,12 +9,13 @@ import PIL.Image
 from torch import Tensor
 
 from cct_lightning.data.arrays import Range
-from cct_lightning.data.files import Array, Found, Packed, decode, to_uint8
+from cct_lightning.data.files import Array, Found, decode, to_uint8
+from cct_lightning.data.members import Own, Packed
 from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
 
-Item = str | Path | Packed | PIL.Image.Image | Array
-KINDS = (str, Path, Packed, PIL.Image.Image, np.ndarray)  # the same
+Item = str | Path | Packed | Own | PIL.Image.Image | Array
+KINDS = (str, Path, Packed, Own, PIL.Image.Image, np.ndarray)  # the same
 TAKES = "a Predictor takes paths, PIL images and uint8 arrays (H, W) or (H, W, C)"
 
 
@@ -93,14 +94,14 @@ def _conversion(images: Tensor | Array) -> str:
 
 
 def to_pixels(
-    image: Found | Packed | PIL.Image.Image | Array, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS, value_range: Range | None = None
+    image: Found | Packed | Own | PIL.Image.Image | Array, in_chans: int, max_megapixels: float = MAX_MEGAPIXELS, value_range: Range | None = None
 ) -> Array:
     """Returns an image as uint8 (H, W, C), as ``data.files`` says for each mode.
 
     Raises:
         ValueError: It has another shape or dtype, a mode whose range is not known, or is a file that can't be read or of too many pixels.
     """
-    if isinstance(image, Found | Packed):
+    if isinstance(image, Found | Packed | Own):
         return decode(Path(image.path) if isinstance(image, Found) else image, in_chans, max_megapixels, value_range)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4, in_chans)):

@@ -14,7 +14,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from cct_lightning.data.files import Array, Found, Packed, find_images, is_glob
+from cct_lightning.data.files import Array, Found, find_images, is_glob
+from cct_lightning.data.members import Own, Packed
 from cct_lightning.data.options import MAX_MEGAPIXELS, Preprocessing
 from cct_lightning.data.preparation import normalize, prepare
 from cct_lightning.errors import InputError, check_range
@@ -207,7 +208,7 @@ class Predictor:
         check_given(what)
         if not isinstance(what, KINDS):
             return (prediction for batch in self.batches(what, top_k, tta) for prediction in batch)
-        item: Found | Packed | PIL.Image.Image | Array
+        item: Found | Packed | Own | PIL.Image.Image | Array
         if isinstance(what, str | Path):
             if os.path.isdir(what) or is_glob(os.fspath(what)):
                 raise InputError(f"{what} is not one image: predict([{str(what)!r}]) goes through all that are in it.")
@@ -301,7 +302,7 @@ class Predictor:
             pool.shutdown(cancel_futures=True)
 
     @staticmethod
-    def _expand(items: Iterable[Item]) -> Iterator[Found | Packed | PIL.Image.Image | Array]:
+    def _expand(items: Iterable[Item]) -> Iterator[Found | Packed | Own | PIL.Image.Image | Array]:
         for item in items:
             check_item(item)
             if isinstance(item, str | Path):
@@ -309,9 +310,9 @@ class Predictor:
             else:
                 yield item
 
-    def _read(self, item: Found | Packed | PIL.Image.Image | Array) -> tuple[str | None, Array | str]:
+    def _read(self, item: Found | Packed | Own | PIL.Image.Image | Array) -> tuple[str | None, Array | str]:
         """Returns the path, and pixels of the network's size, uint8 (H, W, C), or why there are none."""
-        path, error = item if isinstance(item, Found) else (str(item) if isinstance(item, Packed) else None, None)
+        path, error = item if isinstance(item, Found) else (str(item) if isinstance(item, Packed | Own) else None, None)
         if error is not None:
             return path, error
         about = self.preprocessing

@@ -10,9 +10,9 @@ import jsonargparse
 import yaml
 from lightning.pytorch import loggers
 
+from cct_lightning.data.imports import may_import
 from cct_lightning.errors import InputError
 from cct_lightning.plain_yaml import read_yaml
-from cct_lightning.runs.imports import may_import
 
 RUN = "{run}"  # stands for the run's folder wherever a logger's save_dir is read: the folder is made after that, and anew when a run is repeated
 MODE = "yaml_with_loggers"  # what the parser's loader is called

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cct_lightning.data.options import DataOptions
-from cct_lightning.data.sets import DATASETS
+from cct_lightning.data.sets import find_set
 from cct_lightning.errors import InputError
 from cct_lightning.networks.build import create_network
 from cct_lightning.networks.options import NetworkOptions
@@ -62,7 +62,7 @@ def _as(start: float, value: float) -> float:
 
 
 def _network(keys: Mapping[str, Any]) -> torch.nn.Module:
-    about = DATASETS[str(keys.get("data.dataset", DataOptions.dataset))]
+    about = find_set(str(keys.get("data.dataset", DataOptions.dataset)))
     names = {option.name for option in fields(NetworkOptions)}
     options = {key.removeprefix("model."): value for key, value in keys.items() if key.startswith("model.") and key.removeprefix("model.") in names}
     size = keys.get("data.image_size") or about.image_size

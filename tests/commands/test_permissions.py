@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from readers import CODE
 
 import cct_lightning
 from cct_lightning import InputError
 from cct_lightning.commands.permissions import Permissions
 from cct_lightning.commands.recipes import recipe_paths
 from cct_lightning.commands.words import read_words
-from cct_lightning.runs.imports import allowing, may_import
+from cct_lightning.data.imports import allowing, may_import
 
 FROZEN = Path(__file__).parents[1] / "frozen"
 CHECKOUT = Path(__file__).parents[2]
@@ -126,6 +127,25 @@ def test_r11_who_calls_may_allow_it_and_must_again_at_a_resumption(cct, evil, tm
     assert "as also for each `cct resume` of the run: --allow-import evil" in outcome.err
     assert cct("resume", run, "--extend-to", 2, "--allow-import", "evil").code == 0
     assert evil.exists()
+
+
+def test_r11_a_reader_of_images_is_imported_where_who_calls_allows_it_alone(cct, tmp_path, monkeypatch):
+    (tmp_path / "scanning.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    place, made = ("--data.dataset", "scanning.Scans", "--data.root", tmp_path), tmp_path / "made"
+    words = ("fit", "-c", "finetune", *place, "--data.image_size", 16, "--data.batch_size", 4, "--model.arch", "cct_2_3x2_32",
+             "--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false", "--data.num_workers", 0, "--wandb.mode", "disabled")  # fmt: skip
+    refused(cct(*words), made)
+    assert cct(*words, "--allow-import", "scanning").code == 0
+    best = next(tmp_path.glob("runs/finetune/*/checkpoints/best.ckpt"))
+    made.unlink()
+    refused(cct("test", best), made)
+    refused(cct("check", *place), made)
+    assert "accuracy" in cct("test", best, "--allow-import", "scanning").out
+    made.unlink()
+    checked = cct("check", *place, "--allow-import", "scanning")
+    assert checked.code == 0
+    assert "16 images" in checked.out
 
 
 def test_r11_python_allows_by_a_keyword(evil, tmp_path, monkeypatch, capfd):

@@ -7,7 +7,7 @@ from doors import pack
 from pictures import write_images
 
 from cct_lightning import AugmentConfig, ImageDataModule
-from cct_lightning.data.files import Packed
+from cct_lightning.data.members import Packed
 from cct_lightning.data.packed import as_names, as_table, check_packed, from_names, keep, read_kept, shards
 from cct_lightning.data.places import dataset_of
 from cct_lightning.errors import InputError

@@ -1,9 +1,10 @@
 """What a recipe, a key, a checkpoint or a run's config.yaml may have imported: our code and Lightning's. More is allowed by name, by who calls."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from jsonargparse import _common, set_parsing_settings
+from cct_lightning.errors import InputError
 
 ALLOWED = ("cct_lightning", "lightning.Callback", "lightning.pytorch", "lightning.fabric", "torch.optim", "torch.nn")
 # It calls whatever it is given, at whatever moment it is told.
@@ -18,6 +19,8 @@ def allowing(packages: Iterable[str]) -> Iterator[None]:
     Args:
         packages: What is allowed besides: packages, modules or single names.
     """
+    from jsonargparse import _common, set_parsing_settings
+
     before = {name: _common.parsing_settings[name] for name in SETTINGS}  # jsonargparse 4.53 has no way to take settings back
     _common.parsing_settings["import_path_verdicts"] = {}
     try:
@@ -28,5 +31,19 @@ def allowing(packages: Iterable[str]) -> Iterator[None]:
 
 
 def may_import(path: str) -> bool:
-    """Tells whether a dotted path may be imported, inside of ``allowing``."""
+    """Tells whether a dotted path may be imported: inside of ``allowing`` what that allows, else everything."""
+    if "jsonargparse" not in sys.modules:
+        return True
+    from jsonargparse import _common
+
     return not _common.parsing_settings["import_paths_enforced"] or _common.denying_import_path_entry(path) is None
+
+
+def not_allowed(path: str) -> InputError:
+    """Makes the error of a class or function that may not be imported."""
+    package = path.partition(".")[0]
+    return InputError(
+        f"{path} is code of neither cct-lightning nor Lightning, or runs whatever it is given: it was not imported.\n"
+        f"  Where you know it, allow it for this call, as also for each `cct resume` of the run: --allow-import {package}\n"
+        f"  (in Python allow_import=[{package!r}]). A recipe, checkpoint or config.yaml can't allow it by itself. It then runs with all your rights."
+    )
