@@ -1,5 +1,6 @@
 """Carries out the runs of a study, one after another or in processes side by side; each writes what it says into a log beside its run."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cct_lightning.studies.plan import Job
 from cct_lightning.wording import duration, percent, reason
@@ -94,6 +95,7 @@ def into(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     with log.open("a", encoding="utf-8", errors="replace") as file:
+        _hand_loggers(sys.stderr, file)
         kept = {number: os.dup(number) for number in (1, 2)}
         try:
             for number in kept:
@@ -105,6 +107,15 @@ def into(log: Path) -> Iterator[None]:
             for number, before in kept.items():
                 os.dup2(before, number)
                 os.close(before)
+            _hand_loggers(file, sys.stderr)
+
+
+def _hand_loggers(before: object, now: IO[str]) -> None:
+    """Has loggers that write into one stream write into another: Lightning's keep the one that was there when it was imported."""
+    for logger in list(logging.Logger.manager.loggerDict.values()):
+        for handler in logger.handlers if isinstance(logger, logging.Logger) else ():
+            if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+                handler.setStream(now)
 
 
 def _end_with_parent() -> None:

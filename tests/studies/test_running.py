@@ -1,12 +1,14 @@
+import logging
 import multiprocessing
 import os
+import sys
 import time
 
 import pytest
 import studied
 
 from cct_lightning.studies.plan import Job
-from cct_lightning.studies.running import LOG, carry_out, line
+from cct_lightning.studies.running import LOG, carry_out, into, line
 
 
 def jobs(tmp_path, arms="abc", seeds=1):
@@ -22,6 +24,21 @@ def test_a_run_that_fails_is_told_and_ends_nothing_else(tmp_path, processes, cap
     assert "ValueError" in (tmp_path / "b" / "seed0" / LOG).read_text()
     assert "trained a, seed 0" in (tmp_path / "a" / "seed0" / LOG).read_text()
     assert capfd.readouterr() == ("", "")  # what runs say is in their logs
+
+
+def test_a_logger_that_begins_in_a_run_writes_into_the_log_of_the_next(tmp_path, capfd):
+    logger = logging.getLogger("of.a.library")
+    handlers = []
+    for name in ("one", "two"):
+        with into(tmp_path / name):
+            if not handlers:
+                handlers.append(logging.StreamHandler())  # as a library's is made when it is imported
+                logger.addHandler(handlers[0])
+            logger.warning("said in %s", name)
+    logger.removeHandler(handlers[0])
+    assert [(tmp_path / name).read_text() for name in ("one", "two")] == ["said in one\n", "said in two\n"]
+    assert capfd.readouterr() == ("", "")
+    assert handlers[0].stream is sys.stderr
 
 
 def test_processes_share_the_cores(tmp_path, monkeypatch):
