@@ -228,6 +228,8 @@ def tune(
     minutes: float | None = None,
     out: str | PathLike[str] | None = None,
     jobs: int = 1,
+    allow_import: Sequence[str] = (),
+    allow_path: Sequence[str | PathLike[str]] = (),
 ) -> Tuned:
     """Tries values of a recipe's keys: ``cct tune -c RECIPE --key NAME=VALUES --trials N``, by the validation images alone.
 
@@ -239,6 +241,8 @@ def tune(
         minutes: After which none begins.
         out: Folder of the search; None: ``tuning/<recipe>``.
         jobs: How many side by side.
+        allow_import: As in ``fit``.
+        allow_path: As in ``fit``.
 
     Returns:
         The best values, their measure, and the folder.
@@ -251,7 +255,7 @@ def tune(
     words = [word for path in recipes for word in ("-c", str(path))]
     words += [f"--key={key}={values if isinstance(values, str) else ','.join(map(plain, values))}" for key, values in search.items()]
     words += [f"--{name}={value}" for name, value in {"trials": trials, "minutes": minutes, "out": out, "jobs": jobs}.items() if value is not None]
-    return tuning.run(tuning.prepare([*words, *_words(keys)]))
+    return tuning.run(tuning.prepare([*words, *_words(keys), *_allowed(allow_import, allow_path)]))
 
 
 def carry_out(request: Request) -> Run:

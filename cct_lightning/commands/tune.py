@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cct_lightning.commands import fit as fitting
 from cct_lightning.commands import resume as resuming
 from cct_lightning.commands.keys import check_keys, check_value, groups, known_keys
+from cct_lightning.commands.permissions import FLAGS, Permissions
 from cct_lightning.commands.ranges import as_number
 from cct_lightning.commands.recipes import find_recipe, read_recipe
 from cct_lightning.commands.words import CONFIG, Typed, read_words
@@ -42,7 +43,7 @@ training on. pip install "cct-lightning[tune]" brings Optuna; no account is need
   --minutes M                             no trial begins after so many; those at hand come to their end
   --jobs N                                trials side by side, each on its share of the cores; what is tried then depends on which ends first
   --out DIR                               where runs, table and pictures are written  (default: tuning/<recipe>)
-  --NAME VALUE                            a key of all trials, as in `cct fit --help`
+  --NAME VALUE                            a key of all trials, as in `cct fit --help`; --allow-import and --allow-path likewise
 
 All trials have the recipe's seed. The same command goes on where it was stopped, inside an epoch, too; a trial that fails is told and ends nothing
 else. Written: trials.csv, report.html, pictures, and optuna.db, which Optuna's own tools read; the runs lie below trials/, each as in runs/<recipe>.
@@ -58,12 +59,14 @@ class Request:
         trials: How many in all.
         minutes: After which none begins; None: all do.
         jobs: How many side by side.
+        permissions: What is allowed to all.
     """
 
     search: "Search"
     trials: int
     minutes: float | None
     jobs: int
+    permissions: Permissions = Permissions()
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,9 @@ def prepare(arguments: Sequence[str]) -> Request:
     from cct_lightning.studies.tuning import Search
 
     usual |= fixed
+    for key in ("trainer.devices", "trainer.num_nodes"):
+        if str(usual.get(key, 1)) != "1":
+            raise InputError(f"{key}={plain(usual[key])}: a trial is one process on one device; --jobs N has several side by side.")
     out = typed.last("out")
     root = Path(out).expanduser() if out else Path("tuning", "-".join(path.stem for path in recipes))
     search = Search(
@@ -122,7 +128,7 @@ def prepare(arguments: Sequence[str]) -> Request:
     number = None if minutes is None else as_number(minutes)
     if minutes is not None and (number is None or not 0 < number < float("inf")):
         raise InputError(f"--minutes {minutes}: it takes a number above 0.")
-    return Request(search, _count(typed, "trials", TRIALS), number, _count(typed, "jobs", 1))
+    return Request(search, _count(typed, "trials", TRIALS), number, _count(typed, "jobs", 1), Permissions.read(typed))
 
 
 def _check_as_run(typed: Typed, space: Mapping[str, Numbers | Choices]) -> None:
@@ -158,7 +164,7 @@ def _space(typed: Typed) -> dict[str, Numbers | Choices]:
 def _fixed(typed: Typed) -> dict[str, Any]:
     fixed: dict[str, Any] = {}
     for option in typed.options:
-        if option.key in (*OWN, CONFIG):
+        if option.key in (*OWN, *FLAGS, CONFIG):
             continue
         check_keys({option.key: "command line"})
         check_value(option.key, option.value, "command line")
@@ -218,7 +224,7 @@ def run(request: Request) -> Tuned:
         finally:
             write_report(search)
     print("\n".join(["", *as_text(search)]))
-    print(f"\nwritten: {search.root}: trials.csv, report.html, pictures")
+    print(f"\nwritten: {search.root}: trials.csv, report.html{', pictures' * (search.root / 'pictures').is_dir()}")
     if not (ranked := search.ranked()):
         raise RunError(f"no trial came to its end: {search.root / 'trials.csv'} tells why.")
     return Tuned(search.root, ranked[0].keys, float(ranked[0].value or 0.0), command(search, ranked[0]))
@@ -232,14 +238,16 @@ def _carry_out(request: Request, there: int) -> None:
     print(f"{', '.join(f'{key} {values}' for key, values in search.space.items())}; seed {search.seed}", flush=True)
     print(f"{request.trials} trials, of which {there} are there", flush=True)
     until = float("inf") if request.minutes is None else time.monotonic() + 60 * request.minutes
-    call = partial(train, search=replace(search))  # without the connection to the database, which other processes open themselves
+    call = partial(
+        train, search=replace(search), permissions=request.permissions
+    )  # without the connection to the database, which other processes open themselves
     for result in carry_out(search.jobs(request.trials, until), call, request.jobs):
         before = search.ranked()[:1]
         outcome = search.tell(result)
         print(line(search, outcome, request.trials, search.ranked()[:1] != before), flush=True)
 
 
-def train(job: "Job", search: "Search") -> None:
+def train(job: "Job", search: "Search", permissions: Permissions = Permissions()) -> None:
     """Trains a trial, or goes on with it; it ends early where the search says so."""
     from cct_lightning.runs.postponed import postpone
 
@@ -248,6 +256,7 @@ def train(job: "Job", search: "Search") -> None:
 
     begun, watch = job.run, search.watch(job)
     if begun is None or not begun.last.is_file():
-        fit(list(search.recipes), {**job.keys, "trainer.default_root_dir": str(job.folder)}, watch=watch)
+        keys = {**job.keys, "trainer.default_root_dir": str(job.folder)}
+        fit(list(search.recipes), keys, allow_import=permissions.imports, allow_path=permissions.paths, watch=watch)
     else:
-        carry_out(replace(resuming.prepare([str(begun.path)]), watch=watch))
+        carry_out(replace(resuming.prepare([str(begun.path)]), permissions=permissions, watch=watch))

@@ -65,8 +65,13 @@ def test_trials_are_runs_that_never_see_the_test_images_and_go_on_where_they_wer
 def test_a_search_from_python_is_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    keys = {"data.per_class": 12, "trainer.max_epochs": 1, "trainer.callbacks": None}
-    tuned = cct_lightning.tune("digits", {"model.pooling": ["mean", "seqpool"]}, keys, trials=1, out="here")
+    (tmp_path / "mine.py").write_text("import lightning\n\n\nclass Note(lightning.pytorch.Callback):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = {"data.per_class": 12, "trainer.max_epochs": 1, "trainer.callbacks": "mine.Note"}
+    with pytest.raises(cct_lightning.InputError, match="no trial came to its end"):
+        cct_lightning.tune("digits", {"model.pooling": ["mean", "seqpool"]}, keys, trials=1, out="not")
+    assert "mine.Note is code of neither" in (tmp_path / "not" / "trials.csv").read_text()
+    tuned = cct_lightning.tune("digits", {"model.pooling": ["mean", "seqpool"]}, keys, trials=1, out="here", allow_import=["mine"])
     assert tuned.keys["model.pooling"] in ("mean", "seqpool")
     assert 0 <= tuned.value <= 1
     assert tuned.folder.name == "here"
@@ -105,6 +110,7 @@ def test_what_is_typed_is_what_is_searched():
         (("-c", "digits", *RATE, "--data.dataset", "image_folder", "--data.root", "nowhere"), "nowhere"),
         (("-c", "digits", "--key", "model.pretrained=a.ckpt,null"), "There is no file a.ckpt"),
         (("-c", "digits", "--key", "model.optim.name=adamw,adamwx"), "adamwx"),
+        (("-c", "digits", *RATE, "--trainer.devices", "2"), "trainer.devices=2: a trial is one process on one device; --jobs N"),
         (("-c", "digits", *RATE, "--trials", "0"), "--trials 0: it takes a whole number"),
         (("-c", "digits", *RATE, "--minutes", "soon"), "--minutes soon: it takes a number above 0"),
         (("-c", "digits", *RATE, "--model.deph", "3"), "model.deph"),
