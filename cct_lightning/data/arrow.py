@@ -199,7 +199,10 @@ def _places(column: Any, file: Path, base: int, count: int) -> list[Path | Packe
     wide = _pyarrow().types.is_large_binary(contents.type)
     offsets = np.frombuffer(ends, np.int64 if wide else np.int32)[contents.offset : contents.offset + len(contents) + 1].astype(np.int64)
     start = (content.address if content is not None else base) - base
-    if not 0 <= start <= file.stat().st_size:
+    inside = 0 <= start <= file.stat().st_size
+    if inside and len(contents) and (offsets[0] < 0 or (np.diff(offsets) < 0).any() or start + offsets[-1] > file.stat().st_size):
+        raise _damaged(file, ValueError("images lie beyond its end"))
+    if not inside:
         raise InputError(f"{file} is compressed, so that no image in it can be read alone: save it anew without compression.")
     there = contents.is_valid().to_pylist()
     numbers = enumerate(zip(offsets[:-1].tolist(), np.diff(offsets).tolist(), paths, there, strict=True), start=count)

@@ -137,6 +137,18 @@ def test_what_datasets_saved_is_read_where_it_lies(tmp_path, as_struct):
     assert not (tmp_path / "home").exists()  # nothing is copied
 
 
+def test_places_beyond_the_file_are_refused(tmp_path):
+    root = save(tmp_path / "set", table(5, as_struct=False))
+    file = next(root.glob("*.arrow"))
+    content = file.read_bytes()
+    sizes = np.cumsum([0, *(len(png(number)) for number in range(5))]).astype(np.int32)
+    for odd in ([0, 5, 3, 9, 12, 15], [0, 5, 6, 9, 12, 10**9], [-7, 5, 6, 9, 12, 15]):
+        assert content.count(sizes.tobytes()) == 1
+        file.write_bytes(content.replace(sizes.tobytes(), np.array(odd, np.int32).tobytes()))
+        with pytest.raises(InputError, match=r"arrow can't be read \(images lie beyond its end"):
+            read_saved(root)
+
+
 def test_a_data_set_of_one_split_is_one_heap(tmp_path):
     found = read_saved(save(tmp_path / "set", table(5)))
     assert (list(found.splits), found.class_names, values(found.splits["train"])) == (["train"], ["cat", "dog"], list(range(5)))
