@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as Bar
 
 from cct_lightning.errors import check_range
+from cct_lightning.evaluation.measures import MEASURES
 from cct_lightning.wording import clock, percent
 
 from .throughput import Throughput
@@ -26,8 +27,8 @@ def _in_notebook(stream: TextIO) -> bool:
 
 
 class ProgressBar(Bar):
-    """Tells epoch, step, loss, learning rate, images per second, validation accuracy with the best so far, and the time left; of what classifies
-    nothing the validation loss, and how many nearest neighbours are of an image's class.
+    """Tells epoch, step, loss, learning rate, images per second, validation accuracy, or the task's other measure, with the best so far, and the time
+    left; of what learns no labels the validation loss, and how many nearest neighbours are of an image's class.
 
     On a terminal it is one line that is drawn anew, by the clock and not by the step: drawing takes longer than a small network's step, and
     the loss waits for a GPU. So it is in a notebook, once a second at most. Elsewhere, in a log file, lines follow each other, seldom enough to
@@ -46,9 +47,10 @@ class ProgressBar(Bar):
         self._enabled = True
         self._drawn = 0.0
         self._width = 0  # of the line that a notebook shows
-        self._told: tuple[int, float | None] | None = None  # the step of the last line of the training, and the accuracy in it
+        self._told: tuple[int, float | None] | None = None  # the step of the last line of the training, and the measure in it
         self._begin, self._began = 0, 0.0
-        self._accuracy: float | None = None
+        self._measured: float | None = None
+        self._name = ""  # of the measure, where that is not the accuracy
         self._best = 0.0
         self._others: dict[str, float] = {}  # what a validation without accuracy found last
 
@@ -92,7 +94,7 @@ class ProgressBar(Bar):
         self._stream.flush()
 
     def _tell(self, trainer: Trainer) -> None:
-        self._told = (trainer.global_step, self._accuracy)
+        self._told = (trainer.global_step, self._measured)
         self._show(self._line(trainer))
 
     def _clear(self) -> None:
@@ -134,9 +136,9 @@ class ProgressBar(Bar):
         found = trainer.callback_metrics
         if trainer.sanity_checking:
             return
-        if "val/accuracy" in found:
-            self._accuracy = float(found["val/accuracy"])
-            self._best = max(self._best, self._accuracy)
+        if (name := next((name for name in MEASURES if f"val/{name}" in found), None)) is not None:
+            self._measured, self._name = float(found[f"val/{name}"]), "" if name == "accuracy" else f" {MEASURES[name].title}"
+            self._best = max(self._best, self._measured)
         else:
             self._others |= {name: float(found[name]) for name in ("val/loss", "val/knn") if name in found}
 
@@ -151,7 +153,7 @@ class ProgressBar(Bar):
             self._tell(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._enabled and (self._in_place or self._told != (trainer.global_step, self._accuracy)):
+        if self._enabled and (self._in_place or self._told != (trainer.global_step, self._measured)):
             self._tell(trainer)
         self._end()
 
@@ -174,8 +176,8 @@ class ProgressBar(Bar):
         rate = next((callback.images_per_second for callback in trainer.callbacks if isinstance(callback, Throughput)), None)  # type: ignore[attr-defined]
         if rate:
             parts.append(f"{rate:,.0f} images/s")
-        if self._accuracy is not None:
-            parts.append(f"val {percent(self._accuracy)} (best {percent(self._best)})")
+        if self._measured is not None:
+            parts.append(f"val{self._name} {percent(self._measured)} (best {percent(self._best)})")
         parts += [f"val loss {self._others['val/loss']:.3f}"] if "val/loss" in self._others else []
         parts += [f"k-NN {percent(self._others['val/knn'])}"] if "val/knn" in self._others else []
         seconds, steps = time.monotonic() - self._began, done - self._begin

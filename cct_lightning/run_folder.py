@@ -24,9 +24,10 @@ _SHARE, _TEXT = (float, int, NoneType), (str, NoneType)
 # Of what summary.json says, the types that those rely on who read it.
 SUMMARY: dict[str, type | tuple[type, ...]] = {
     "finished": bool, "recipe": str, "run_dir": str, "arch": str, "pooling": str, "device": str, "tta": str,
-    **dict.fromkeys(("best_checkpoint", "last_checkpoint"), _TEXT),
+    **dict.fromkeys(("best_checkpoint", "last_checkpoint", "measure"), _TEXT),
     **dict.fromkeys(("epochs", "steps", "num_parameters", "devices", "seed", "resumed"), int), "test": dict, "load_report": (dict, NoneType),
-    **dict.fromkeys(("val_accuracy", "val_accuracy_last", "val_accuracy_raw", "test_accuracy", "images_per_second", "seconds", "cpu_seconds",
+    **dict.fromkeys(("val_accuracy", "val_accuracy_last", "val_accuracy_raw", "test_accuracy", "val_measure",
+                     "val_measure_last", "val_measure_raw", "test_measure", "images_per_second", "seconds", "cpu_seconds",
                      "flops_per_image", "test_confidence", "label_smoothing", "steps_per_epoch", "cpu_seconds_at_350"), _SHARE),
 }  # fmt: skip
 IMAGES, LEFT_OUT = "images.csv.gz", "left_out.csv"  # what the run was trained on, and which images could not be read
@@ -228,7 +229,7 @@ class RunFolder:
     def tables(self) -> Path | None:
         """The folder with the tables of the test that ended the run; None where there was none."""
         checkpoint = self.summary.get("best_checkpoint") or self.summary.get("last_checkpoint")
-        if self.summary.get("test_accuracy") is None or not checkpoint:
+        if all(self.summary.get(name) is None for name in ("test_measure", "test_accuracy")) or not checkpoint:
             return None  # an earlier sitting may have left its tables
         folder = tables_beside(self.checkpoints / Path(checkpoint).name, str(self.key("data.dataset")), "test")
         return folder if folder.is_dir() else None

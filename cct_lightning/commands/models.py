@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from cct_lightning.errors import InputError, did_you_mean
+from cct_lightning.evaluation.measures import measured
 from cct_lightning.run_folder import BEST, LAST, RunFolder, newest
 from cct_lightning.weights.sources import PUBLISHED, TABLES, URL, card, inside, weights_folder
 from cct_lightning.wording import percent, shortened, table
@@ -50,9 +51,9 @@ def _runs() -> list[str]:
     rows = []
     for path in sorted([*best, *last], key=lambda path: path.stat().st_mtime, reverse=True)[:SHOWN]:
         summary = RunFolder(path.parent.parent).summary
-        measured = (summary.get("val_accuracy"), summary.get("test_accuracy"))
+        found = (measured(summary, "val"), measured(summary, "test"))
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-        rows.append((str(path), shortened(str(summary.get("arch", "-")), 30), *(percent(share, 2) for share in measured), when))
+        rows.append((str(path), shortened(str(summary.get("arch", "-")), 30), *(percent(share, 2) for share in found), when))
     if not rows:
         return ["yours: --model.pretrained RUN, a run's folder or checkpoint. There is none below runs/ here."]
     return ["yours, the newest below runs/: --model.pretrained RUN", *table(("run", "arch", "validation", "test", "of"), rows, LEFT)]

@@ -43,10 +43,12 @@ class BestCheckpoint(RunCheckpoint):
     An epoch whose measure or validation loss is no finite number is never kept.
 
     Attributes:
-        accuracy: Validation accuracy of the epoch that is kept, whatever measure chose it.
+        measure: Of the task, logged as ``val/...``; None where it has none.
+        measured: What it was in the epoch that is kept, whatever measure chose that; in a checkpoint it is called accuracy, whatever it is.
     """
 
-    accuracy: float | None = None
+    measure: str | None = None
+    measured: float | None = None
     _validated = False  # since it chose last: a run given in steps may end inside an epoch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,21 +68,21 @@ class BestCheckpoint(RunCheckpoint):
                 return False
         tie = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
         if chosen := tie or super().check_monitor_top_k(trainer, current):
-            found = trainer.callback_metrics.get("val/accuracy")  # other tasks have none
-            self.accuracy = None if found is None else float(found)
+            found = trainer.callback_metrics.get(f"val/{self.measure}")
+            self.measured = None if found is None else float(found)
         return chosen
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "accuracy": self.accuracy}
+        return {**super().state_dict(), "accuracy": self.measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.accuracy = state_dict["accuracy"]
+        self.measured = state_dict["accuracy"]
         if self.best_model_path and (told := _lost(Path(self.best_model_path))):
             if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 print(f"{told}; the next epoch that is validated takes its place")
             self.best_model_path = self.kth_best_model_path = ""
-            self.best_k_models, self.best_model_score, self.accuracy = {}, None, None
+            self.best_k_models, self.best_model_score, self.measured = {}, None, None
 
 
 def _lost(path: Path) -> str:

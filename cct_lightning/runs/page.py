@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
+from cct_lightning.evaluation.measures import measure_of, measured
 from cct_lightning.evaluation.options import PASSES
 from cct_lightning.run_folder import RunFolder, replacing
 from cct_lightning.runs.curves import Series, draw_curves
@@ -76,19 +77,21 @@ def _head(run: RunFolder, name: str) -> str:
 def _cards(run: RunFolder) -> str:
     """The few numbers that count, large."""
     summary, cards = run.summary, []
-    test = summary.get("test") or {}
-    accuracy, n = summary.get("test_accuracy"), read_json(run.tables / "measures.json").get("n") if run.tables else None
+    test, measure = summary.get("test") or {}, measure_of(summary)
+    found, n = measured(summary, "test"), read_json(run.tables / "measures.json").get("n") if run.tables else None
     below = ""
-    if accuracy is not None and n:
-        low, high = interval(accuracy, n)
+    if found is not None and n and measure.name == "accuracy":
+        low, high = interval(found, n)
         below = f"{n:,} images; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
-    cards.append(("Test accuracy", _percent(accuracy), below or ("not measured" if accuracy is None else ""), "main"))
-    best, last, raw = summary.get("val_accuracy"), summary.get("val_accuracy_last"), summary.get("val_accuracy_raw")
-    if raw is None and (found := run.column("val/accuracy_raw")):
-        raw = found[-1][1]
+    elif n:
+        below = f"{n:,} images"
+    cards.append((f"Test {measure.title}", _percent(found), below or ("not measured" if found is None else ""), "main"))
+    best, last, raw = (measured(summary, what) for what in ("val", "val_last", "val_raw"))
+    if raw is None and (column := run.column(f"val/{measure.name}_raw")):
+        raw = column[-1][1]
     told = ["of the kept weights" if summary.get("best_checkpoint") else "", f"last {_percent(last)}" if last is not None else "not measured"]
     told += [f"without EMA {_percent(raw)}" if raw is not None else ""]
-    cards.append(("Validation accuracy", _percent(best if best is not None else last), "; ".join(filter(None, told)), ""))
+    cards.append((f"Validation {measure.title}", _percent(best if best is not None else last), "; ".join(filter(None, told)), ""))
     for key, title, below in (
         ("f1", "F1", "of the test; mean of the classes"), ("top5", "Top-5", "of the test"), ("calibration_error", "Calibration error", "of the test"),
     ):  # fmt: skip
@@ -152,7 +155,7 @@ def _notes(run: RunFolder) -> str:
             notes.append(f"The {what} loss was no number, first in epoch {first}: the training diverged. Try a lower model.optim.lr.")
     if run.metrics and not run.column("val/loss"):
         notes.append("There was no validation: no image was set aside for it, or no epoch came to its end.")
-    if summary and summary.get("test_accuracy") is None:
+    if summary and measured(summary, "test") is None:
         why = "a run that is interrupted is not tested." if not summary.get("finished", True) else "there are no test images, or they were left out."
         notes.append(f"The test images were not looked at: {why}")
     if why := why_uncalibrated(summary):
@@ -175,13 +178,14 @@ def _curves(run: RunFolder) -> str:
         found = [(row, value) for row, value in run.column(name) if "step" in row]
         return Series(label, [(row["step"] + 1) / per_epoch for row, _ in found], [value for _, value in found], colour, dashed, dot)
 
-    accuracy, best = [value for row, value in run.column("val/accuracy") if "step" in row], run.summary.get("val_accuracy")
-    chosen = next((i for i in reversed(range(len(accuracy))) if accuracy[i] == best), None)
+    measure, best = measure_of(run.summary), measured(run.summary, "val")
+    found = [value for row, value in run.column(f"val/{measure.name}") if "step" in row]
+    chosen = next((i for i in reversed(range(len(found))) if found[i] == best), None)
     charts = [
         ("Loss", False, [series("training", "train/loss_epoch" if ends else "train/loss", "orange"), series("validation", "val/loss", "blue")]),
-        ("Validation accuracy", True, [
-            series("without EMA", "val/accuracy_raw", "grey", dashed=True),
-            series("validation", "val/accuracy", "blue", dot=chosen),
+        (f"Validation {measure.title}", True, [
+            series("without EMA", f"val/{measure.name}_raw", "grey", dashed=True),
+            series("validation", f"val/{measure.name}", "blue", dot=chosen),
         ]),
         ("Learning rate", False, [series("learning rate", "train/lr", "blue")]),
     ]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import PIL.Image
 
+from cct_lightning.evaluation.measures import measured
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.side_files import read_table, to_number
 from cct_lightning.wording import percent
@@ -99,7 +100,7 @@ def figure(image: str, caption: str) -> str:
 
 def _test(run: RunFolder, room: int) -> tuple[str, int]:
     """The pictures and tables of the test, and how many bytes of pictures there still is room for."""
-    if run.summary.get("test_accuracy") is None:
+    if measured(run.summary, "test") is None:
         return "", room
     drawn, missing = [], []
     for name, caption in TEST_PICTURES.items():

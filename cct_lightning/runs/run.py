@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cct_lightning.errors import InputError
+from cct_lightning.evaluation.measures import measure_of, measured
 from cct_lightning.evaluation.options import Tta
 from cct_lightning.inference.items import Item, Prediction
 from cct_lightning.inference.opening import load
@@ -32,8 +33,8 @@ class Run:
         self.folder, self.summary = folder, summary
 
     def __repr__(self) -> str:
-        test = self.summary.test_accuracy
-        told = "not tested" if test is None else f"test accuracy {percent(test, 2)}"
+        test = measured(vars(self.summary), "test")
+        told = "not tested" if test is None else f"test {measure_of(vars(self.summary)).title} {percent(test, 2)}"
         return f"Run({str(self.folder)!r}: {self.summary.recipe}, {told}{'' if self.summary.finished else ', interrupted'})"
 
     @classmethod

@@ -24,8 +24,8 @@ from cct_lightning.runs.search import SEARCHES
 from cct_lightning.runs.summary import Summary, describe, device_name, steps_per_epoch
 from cct_lightning.runs.testing import write_tables
 from cct_lightning.runs.trainer import Parts, Setting
-from cct_lightning.tasks.classification import LitClassifier, tta_of
 from cct_lightning.tasks.divergence import DivergenceError
+from cct_lightning.tasks.labelled import Labelled, tta_of
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
 from cct_lightning.training.hardware import REFERENCE_SPEED
@@ -142,7 +142,7 @@ class Session:
         module, speaks = self.module, self.trainer.is_global_zero
         if (report := self._load_report) is not None and speaks:
             print(report)
-        if frozen := isinstance(module, LitClassifier) and module.freeze_part == "backbone":
+        if frozen := isinstance(module, Labelled) and module.freeze_part == "backbone":
             self._freeze(module)
         try:
             self._flops = count_flops(module.model) if isinstance(module.model, ImageClassifier) else None
@@ -156,7 +156,7 @@ class Session:
             print(f"going on from {self.folder.last}")
         self._sitting.start_clock()
 
-    def _freeze(self, module: LitClassifier) -> None:
+    def _freeze(self, module: Labelled) -> None:
         """Has the features of a frozen backbone computed once, where no augmentation changes them."""
         if self._load_report is None and not self.setting.resumes:
             raise InputError("model.freeze=backbone needs weights to keep: give --model.pretrained SOURCE (`cct finetune --help`), or freeze none.")
@@ -185,16 +185,18 @@ class Session:
         last_path = os.path.relpath(self.folder.last) if self.folder.last.is_file() else None
         if trained:  # what one rank loads, all load
             best_path, last_path = trainer.strategy.broadcast((best_path, last_path))
-        raw = self._until_stopped(self._raw_accuracy)
+        raw, measure = self._until_stopped(self._raw_measure), self.module.measure
+        best, now = self.best.measured if self.best else last.get(f"val/{measure}"), last.get(f"val/{measure}")
+        classifies = measure == "accuracy"
         tested, confidence = self._until_stopped(lambda: self._test(best_path or last_path)) or ({}, None)
         summary = Summary(
             recipe=self.folder.recipe,
             run_dir=str(self.folder.path),
             arch=str(self.setting.recipe["model"]["arch"]),
             pooling=type(network.pooling).__name__ if (network := classifier_of(self.module)) else "",
-            val_accuracy=self.best.accuracy if self.best else last.get("val/accuracy"),
-            val_accuracy_last=last.get("val/accuracy"),
-            val_accuracy_raw=raw,
+            val_accuracy=best if classifies else None,
+            val_accuracy_last=now if classifies else None,
+            val_accuracy_raw=raw if classifies else None,
             test_accuracy=tested.get("test/accuracy"),
             test={name.removeprefix("test/"): value for name, value in tested.items()},
             num_parameters=sum(p.numel() for p in self.module.model.parameters()),
@@ -223,6 +225,11 @@ class Session:
             task=str(self.setting.recipe["task"]),
             val={name.removeprefix("val/"): value for name, value in last.items() if name.startswith("val/")},
             tta=tta_of(self.module),
+            measure=measure,
+            val_measure=best,
+            val_measure_last=now,
+            val_measure_raw=raw,
+            test_measure=tested.get(f"test/{measure}"),
         )
         if trainer.is_global_zero:
             self._tell(summary)
@@ -267,18 +274,18 @@ class Session:
             confidence = report.confidence
         return tested, confidence
 
-    def _raw_accuracy(self) -> float | None:
+    def _raw_measure(self) -> float | None:
         """Validates the last weights as they are where the callback EMA averages them: what its average is worth. None without EMA."""
-        trainer = self.trainer
+        trainer, name = self.trainer, f"val/{self.module.measure}"
         average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)  # type: ignore[attr-defined]
-        if average is None or self.best is None or "val/accuracy" not in self.module.measures:
+        if average is None or self.best is None or self.module.measure is None:
             return None
-        loggers, trainer.loggers = trainer.loggers, []  # val/accuracy is the average's
+        loggers, trainer.loggers = trainer.loggers, []  # what is logged there is the average's
         try:
             with average.raw_weights(self.module):
-                found = trainer.validate(self.module, self.data, verbose=False)[0]["val/accuracy"]
+                found = trainer.validate(self.module, self.data, verbose=False)[0][name]
         finally:
             trainer.loggers = loggers
         for logger in loggers:
-            logger.log_metrics({"val/accuracy_raw": found}, step=trainer.global_step)
+            logger.log_metrics({f"{name}_raw": found}, step=trainer.global_step)
         return found

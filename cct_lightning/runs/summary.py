@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 
 import cct_lightning
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
+from cct_lightning.evaluation.measures import measure_of, measured
 from cct_lightning.evaluation.options import Tta, cost
 from cct_lightning.run_folder import LEFT_OUT
 from cct_lightning.tasks.registry import DEFAULT
@@ -47,7 +48,7 @@ class Summary:
         run_dir: The run's folder.
         arch: Of the network.
         pooling: Class of the network's pooling.
-        val_accuracy: Validation accuracy of the epoch that is kept as the best, 0..1, as all accuracies.
+        val_accuracy: Validation accuracy of the epoch that is kept as the best, 0..1, as all accuracies; None of tasks that are measured otherwise.
         val_accuracy_last: Of the last one.
         val_accuracy_raw: Of the last weights without their average, where the callback EMA averages.
         test_accuracy: Test accuracy with the best weights; None where the test images were not measured.
@@ -79,6 +80,11 @@ class Summary:
         task: What was learned.
         val: All measures of the last validation, by name.
         tta: What the test saw of each image.
+        measure: The task's own, a name of ``evaluation.measures.MEASURES``, at most 1; None where it has none. Of a classification the accuracy.
+        val_measure: It, of the validation of the epoch that is kept as the best.
+        val_measure_last: Of the last one.
+        val_measure_raw: Of the last weights without their average, where the callback EMA averages.
+        test_measure: Of the test with the best weights; None where the test images were not measured.
     """
 
     recipe: str
@@ -116,6 +122,11 @@ class Summary:
     task: str = DEFAULT
     val: Mapping[str, float] | None = None
     tta: Tta = "none"
+    measure: str | None = "accuracy"
+    val_measure: float | None = None
+    val_measure_last: float | None = None
+    val_measure_raw: float | None = None
+    test_measure: float | None = None
 
 
 def device_name(trainer: Trainer) -> str:
@@ -137,27 +148,28 @@ def _cost(summary: Summary) -> str:
     return f"; {summary.cpu_seconds:.1f} CPU-seconds of cores with {measured:.0f} GFLOP/s, {summary.cpu_seconds_at_350:.1f} at {REFERENCE_SPEED:.0f}"
 
 
-def _accuracies(summary: Summary) -> list[str]:
-    """Tells how good the network is, in a line for the validation and one for the test; of what classifies nothing the loss alone."""
-    best = "best" if summary.best_checkpoint else "last"
-    test = percent(summary.test_accuracy, 2) + (f" with the {best} weights{cost(summary.tta)}" if summary.test_accuracy is not None else "")
-    if summary.task == DEFAULT:
-        raw = f"; last without EMA {percent(summary.val_accuracy_raw, 2)}" if summary.val_accuracy_raw is not None else ""
-        return [f"  validation accuracy  best {percent(summary.val_accuracy, 2)}, last {percent(summary.val_accuracy_last, 2)}{raw}",
-                f"  test accuracy        {test}"]  # fmt: skip
-    val = summary.val or {}
-    lines = [f"  validation loss      {val['loss']:.4f}"] if "loss" in val else []
-    return lines + ([f"  k-NN accuracy        {percent(val['knn'], 2)} of the validation images, by labelled neighbours"] if "knn" in val else [])
+def _measures(summary: Summary) -> list[str]:
+    """Tells how good the network is, in a line for the validation and one for the test; of what learns no labels the loss alone."""
+    if summary.measure is not None:
+        val, last, raw, test = (measured(vars(summary), what) for what in ("val", "val_last", "val_raw", "test"))
+        without = f"; last without EMA {percent(raw, 2)}" if raw is not None else ""
+        weights = f" with the {'best' if summary.best_checkpoint else 'last'} weights{cost(summary.tta)}" if test is not None else ""
+        title = measure_of(vars(summary)).title
+        return [f"  {f'validation {title}':19}  best {percent(val, 2)}, last {percent(last, 2)}{without}",
+                f"  {f'test {title}':19}  {percent(test, 2)}{weights}"]  # fmt: skip
+    found = summary.val or {}
+    lines = [f"  validation loss      {found['loss']:.4f}"] if "loss" in found else []
+    return lines + ([f"  k-NN accuracy        {percent(found['knn'], 2)} of the validation images, by labelled neighbours"] if "knn" in found else [])
 
 
 def _next(summary: Summary) -> list[str]:
     """Tells what to type now."""
     run_dir, checkpoint = summary.run_dir, summary.best_checkpoint or summary.last_checkpoint
     lines = [f"  cct resume {run_dir}{' measures the test images' * summary.trained}"] if not summary.finished and summary.last_checkpoint else []
-    if checkpoint and summary.task != DEFAULT:
+    if checkpoint and summary.measure is None:
         lines.append(f"  cct finetune DIR --model.pretrained {run_dir}")
     elif checkpoint:  # a run that was not tested has no test images, or was interrupted
-        lines.append(f"  cct {'test' if summary.test_accuracy is not None or not summary.finished else 'validate'} {checkpoint}")
+        lines.append(f"  cct {'test' if measured(vars(summary), 'test') is not None or not summary.finished else 'validate'} {checkpoint}")
     return [*lines, f"  cct fit -c {run_dir}/config.yaml --seed_everything {summary.seed + 1}"]
 
 
@@ -173,7 +185,7 @@ def describe(summary: Summary) -> str:
         "",
         f"{summary.recipe}: {summary.arch}, {length} in {summary.seconds:.1f} s "
         f"on {summary.device}" + (f", in {1 + summary.resumed} sittings" if summary.resumed else "") + ("" if summary.finished else " (interrupted)"),
-        *_accuracies(summary),
+        *_measures(summary),
         *([f"  calibration          {why}"] if why else []),
         *([f"                       a temperature mends it: {way}"] if why and way else []),
         f"  network              {summary.num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per image"

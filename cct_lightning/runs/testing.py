@@ -14,7 +14,7 @@ from cct_lightning.evaluation.tables import check_class_names, describe_report, 
 from cct_lightning.inference.calibration import calibrate_checkpoint, calibration_note
 from cct_lightning.run_folder import tables_beside
 from cct_lightning.runs.trainer import make_ours
-from cct_lightning.tasks.classification import tta_of
+from cct_lightning.tasks.labelled import tta_of
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import Opened

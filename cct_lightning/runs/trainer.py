@@ -159,6 +159,7 @@ class Parts:
         if setting.keeps_checkpoints and data.has_validation and given["limit_val_batches"] != 0:
             keep = setting.checkpoint
             self.best = BestCheckpoint(folder.checkpoints, "best", monitor=keep.monitor, mode=keep.mode, enable_version_counter=False)
+            self.best.measure = module.measure
         self.tracker = _tracker(setting, folder, module)
         loggers = [*as_list(given["logger"]), MetricsFile(folder.path, name="", version="")]
         given["logger"] = loggers if self.tracker is None else [*loggers, self.tracker]

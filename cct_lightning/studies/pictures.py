@@ -7,6 +7,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from cct_lightning.evaluation.drawings import BLUE, GREY, INK, ORANGE, PALE
+from cct_lightning.evaluation.measures import measure_of
 from cct_lightning.studies.options import told
 from cct_lightning.studies.results import Cell
 from cct_lightning.studies.statistics import interval
@@ -45,10 +46,14 @@ def _name(arm: str) -> str:
     return shortened(printable(arm), 28).replace("$", r"\$")
 
 
+def _titled(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def draw_seeds(cell: Cell) -> "Figure":
     """Draws a row for each arm: every seed a dot, joined with the baseline's of the same seed; the mean, and where it lies with 95 %."""
     rows = [row for row in cell.rows if row.values]
-    title = f"{cell.measure.capitalize()} accuracy{f', {told(cell.keys)}' if cell.keys else ''}: every seed, mean and 95 % interval"
+    title = f"{_titled(cell.measure)}{f', {told(cell.keys)}' if cell.keys else ''}: every seed, mean and 95 % interval"
     figure, axes = _axes(6.4, 0.9 + 0.42 * len(rows), title)
     for place, row in enumerate(rows):
         values = list(row.values.values())
@@ -71,7 +76,8 @@ def draw_training(cell: Cell) -> "Figure | None":
     curves = {row.arm: _curve(cell, row.arm) for row in cell.rows}
     if not any(len(curve) > 1 for curve in curves.values()):
         return None
-    figure, axes = _axes(6.4, 3.6, f"Validation accuracy over the training{f', {told(cell.keys)}' if cell.keys else ''}: means of the seeds")
+    title = _titled(f"validation {cell.measure.partition(' ')[2]} over the training")
+    figure, axes = _axes(6.4, 3.6, f"{title}{f', {told(cell.keys)}' if cell.keys else ''}: means of the seeds")
     for number, (arm, curve) in enumerate(curves.items()):
         if curve:
             axes.plot(list(curve), list(curve.values()), label=_name(arm), **_line(number))
@@ -89,7 +95,8 @@ def _line(number: int) -> dict[str, Any]:
 def _curve(cell: Cell, arm: str) -> Mapping[float, float]:
     """Returns the mean over the seeds by step, of those steps that all runs of the arm measured."""
     runs = [job.run for job in cell.jobs if job.arm == arm and job.summary is not None and job.run is not None]
-    measured = [{row["step"]: value for row, value in run.column("val/accuracy") if "step" in row and math.isfinite(value)} for run in runs]
+    columns = [run.column(f"val/{measure_of(run.summary).name}") for run in runs]
+    measured = [{row["step"]: value for row, value in column if "step" in row and math.isfinite(value)} for column in columns]
     shared = set.intersection(*map(set, measured)) if measured else set()
     return {step: mean(values[step] for values in measured) for step in sorted(shared)}
 
@@ -101,7 +108,7 @@ def draw_across(cells: Sequence[Cell]) -> "Figure | None":
     if len(keys) != 1 or len(cells) < 2 or not all(isinstance(value, int | float) for value in values):
         return None
     (key,) = keys
-    figure, axes = _axes(6.4, 3.6, f"{cells[0].measure.capitalize()} accuracy over {key}: mean and every seed")
+    figure, axes = _axes(6.4, 3.6, f"{_titled(cells[0].measure)} over {key}: mean and every seed")
     for number, row in enumerate(cells[0].rows):
         found = [next((other for other in cell.rows if other.arm == row.arm), None) for cell in cells]
         places = [(value, one) for value, one in zip(values, found, strict=True) if one is not None and one.values]

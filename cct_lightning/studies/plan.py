@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from cct_lightning.errors import InputError
+from cct_lightning.evaluation.measures import measure_of, measured
 from cct_lightning.run_folder import RunFolder, replacing
 from cct_lightning.side_files import read_json
 from cct_lightning.studies.options import TUNING_SEED, Keys, Study, slug, told
@@ -105,13 +106,14 @@ class Plan:
         }  # fmt: skip
 
     def chosen(self) -> dict[tuple[str, Cell], Keys]:
-        """Returns the values of highest validation accuracy, the mean over the seeds, of each arm whose trials have all ended or failed."""
+        """Returns the values of highest validation accuracy, or the task's other measure, the mean over the seeds, of each arm whose trials have all
+        ended or failed."""
         scores: dict[tuple[str, Cell], dict[str, tuple[Keys, list[float]]]] = {}
         for job in self.trials():
             assert job.trial is not None
             values = scores.setdefault((job.arm, tuple(job.cell.items())), {}).setdefault(told(job.trial), (job.trial, []))[1]
             if (summary := job.summary) is not None:
-                values.append(validation_accuracy(summary, job))
+                values.append(validation_measure(summary, job))
         best = {place: max(tried.values(), key=lambda pair: mean(pair[1]) if pair[1] else -1.0) for place, tried in scores.items()}
         return {place: keys for place, (keys, values) in best.items() if values}
 
@@ -154,16 +156,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def validation_accuracy(summary: Mapping[str, Any], job: Job) -> float:
-    """Returns the accuracy that a choice goes by: of the kept weights.
+def validation_measure(summary: Mapping[str, Any], job: Job) -> float:
+    """Returns the accuracy, or the task's other measure, that a choice goes by: of the kept weights.
 
     Raises:
         InputError: The run had no validation images.
     """
-    found = summary.get("val_accuracy")
+    found = measured(summary, "val")
     if found is None:
         raise InputError(
-            f"{job.title} has no validation accuracy, and values are chosen by it: set validation images aside in the study,\n"
+            f"{job.title} has no validation {measure_of(summary).title}, and values are chosen by it: set validation images aside in the study,\n"
             "  fixed: {data.val_fraction: 0.1}."
         )
     return float(found)

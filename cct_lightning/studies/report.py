@@ -10,7 +10,7 @@ from cct_lightning.studies.looking import Found, table_of
 from cct_lightning.studies.options import slug, told
 from cct_lightning.studies.pictures import draw_across, draw_seeds, draw_training, save
 from cct_lightning.studies.plan import Plan
-from cct_lightning.studies.results import HEADER, Cell, notes, rows_of
+from cct_lightning.studies.results import Cell, notes, rows_of
 from cct_lightning.wording import some
 
 ROOM = 4_000_000  # bytes of all pictures of the page
@@ -63,7 +63,7 @@ def _head(plan: Plan, cells: Sequence[Cell]) -> str:
 def _section(cell: Cell, pictures: str) -> str:
     heading = escape(told(cell.keys).capitalize() if cell.keys else "Results")
     said = "".join(f"<li>{escape(note.strip())}</li>\n" for note in notes(cell))
-    return (f'<section><h2>{heading}</h2>\n<div class="pictures">\n{pictures}</div>\n{html_table(HEADER, rows_of(cell), WORDS)}'
+    return (f'<section><h2>{heading}</h2>\n<div class="pictures">\n{pictures}</div>\n{html_table(cell.header, rows_of(cell), WORDS)}'
             f"<ul class=\"soft\">\n{said}</ul>\n</section>\n")  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from cct_lightning.evaluation.measures import measure_of, measured
 from cct_lightning.run_folder import replacing
 from cct_lightning.studies.fairness import Start, compare_starts
 from cct_lightning.studies.options import Keys, Study, told
@@ -16,7 +17,6 @@ from cct_lightning.wording import percent, table
 
 EFFECT = 0.005  # of an accuracy: the difference that a note tells the number of seeds for
 CSV, MARKDOWN = "results.csv", "results.md"
-HEADER = ("arm", "accuracy", "n", "to the baseline", "95 % interval", "p", "tuned", "parameters", "MFLOPs", "CPU-s")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Cell:
         jobs: The runs.
         tuned: Keys that were chosen for each arm.
         edges: Arms whose chosen value is the least or the largest that was tried.
-        measure: "test" or "validation".
+        measure: "test accuracy" or "validation accuracy", or the task's other measure.
     """
 
     keys: Keys
@@ -40,6 +40,11 @@ class Cell:
     tuned: Mapping[str, Keys]
     edges: Sequence[str]
     measure: str
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        title = self.measure.partition(" ")[2]
+        return ("arm", title, "n", "to the baseline", "95 % interval", "p", "tuned", "parameters", "MFLOPs", "CPU-s")
 
     @property
     def winner(self) -> str | None:
@@ -58,15 +63,15 @@ def collect(plan: Plan) -> list[Cell]:
     for keys in study.cells:
         mine = [job for job in jobs if job.cell == keys]
         done = {job: summary for job in mine if (summary := job.summary) is not None}
-        is_tested = any(summary.get("test_accuracy") is not None for summary in done.values())
-        name = "test_accuracy" if is_tested else "val_accuracy"
+        is_tested = any(measured(summary, "test") is not None for summary in done.values())
         scores: dict[str, dict[int, float]] = {arm: {} for arm in study.arms}
         for job, summary in done.items():
-            if summary.get(name) is not None:
-                scores[job.arm][job.seed] = float(summary[name])
+            if (found := measured(summary, "test" if is_tested else "val")) is not None:
+                scores[job.arm][job.seed] = float(found)
         tuned = {arm: values for (arm, cell), values in chosen.items() if dict(cell) == dict(keys)}
         starts = compare_starts(mine, study.baseline)
-        cells.append(Cell(keys, compare(scores, study.baseline), starts, mine, tuned, _edges(study, tuned), "test" if is_tested else "validation"))
+        stage, title = "test" if is_tested else "validation", next((measure_of(summary).title for summary in done.values()), "accuracy")
+        cells.append(Cell(keys, compare(scores, study.baseline), starts, mine, tuned, _edges(study, tuned), f"{stage} {title}"))
     return cells
 
 
@@ -83,7 +88,7 @@ def _edges(study: Study, tuned: Mapping[str, Keys]) -> list[str]:
 
 
 def rows_of(cell: Cell) -> list[list[str]]:
-    """Returns the cells of a comparison's table, as ``HEADER`` names them."""
+    """Returns the cells of a comparison's table, as ``Cell.header`` names them."""
     rows = []
     for row in cell.rows:
         spread = row.deviation
@@ -102,7 +107,7 @@ def rows_of(cell: Cell) -> list[list[str]]:
 def as_text(cell: Cell) -> list[str]:
     """Writes a comparison for a terminal."""
     heading = [f"{told(cell.keys)}:"] if cell.keys else []
-    return [*heading, *table(HEADER, rows_of(cell), left=("arm", "tuned", "95 % interval")), *notes(cell)]
+    return [*heading, *table(cell.header, rows_of(cell), left=("arm", "tuned", "95 % interval")), *notes(cell)]
 
 
 def as_markdown(plan: Plan, cells: Sequence[Cell]) -> str:
@@ -111,8 +116,8 @@ def as_markdown(plan: Plan, cells: Sequence[Cell]) -> str:
     lines = [f"# {study.name}: {study.factor}", "", f"Baseline: {study.baseline}. Recipe: {', '.join(path.stem for path in plan.recipe)}."]
     lines += [f"Expected before it was measured: {study.expected}"] if study.expected else []
     for cell in cells:
-        lines += ["", f"## {told(cell.keys).capitalize()}" if cell.keys else "## Results", "", "| " + " | ".join(HEADER) + " |"]
-        lines += ["|" + "---|" * len(HEADER)]
+        lines += ["", f"## {told(cell.keys).capitalize()}" if cell.keys else "## Results", "", "| " + " | ".join(cell.header) + " |"]
+        lines += ["|" + "---|" * len(cell.header)]
         first = cell.winner
         for row in rows_of(cell):
             lines.append("| " + " | ".join([f"**{row[0]}**" if row[0] == first else row[0], *row[1:]]) + " |")
@@ -124,7 +129,7 @@ def notes(cell: Cell) -> list[str]:
     """Says how the figures were found, and what they can't tell."""
     base = next((row for row in cell.rows if row.difference is None and row.values), None)
     methods = {row.method for row in cell.rows if row.method}
-    parts = [f"{cell.measure} accuracy, mean ± standard deviation over the seeds; differences in points, paired over equal seeds"]
+    parts = [f"{cell.measure}, mean ± standard deviation over the seeds; differences in points, paired over equal seeds"]
     if methods:
         how = {"t": "Student's t", "bootstrap": f"bootstrap (BCa, from {BOOTSTRAP_FROM} pairs on)"}
         found = " and ".join(how[name] for name in sorted(methods))
@@ -163,7 +168,7 @@ def as_csv(plan: Plan, cells: Sequence[Cell]) -> str:
     """Writes a row for each run that has ended, trials included."""
     names = (
         "test_accuracy", "val_accuracy", "num_parameters", "flops_per_image", "epochs", "steps", "seconds", "cpu_seconds", "cpu_seconds_at_350",
-        "run_dir",
+        "run_dir", "measure", "test_measure", "val_measure",
     )  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any
 
+from cct_lightning.evaluation.measures import measured
 from cct_lightning.studies.plan import Job
 from cct_lightning.wording import duration, percent, reason
 
@@ -241,7 +242,7 @@ def line(number: int, count: int, result: Result) -> str:
         return f"{head}: FAILED, {result.error} ({result.job.folder / LOG})"
     if result.stopped or summary is None:
         return f"{head}: stopped, it goes on from there"
-    accuracy, which = summary.get("test_accuracy"), "test"
-    if accuracy is None:
-        accuracy, which = summary.get("val_accuracy"), "validation"
-    return f"{head}: {percent(accuracy, 2)} {which}, {duration(result.seconds)}"
+    found, which = measured(summary, "test"), "test"
+    if found is None:
+        found, which = measured(summary, "val"), "validation"
+    return f"{head}: {percent(found, 2)} {which}, {duration(result.seconds)}"

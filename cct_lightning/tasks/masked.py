@@ -30,6 +30,7 @@ class MaskedPatches(Task):
     """
 
     is_tested: ClassVar[bool] = False  # what is trained next shall be
+    options: ClassVar[type[TrainingOptions]] = MaskedOptions
 
     @keywords_of(MaskedOptions)
     def __init__(self, options: MaskedOptions) -> None:

@@ -14,47 +14,64 @@ FROM_DATA = ("num_classes", "image_size", "in_chans", "class_names", "mean", "st
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ClassifierOptions(NetworkOptions):
-    """What a classifier is besides its training. Apart from ``ClassificationOptions`` for the order of the keys alone.
+class _HeadOptions(NetworkOptions):
+    """What a network with a head is besides its training.
 
     Args:
         num_classes: Number of classes; comes from the data.
         image_size: Side of square images, or height and width, pixels; comes from the data.
         in_chans: Channels of the images; comes from the data.
-        label_smoothing: Share of each target that is spread over all classes.
         pretrained: Weights to start from: a checkpoint of a run, an exported folder, a file of SHI-Labs/Compact-Transformers, vit-pytorch or
             timm; by name, as `cct models` lists them: cct_2_3x2_32_cifar10, which is inside the package, and where there is a network one of
-            SHI-Labs' published weights, such as cct_7_3x1_32_cifar10_300epochs, timm/NAME, or hf:OWNER/NAME, a network of the
-            Hugging Face Hub that `cct push` put there (hf:OWNER/NAME@REVISION keeps to a commit, tag or branch).
+            SHI-Labs' published weights, such as cct_7_3x1_32_cifar10_300epochs, or timm/NAME.
         new_head: Start the head at zero even where the weights have one that fits; it always is where classes differ.
         freeze: backbone trains the pooling and the head alone.
-        loss: The loss.
         tta: What tests, `cct validate` and predictions see of each image: none the image, mirror it and its mirror (twice the time), shift both of
             it, too, shifted by a pixel for each 32 (six times). The mean of the probabilities counts. The validation of a training sees the image.
-        teacher: A trained network of the same classes to learn from beside the labels: a checkpoint or run, an exported folder, hf:OWNER/NAME, or
-            timm/NAME@FILE, a network of timm's with a file of its weights. It sees the same augmented images.
-        distill: What is learned of the teacher.
     """
 
     arch: str = field(default="cct_7_3x1_32", kw_only=False)
     num_classes: int = 10
-    label_smoothing: float = 0.1
     pretrained: str | None = None
     new_head: bool = False
     freeze: Literal["none", "backbone"] = "none"
-    loss: LossConfig = LossConfig()
     tta: Tta = "none"
-    teacher: str | None = None
-    distill: DistillConfig = DistillConfig()
 
     def __post_init__(self) -> None:
-        check_range("label_smoothing", self.label_smoothing, 0, 1)
         check_tta(self.tta)
         super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationOptions(TrainingOptions, _ClassifierOptions):
+class HeadOptions(TrainingOptions, _HeadOptions):
+    """A network with a head and its training: what all tasks have that learn labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ClassifierOptions(_HeadOptions):
+    """What a classifier is besides its training. Apart from ``ClassificationOptions`` for the order of the keys alone.
+
+    Args:
+        label_smoothing: Share of each target that is spread over all classes.
+        loss: The loss.
+        teacher: A trained network of the same classes to learn from beside the labels: a checkpoint or run, an exported folder, or timm/NAME@FILE,
+            a network of timm's with a file of its weights. It sees the same augmented images.
+        distill: What is learned of the teacher.
+    """
+
+    arch: str = field(default="cct_7_3x1_32", kw_only=False)
+    label_smoothing: float = 0.1
+    loss: LossConfig = LossConfig()
+    teacher: str | None = None
+    distill: DistillConfig = DistillConfig()
+
+    def __post_init__(self) -> None:
+        check_range("label_smoothing", self.label_smoothing, 0, 1)
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationOptions(HeadOptions, _ClassifierOptions):
     """A classifier and its training: the keys ``model`` of a recipe.
 
     Raises:
@@ -121,7 +138,7 @@ def to_config(options: TrainingOptions, kind: type[TrainingOptions] = Classifica
     return config
 
 
-def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def from_config(config: Mapping[str, Any], kind: type[TrainingOptions] = ClassificationOptions) -> dict[str, Any]:
     """Returns the keywords that ``to_config`` made a configuration of; a group of keys may be given as an object, too."""
-    groups: dict[str, Any] = {name: kind for name, kind in get_type_hints(ClassificationOptions).items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {name: group for name, group in get_type_hints(kind).items() if is_dataclass(group)}
     return {name: groups[name](**value) if name in groups and isinstance(value, Mapping) else value for name, value in config.items()}

@@ -50,6 +50,8 @@ class Task(L.LightningModule, ABC):
         recipe: The whole configuration as run, where a command line set one.
         measures: Of the validation, which may choose the best epoch.
         is_tested: Whether a run measures the test images at its end.
+        options: What it is told, without what only Python can.
+        measure: The one by which networks are compared, a name of ``evaluation.measures.MEASURES``; None where there is none.
         kind: What images must be told by, of ``registry.KINDS``; None: their labels are not looked at.
         seed: Of the run; what a step draws follows from it, the epoch and the number of the batch.
         may_diverge: Whether a training goes on when its numbers are none any more, as the search for a learning rate has to.
@@ -58,6 +60,8 @@ class Task(L.LightningModule, ABC):
     measures: ClassVar[tuple[str, ...]] = ("val/loss",)
     is_tested: ClassVar[bool] = True
     kind: ClassVar[str | None] = None
+    options: ClassVar[type[TrainingOptions]] = TrainingOptions
+    measure: ClassVar[str | None] = None
     model: nn.Module
     model_config: dict[str, Any] | None
 
@@ -321,7 +325,7 @@ class Task(L.LightningModule, ABC):
             raise InputError(f"{checkpoint_path} is no checkpoint of cct-lightning; weights alone are read with pretrained={checkpoint_path}.")
         if about["model"] is None and "model" not in changes:
             raise InputError(f"{checkpoint_path} was trained with a network of its own: build it and pass it as model=.")
-        module = cls(**from_config({**(about["model"] or {}), **changes}))
+        module = cls(**from_config({**(about["model"] or {}), **changes}, cls.options))
         module.load_state_dict(without_guide(checkpoint["state_dict"]))
         module._is_started = True
         module.recipe, module.seed = about["recipe"], about["seed"]
