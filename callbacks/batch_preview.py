@@ -10,6 +10,7 @@ from cct_lightning.data.loaders import Batch
 from cct_lightning.errors import check_range
 from cct_lightning.evaluation.pictures import denormalize, label, save_picture, show_image
 from cct_lightning.tasks.needs import TellsImages
+from cct_lightning.tasks.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +20,8 @@ class BatchPreview(Callback):
     """Draws the first training batch as the network sees it, augmented and mixed, into pictures/batch.png of the run: most mistakes in an
     augmentation, in the normalisation or in the classes of a folder can be seen there.
 
-    Above each image is its class; where MixUp or CutMix is on, its two largest classes with their shares. Below is its number in the data set.
+    Above each image is its class, or its labels or numbers; where MixUp or CutMix is on, its two largest classes with their shares. Below is its
+    number in the data set.
     Colours are those of the file before mean and standard deviation were applied.
 
     Args:
@@ -46,6 +48,7 @@ class BatchPreview(Callback):
     def _draw(self, pl_module: TellsImages, batch: Any) -> "Figure":
         from matplotlib.figure import Figure
 
+        kind = pl_module.kind if isinstance(pl_module, Task) else "class"
         images, targets = batch[0][: self.num_images], batch[1][: self.num_images].cpu()
         pixels = denormalize(images, pl_module.mean, pl_module.std)
         columns = min(len(pixels), 8)
@@ -60,7 +63,7 @@ class BatchPreview(Callback):
             box = np.array([column * width, (rows - 1 - row) * height + below, side, height - above - below])
             axes = figure.add_axes(tuple(box / np.tile(figure.get_size_inches(), 2)))
             show_image(axes, image)
-            axes.set_title(label(target, pl_module.class_names), fontsize=7.5, loc="left", pad=2, linespacing=1.25, parse_math=False)
+            axes.set_title(label(target, pl_module.class_names, kind), fontsize=7.5, loc="left", pad=2, linespacing=1.25, parse_math=False)
             if isinstance(batch, Batch):
                 axes.set_xlabel(f"image {int(batch.indices[number])}", fontsize=6, color="gray", loc="left", labelpad=1.5)
         return figure

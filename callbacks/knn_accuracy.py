@@ -70,6 +70,8 @@ class KNNAccuracy(Callback):
             return "it needs a task and a data module of cct-lightning."
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             return "the network is sharded, and its encoder can't be run by itself."
+        if data.kind != "class":
+            return "the images have several labels or numbers, and neighbours tell one class each."
         if "val" not in data.splits:
             return "there are no validation images."
         fewest = min(data.num_labelled(stage) for stage in ("train", "val"))

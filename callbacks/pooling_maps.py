@@ -15,7 +15,9 @@ from cct_lightning.errors import InputError, check_range
 from cct_lightning.evaluation.map_drawings import draw_maps, draw_positions
 from cct_lightning.evaluation.pictures import denormalize, save_picture
 from cct_lightning.networks.attention_maps import attention_layers, check_grid, entropy, look, position_similarity, top_share
+from cct_lightning.networks.outputs import Output
 from cct_lightning.networks.poolings import ClassTokenPooling
+from cct_lightning.tasks.labelled import Labelled
 from cct_lightning.tasks.needs import TellsImages, classifier_of
 
 from .cadence import is_due
@@ -32,26 +34,27 @@ class FixedImages:
     def __init__(self, number: int, num_classes: int) -> None:
         self.number = number
         self._wanted = Counter(i * num_classes // number for i in range(number))
-        self._taken: list[tuple[int, Tensor]] = []
-        self._spare: list[tuple[int, Tensor]] = []
+        self._taken: list[tuple[int, Tensor, Tensor]] = []
+        self._spare: list[tuple[int, Tensor, Tensor]] = []
 
     @property
     def is_complete(self) -> bool:
         return len(self._taken) == self.number
 
     def look_at(self, images: Tensor, targets: Tensor) -> None:
-        """Keeps what is wanted of images (B, C, H, W) and classes (B,), on the host."""
-        for image, target in zip(images, targets.tolist(), strict=True):
+        """Keeps what is wanted of images (B, C, H, W) and classes (B,), on the host; of labels or numbers (B, K) the largest stands for a class."""
+        classes = (targets if targets.ndim == 1 else targets.argmax(dim=1)).tolist()
+        for image, target, told in zip(images, classes, targets, strict=True):
             is_wanted = self._wanted[target] > 0
             kept = self._taken if is_wanted else self._spare
             if len(kept) < self.number:
                 self._wanted[target] -= is_wanted
-                kept.append((target, image.detach().to("cpu", copy=True)))
+                kept.append((target, image.detach().to("cpu", copy=True), told.detach().to("cpu", copy=True)))
 
     def get(self) -> tuple[Tensor, Tensor]:
-        """Returns the images and their classes, ordered by class."""
-        kept = sorted((self._taken + self._spare)[: self.number], key=lambda pair: pair[0])
-        return torch.stack([image for _, image in kept]), torch.tensor([target for target, _ in kept])
+        """Returns the images and their targets, ordered by class."""
+        kept = sorted((self._taken + self._spare)[: self.number], key=lambda found: found[0])
+        return torch.stack([image for _, image, _ in kept]), torch.stack([told for _, _, told in kept])
 
 
 class PoolingMaps(Callback):
@@ -135,7 +138,7 @@ class PoolingMaps(Callback):
             assert model is not None
             self._watched = FixedImages(self.num_images, model.num_classes)
         if not self._watched.is_complete:
-            self._watched.look_at(images, targets if targets.ndim == 1 else targets.argmax(dim=1))
+            self._watched.look_at(images, targets)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._draws or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
@@ -175,7 +178,9 @@ class PoolingMaps(Callback):
                     for name, values in (("entropy", entropy(shares)), ("top10_share", top_share(shares))):
                         pl_module.log(f"pooling/{name}", values.mean(), rank_zero_only=True)
                 pixels = denormalize(images, pl_module.mean, pl_module.std)
-                save_picture(trainer, f"pooling-epoch{epoch:03d}", draw_maps(seen, pixels, targets, model, pl_module.class_names, epoch))
+                output = pl_module.output if isinstance(pl_module, Labelled) else Output()
+                drawn = draw_maps(seen, pixels, targets, model, pl_module.class_names, epoch, output)
+                save_picture(trainer, f"pooling-epoch{epoch:03d}", drawn)
                 if (similarity := position_similarity(model.encoder)) is not None:
                     figure = draw_positions(similarity.cpu().numpy(), model.encoder, epoch)
                     save_picture(trainer, f"positions-epoch{epoch:03d}", figure)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,9 +11,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from cct_lightning.data.files import decode
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError, check_range
-from cct_lightning.evaluation.drawings import draw_classes, draw_confusion, draw_mistakes, draw_reliability
-from cct_lightning.evaluation.outcomes import Report, make_report
+from cct_lightning.evaluation.drawings import draw_classes, draw_confusion, draw_mistakes, draw_reliability, draw_scatter
+from cct_lightning.evaluation.labels import LabelReport
+from cct_lightning.evaluation.numbers import NumberReport
 from cct_lightning.evaluation.pictures import save_picture
+from cct_lightning.evaluation.reports import AnyReport, report_of
 from cct_lightning.tasks.needs import KeepsOutcomes
 from cct_lightning.wording import reason
 
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class TestReport(Callback):
-    """Draws what the test found: confusion matrix, reliability diagram, a bar for each class, the worst mistakes. ``cct fit`` then writes
+    """Draws what the test found: confusion matrix, reliability diagram, a bar for each class, the worst mistakes; of several labels the bars and
+    the mistakes, of numbers the predicted over the true ones and the images furthest off. ``cct fit`` then writes
     report.html: these pictures, the curves, the configuration and the command that repeats the run, in one file for any browser.
 
     The pictures are pictures/*.png in the run's folder, and in W&B where the run is tracked; `cct test` puts them beside its tables.
@@ -52,24 +56,30 @@ class TestReport(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, KeepsOutcomes)
         assert pl_module.outcomes is not None
-        report = make_report(pl_module.outcomes, data.class_names)
+        report = report_of(pl_module.outcomes, data.class_names)
         split, _ = data.splits["test"]
 
-        def draw_these(report: Report) -> "Figure":
+        def draw_these() -> "Figure":
             worst = report.mistakes[: self.num_mistakes]
             how = data.in_chans, data.max_megapixels, data.value_range
             return draw_mistakes(report, [decode(split.images[mistake.image], *how) for mistake in worst])
 
-        drawings: dict[str, Callable[[Report], Figure]] = {
-            "confusion": draw_confusion, "reliability": draw_reliability, "classes": draw_classes, "mistakes": draw_these,
-        }  # fmt: skip
-        for name, draw in drawings.items():
+        for name, draw in {**_drawings(report), "mistakes": draw_these}.items():
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Glyph")  # of a script that no font here has: boxes are drawn instead
-                    save_picture(trainer, name, draw(report))
+                    save_picture(trainer, name, draw())
             except Exception as error:  # whatever it is, the test has been made and its measures are worth more than a picture
                 _warn(f"pictures/{name}.png", error)
+
+
+def _drawings(report: AnyReport) -> "dict[str, Callable[[], Figure]]":
+    """Returns what is drawn of a report beside its images, by the name of the picture."""
+    if isinstance(report, NumberReport):
+        return {"scatter": partial(draw_scatter, report)}
+    if isinstance(report, LabelReport):
+        return {"classes": partial(draw_classes, report)}
+    return {"confusion": partial(draw_confusion, report), "reliability": partial(draw_reliability, report), "classes": partial(draw_classes, report)}
 
 
 def _warn(name: str, error: Exception) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cct_lightning.commands.keys import read_names
+from cct_lightning.commands.keys import keys_of_task, read_names
 from cct_lightning.commands.requests import TRAIN
 from cct_lightning.data.options import NEEDS_LABELS
 from cct_lightning.data.places import OWN, PACKED
 from cct_lightning.errors import InputError
 from cct_lightning.networks.timm_names import check_timm_name
-from cct_lightning.tasks.registry import DEFAULT, KINDS, check_kind
+from cct_lightning.tasks.registry import DEFAULT, KINDS, TASKS, check_kind
 from cct_lightning.training.optimizer_names import check_optimizer, optimizer_names
 from cct_lightning.weights.sources import HUB, find_source, reaches, unreachable
 
@@ -34,6 +34,7 @@ def check_given(command: str, given: Given, checkpoint: str | None = None) -> No
         InputError: The first thing that is wrong.
     """
     if command in TRAIN:
+        check_task_keys(given)
         check_names(given)
         check_timm_weights(given)
         fetch_from_hub(given)
@@ -106,13 +107,27 @@ def fetch_from_hub(given: Given) -> None:
             find_source(source)
 
 
+def check_task_keys(given: Given) -> None:
+    """Refuses keys of the network or its training that are another task's.
+
+    Raises:
+        InputError: Names the key, and the tasks that have it.
+    """
+    task = str(given.get("task", DEFAULT))
+    own = keys_of_task(task)
+    for key in given:
+        theirs = [name for name in TASKS if key in keys_of_task(name)] if key.startswith("model.") and key not in own else []
+        if theirs:
+            raise InputError(f"{key}={given[key]} means nothing to task {task}: leave it out; it is for {' and '.join(theirs)}.")
+
+
 def check_labels(given: Given) -> None:
     """Refuses images without labels where classes are learned.
 
     Raises:
         InputError: As the task says it.
     """
-    if (_text(given, "data.unlabelled") or given.get("data.dataset") == "images") and given.get("task", DEFAULT) == DEFAULT:
+    if (_text(given, "data.unlabelled") or given.get("data.dataset") == "images") and KINDS.get(str(given.get("task", DEFAULT))):
         raise InputError(NEEDS_LABELS)
 
 
@@ -142,6 +157,7 @@ def check_data(given: Given) -> None:
         check_packed(place, dataset)
     else:
         folder_class_names(place)
+        check_kind(KINDS.get(str(given.get("task"))), "class", place)
 
 
 def check_test_images(given: Given) -> None:

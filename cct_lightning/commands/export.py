@@ -23,7 +23,8 @@ figures, limits, recipe. The file is read back, and its logits are compared with
   --images DIR      images to compare on, up to {NUM_IMAGES}  (default: the training's folder, else photographs that come with scikit-learn)
   --tolerance X     largest difference of a logit that passes, times the largest logit where that is above 1  (default: {TOLERANCE:g})
 
-Graphs take "images", float32, normalised, (batch, C, H, W), a batch of any size, and return "logits" (batch, K).
+Graphs take "images", float32, normalised, (batch, C, H, W), a batch of any size, and return "logits" (batch, K). Of task multilabel config.json says
+under "output" the thresholds: an image has the labels whose sigmoid(logit) is at least theirs; of task regression mean and std: logit * std + mean.
 """
 
 
@@ -65,8 +66,14 @@ def _tell(done: Exported) -> None:
     size = (target / name).stat().st_size
     sizes = ", ".join(map(str, batch_sizes(done.num_images)))
     print(f"written: {target}/{name} ({size / 1e6:.1f} MB), config.json and README.md")
+    count = f"{done.agreeing} of {done.num_images}"
+    agreeing = {
+        "class": f"{count} predicted classes agree",
+        "labels": f"{count} images have the same labels",
+        "numbers": "in deviations of the numbers",
+    }
     print(f"compared on {done.compared_on}, in batches of {sizes}: logits differ by {done.difference:.1e} at most ({done.allowed:.1e} allowed), "
-          f"{done.agreeing} of {done.num_images} predicted classes agree")  # fmt: skip
+          f"{agreeing[done.kind]}")  # fmt: skip
     print(f"next\n  cct predict {target} PATH...")
     if name.endswith(".safetensors"):
         print(f"  cct push {target} OWNER/NAME --dry-run")

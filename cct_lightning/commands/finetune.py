@@ -6,14 +6,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cct_lightning.commands.fit import apart
+from cct_lightning.commands.fit import FLAGS, apart
 from cct_lightning.commands.fit import prepare as prepare_fit
+from cct_lightning.commands.keys import read_names
 from cct_lightning.commands.requests import Request
+from cct_lightning.commands.words import read_words
 from cct_lightning.data.places import dataset_of
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.run_folder import newest
-from cct_lightning.tasks.registry import DEFAULT
+from cct_lightning.tasks.registry import DEFAULT, KINDS, KINDS_IN_WORDS
 from cct_lightning.weights.sources import card
 
 INSIDE = "cct_2_3x2_32_cifar10"  # weights inside the package, which a fine-tuning begins with where they suit
@@ -31,8 +33,8 @@ def prepare(arguments: list[str]) -> Request:
     """
     if not arguments or arguments[0].startswith("-"):
         raise InputError("finetune begins with your images: cct finetune DIR [--model.pretrained SOURCE]. DIR holds a folder for each class,\n"
-                         "  or train and val (and test) with such folders, or is a CSV with the columns path and label; Parquet, .tar shards\n"
-                         "  and what `datasets` saved to disk will do as well.")  # fmt: skip
+                         "  or train and val (and test) with such folders, or is a CSV with the columns path and label, or labels, or\n"
+                         "  columns of numbers; Parquet, .tar shards and what `datasets` saved to disk will do as well.")  # fmt: skip
     root, *rest = arguments
     place = Path(root).expanduser()
     dataset = dataset_of(place)
@@ -40,20 +42,27 @@ def prepare(arguments: list[str]) -> Request:
     from cct_lightning.data.sets import DATASETS
 
     read_all = DATASETS[dataset].read_all
-    table = read_all(place, None) if read_all else folder_class_names(place) and None
     recipes, keys = apart(rest, "finetune")
-    own = [*recipes, "--data.dataset", dataset, "--data.root", root, *keys]
+    table = read_all(place, _targets(keys)) if read_all else folder_class_names(place) and None
+    task = next((name for name, kind in KINDS.items() if table and kind == table.kind), DEFAULT)
+    own = [*recipes, *(["--task", task] if task != DEFAULT else []), "--data.dataset", dataset, "--data.root", root, *keys]
     request = prepare_fit(["-c", "finetune", *own], "finetune")
     size = _size_for_inside(request)
+    learned = "" if task == DEFAULT else f"task: {task}, since the images of {root} have {KINDS_IN_WORDS[KINDS[task] or '']}"
     if size is None:
-        return request
+        return replace(request, told=learned)
     count = len(table.splits["train"]) if table else _count_images(place)
     if size == "" and count > FEW:
-        return request
+        return replace(request, told=learned)
     chosen = ["--model.pretrained", INSIDE, *(["--data.image_size", str(SIDE)] if size == "" else [])]
     why = f"{count:,} images are few: up to {FEW:,}" if size == "" else f"images of {size} pixels are small: up to {SIDE}"
     told = f"weights: {INSIDE}, inside the package, at {size or SIDE} pixels ({why}); --model.pretrained null starts from nothing"
-    return replace(prepare_fit(["-c", "finetune", *chosen, *own], "finetune"), told=told)
+    return replace(prepare_fit(["-c", "finetune", *chosen, *own], "finetune"), told="\n".join(filter(None, (learned, told))))
+
+
+def _targets(keys: list[str]) -> list[str] | None:
+    """Returns the columns that were asked for as targets."""
+    return read_names("data.targets", read_words(keys, "finetune", (*FLAGS, "calibrate")).last("data.targets"))
 
 
 def _size_for_inside(request: Request) -> str | None:
@@ -67,7 +76,7 @@ def _size_for_inside(request: Request) -> str | None:
     network = {f"model.{option.name}" for option in fields(NetworkOptions) if option.name not in ALIKE}
     others = {key for key in own if key in network and not (key == "model.arch" and own[key] == card(INSIDE)[0]["arch"])}
     starts_otherwise = own.get("model.teacher") not in (None, "null") or own.get("model.whiten", "none") != "none"
-    if others or "model.pretrained" in own or starts_otherwise or own.get("task", DEFAULT) != DEFAULT:
+    if others or "model.pretrained" in own or starts_otherwise or not KINDS.get(str(own.get("task", DEFAULT))):
         return None
     size = str(own.get("data.image_size", ""))
     sides = [side.strip() for side in size.strip("[]() ").split(",")]

@@ -44,6 +44,8 @@ HELP = {
         "DIR [--model.pretrained SOURCE] [-c RECIPE] [--key value] ...",
         """DIR holds a folder of images for each class, or train and val (and test) with such folders; or it is a CSV with the columns path and label,
 and split (train, val or test) where you split. One heap gets both set aside; beside a val of yours, test is what you give.
+A CSV may have labels in the place of label, several names with ; between them or none, or a column of 0 and 1 for each: that is task multilabel.
+Columns of other numbers are task regression, which learns all of them or those of --data.targets [A,B].
 
 SOURCE is one of
   runs/.../best.ckpt, a run's folder or an exported one       network, image size, channels and normalisation are taken over

@@ -5,7 +5,7 @@ Nothing heavy is imported, so help and the check for typing errors take a tenth 
 
 import ast
 import re
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,9 +84,21 @@ def known_keys() -> dict[str, Key]:
         Key("seed_everything", "int", "0", "Seed of everything that is drawn."),
     ]
     known: dict[str, Key] = {}
-    for key in keys:  # of a key that several tasks have, the first one tells type and default
-        known.setdefault(key.name, key)
+    for key in keys:  # of a key that several tasks have, the first one tells default and help; of names it may have those of all
+        first = known.setdefault(key.name, key)
+        if first.type != key.type and key.type.startswith("Literal[") and first.type.startswith("Literal["):
+            names = dict.fromkeys([*(literal_names(first.type) or ()), *(literal_names(key.type) or ())])
+            known[key.name] = replace(first, type=f"Literal[{', '.join(map(repr, names))}]")
     return known
+
+
+def keys_of_task(task: str) -> set[str]:
+    """Returns the keys ``model`` of a task.
+
+    Raises:
+        InputError: There is no task of this name.
+    """
+    return {key.name for key in _expand("model", task_options(task))}
 
 
 def groups() -> set[str]:
@@ -142,7 +154,11 @@ def allowed(key: str) -> tuple[str, ...] | None:
         return tuple(VARIANTS)
     if key == "data.dataset":
         return _names(PACKAGE / "data" / "sets.py", "DATASETS")
-    kind = known_keys()[key].type if key in known_keys() else ""
+    return literal_names(known_keys()[key].type) if key in known_keys() else None
+
+
+def literal_names(kind: str) -> tuple[str, ...] | None:
+    """Returns the names that a type allows, written as in Python; None where it allows others."""
     literal = re.match(r"Literal\[(.*?)\]", kind)
     return tuple(str(name) for name in ast.literal_eval(f"({literal[1]},)")) if literal else None
 

@@ -61,6 +61,9 @@ class CLI(LightningCLI):
         parser.add_argument("--task", type=Literal[tuple(TASKS)], default=self.task, help="What is learned.")  # so that files may say it
         parser.add_class_arguments(WandbConfig, "wandb")
         parser.add_class_arguments(CheckpointConfig, "checkpoint")
+        measure = task_class(self.task).measure
+        best = {"monitor": "val/loss", "mode": "min"} if measure is None else {"monitor": f"val/{measure}"}
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
         if self.trains:
             taken = signature(self._model_class).parameters
             for name in filter(taken.__contains__, FROM_DATA):

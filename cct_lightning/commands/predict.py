@@ -6,7 +6,7 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
@@ -44,14 +44,15 @@ OPTIONS = ("out", "overwrite", *CHOICES, *NUMBERS)
 NO_EFFECT = ("drop_path", "attn_drop", "proj_drop", *FROM_DATA)  # options of a network that change no prediction
 HELP = """cct predict SOURCE PATH... [--key value] ...
 
-Classifies images; needs no recipe. SOURCE is a run's checkpoint or folder, a folder that `cct export` wrote, or the .onnx or .pt2 in it.
-PATH is an image, a folder (with all below it) or a glob ("photos/**/*.jpg"). A file that can't be read becomes a row with an error.
+Classifies images, or tells their labels or numbers; needs no recipe. SOURCE is a run's checkpoint or folder, a folder that `cct export` wrote, or
+the .onnx or .pt2 in it. PATH is an image, a folder (with all below it) or a glob ("photos/**/*.jpg"). A file that can't be read becomes a row with
+an error.
 
   --out FILE                   .csv or .jsonl, one row for each image, in order; rows are there as soon as they are known.
                                Left out: CSV to the screen.
   --overwrite                  replace FILE where it exists
   --format csv|jsonl           of what goes to the screen (default: csv)
-  --top_k N                    the N most probable classes of each image (default: 1)
+  --top_k N                    the N most probable classes of each image (default: 1); of task multilabel beside the labels by their thresholds
   --tta none|mirror|shift      what is seen of each image (default: none, the image): mirror sees its mirror, too, and takes twice the time;
                                shift sees both as they are and shifted by a pixel for each 32 of a side, up and to the left, down and to
                                the right, and takes six times. The mean of the probabilities counts.
@@ -232,10 +233,23 @@ def opened_for_rows(out: Path | None) -> Iterator[IO[str]]:
         raise RunError(f"{where} can't be written to its end: {error.strerror}. It holds the predictions up to there.") from error
 
 
-def row_writer(file: IO[str], kind: str, top_k: int) -> Callable[["Prediction"], None]:
-    """Returns what writes a prediction as a row of CSV, whose header it writes at once, or as a line of JSON."""
+def row_writer(file: IO[str], kind: str, top_k: int, told: str = "class", names: Sequence[str] = ()) -> Callable[["Prediction"], None]:
+    """Returns what writes a prediction as a row of CSV, whose header it writes at once, or as a line of JSON.
+
+    Args:
+        file: Where to.
+        kind: csv or jsonl.
+        top_k: Length of ``Prediction.top``.
+        told: What the network tells: class, labels or numbers.
+        names: Of the numbers.
+    """
     if kind == "jsonl":
-        return lambda prediction: print(_json_line(prediction), file=file)
+        return lambda prediction: print(_json_line(prediction, top_k), file=file)
+    if told == "numbers":
+        return _table_writer(file, ["path", *names, "error"], lambda prediction: [f"{value:.6g}" for _, value in prediction.values or ()])
+    if told == "labels":
+        more = [name for place in range(1, top_k + 1) for name in (f"class_{place}", f"probability_{place}")] if top_k > 1 else []
+        return _table_writer(file, ["path", "labels", "probabilities", *more, "error"], lambda prediction: _label_cells(prediction, top_k))
     rows = csv.writer(file, lineterminator="\n")
     more = [name for place in range(2, top_k + 1) for name in (f"class_{place}", f"probability_{place}")]
     columns = ["path", "class", "probability", *more, "error"]
@@ -248,9 +262,32 @@ def row_writer(file: IO[str], kind: str, top_k: int) -> Callable[["Prediction"],
     return write
 
 
-def _json_line(prediction: "Prediction") -> str:
+def _table_writer(file: IO[str], columns: list[str], cells_of: Callable[["Prediction"], list[str]]) -> Callable[["Prediction"], None]:
+    """Returns what writes a row between its path and its error."""
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(as_cells([""] * len(columns), columns))
+
+    def write(prediction: "Prediction") -> None:
+        cells = [""] * (len(columns) - 2) if prediction.error is not None else cells_of(prediction)
+        rows.writerow(as_cells(columns, [prediction.path, *cells, prediction.error or ""]))
+
+    return write
+
+
+def _label_cells(prediction: "Prediction", top_k: int) -> list[str]:
+    labels = prediction.labels or ()
+    more = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6g}")] if top_k > 1 else []
+    return [";".join(name for name, _ in labels), ";".join(f"{probability:.6g}" for _, probability in labels), *more]
+
+
+def _json_line(prediction: "Prediction", top_k: int) -> str:
     if prediction.error is not None:
         return json.dumps({"path": prediction.path, "error": prediction.error})
+    if prediction.values is not None:
+        return json.dumps({"path": prediction.path, "values": {name: float(f"{value:.6g}") for name, value in prediction.values}}, allow_nan=False)
+    if prediction.labels is not None:
+        found, best = ([{"class": name, "probability": float(f"{p:.6g}")} for name, p in pairs] for pairs in (prediction.labels, prediction.top))
+        return json.dumps({"path": prediction.path, "labels": found, **({"top": best} if top_k > 1 else {})}, allow_nan=False)
     top = [{"class": name, "probability": float(f"{probability:.6g}")} for name, probability in prediction.top]
     return json.dumps({"path": prediction.path, **top[0], "top": top}, allow_nan=False)
 
@@ -269,11 +306,13 @@ def main(arguments: list[str]) -> None:
     predictor = open_network(source, options)
     top_k = options.get("top_k", 1)
     check_range("--top_k", top_k, 1)
+    if top_k > 1 and predictor.output.kind == "numbers":
+        raise InputError(f"--top_k={top_k} is for classes and labels, and this network tells numbers: leave it out.")
     top_k = min(top_k, len(predictor.class_names))  # of two classes there are no three most probable
     total = bad = 0
     began, interrupted = time.perf_counter(), False
     with opened_for_rows(out) as file:
-        write = row_writer(file, kind, top_k)
+        write = row_writer(file, kind, top_k, predictor.output.kind, predictor.class_names)
         try:
             for batch in predictor.batches(paths, top_k, options.get("tta", "none")):
                 for prediction in batch:

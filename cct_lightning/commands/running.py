@@ -112,11 +112,11 @@ def _with_source(request: Request, place: Path) -> tuple[list[str], Opened | Non
     """Puts what the weights say of the network and its images, as a recipe, between the default one and what the user set."""
     config, default, *rest = request.words
     own = own_keys(request)
+    if request.told and is_first_rank():
+        print(request.told)
     if (source := own.get("model.pretrained")) is None:
         print(from_scratch(request))
         return [*request.words], None
-    if request.told and is_first_rank():
-        print(request.told)
     opened = None if source.startswith("timm/") else open_weights(locate(source), source)
     path = place / "source.yaml"
     path.write_text(yaml.safe_dump(describe(opened or source, own)), encoding="utf-8")

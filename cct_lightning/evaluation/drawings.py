@@ -7,7 +7,10 @@ import numpy as np
 import PIL.Image
 
 from cct_lightning.data.files import Array
+from cct_lightning.evaluation.labels import LabelMistake, LabelReport, LabelRow
+from cct_lightning.evaluation.numbers import NumberMistake, NumberReport
 from cct_lightning.evaluation.outcomes import ClassRow, Mistake, Report
+from cct_lightning.evaluation.reports import AnyReport
 from cct_lightning.wording import percent, printable, shortened
 
 if TYPE_CHECKING:
@@ -136,11 +139,11 @@ def draw_reliability(report: Report) -> "Figure":
     return figure
 
 
-def draw_classes(report: Report) -> "Figure":
+def draw_classes(report: Report | LabelReport) -> "Figure":
     """Draws F1, precision and recall of each class, the worst first; of many classes the worst and the best."""
     rows = sorted((row for row in report.classes if row.f1 is not None), key=lambda row: (row.f1 or 0.0, -row.n))
     rest = len(report.classes) - len(rows)
-    places: list[tuple[float, ClassRow]] = [(float(place), row) for place, row in enumerate(rows)]
+    places: list[tuple[float, ClassRow | LabelRow]] = [(float(place), row) for place, row in enumerate(rows)]
     between = len(rows) - SHOWN
     if between > 0:
         half = SHOWN // 2
@@ -178,14 +181,39 @@ def draw_classes(report: Report) -> "Figure":
     return figure
 
 
-def draw_mistakes(report: Report, images: Sequence[Array]) -> "Figure":
-    """Draws images that were taken for another class, the surest first.
+def draw_scatter(report: NumberReport) -> "Figure":
+    """Draws the predicted numbers over the true ones, an image a dot, and a line where both are the same; a field for each number."""
+    from matplotlib.figure import Figure
+
+    columns, side, gap = min(len(report.classes), 3), 3.2, 0.9  # inches
+    rows = -(-len(report.classes) // columns)
+    figure = Figure((columns * side + (columns - 1) * gap, rows * side + (rows - 1) * gap))
+    for k, row in enumerate(report.classes):
+        axes = figure.add_subplot(rows, columns, k + 1)
+        true, predicted = report.values[:, k], report.predicted[:, k]
+        ends = [float(min(true.min(), np.nanmin(predicted))), float(max(true.max(), np.nanmax(predicted)))]
+        axes.plot(ends, ends, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
+        axes.scatter(true, predicted, s=9, color=BLUE, alpha=max(0.15, min(0.8, 60 / len(true))), linewidth=0, rasterized=True, zorder=2)
+        axes.set_title(f"{_shown(row.name)}: R² {row.r2:.3f}, mean error {row.mae:.4g}", loc="left", color=INK, fontsize=9)
+        axes.set_xlabel("true", color=GREY, fontsize=8)
+        axes.set_ylabel("predicted", color=GREY, fontsize=8)
+        axes.tick_params(length=0, labelsize=8, colors=INK)
+        axes.grid(color=PALE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        for name, spine in axes.spines.items():
+            spine.set(visible=name in ("bottom", "left"), color=GREY, linewidth=0.8)
+    figure.subplots_adjust(wspace=0.35, hspace=0.4)
+    return figure
+
+
+def draw_mistakes(report: AnyReport, images: Sequence[Array]) -> "Figure":
+    """Draws images that were taken for another class, or whose labels or numbers are others, the surest or furthest off first.
 
     Args:
         report: Its mistakes are those of the images.
         images: Of the first mistakes, uint8 (H, W, 1 or 3) of any size.
     """
-    worst: Sequence[Mistake] = report.mistakes[: len(images)]
+    worst: Sequence[Mistake | LabelMistake | NumberMistake] = report.mistakes[: len(images)]
     if not worst:
         figure, axes = _figure(5.0, 0.5, "Mistakes")
         axes.set_axis_off()
@@ -196,7 +224,7 @@ def draw_mistakes(report: Report, images: Sequence[Array]) -> "Figure":
     lines = 3 if any(max(len(mistake.true), len(mistake.predicted)) > 12 for mistake in worst) else 2
     captions = []
     for mistake in worst:
-        told, sure = [_shown(mistake.true, 20), f"→ {_shown(mistake.predicted, 18)}"], percent(mistake.probability, 0)
+        told, sure = [_shown(mistake.true, 20), f"→ {_shown(mistake.predicted, 18)}"], _shown(mistake.told)
         captions.append([*told, sure] if lines == 3 else [told[0], f"{told[1]}, {sure}"])
     return draw_sheet(title, images, captions)
 

@@ -8,10 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from cct_lightning.data.files import Array
-from cct_lightning.evaluation.pictures import class_name, show_image
+from cct_lightning.evaluation.pictures import class_name, label, show_image
 from cct_lightning.networks.attention_maps import Look
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.encoder import Encoder
+from cct_lightning.networks.outputs import Output
 from cct_lightning.networks.poolings import (
     ClassAttentionPooling,
     ClassTokenMeanPooling,
@@ -23,7 +24,7 @@ from cct_lightning.networks.poolings import (
     Pooling,
     SeqPool,
 )
-from cct_lightning.wording import percent
+from cct_lightning.wording import percent, shortened
 
 if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
@@ -93,21 +94,43 @@ def _scale(name: str, panels: list[Panel]) -> dict[str, Any]:
     return {"cmap": "viridis", "vmin": min(float(np.quantile(values, 0.01)), 0.8), "vmax": max(float(np.quantile(values, 0.99)), 1.25)}
 
 
-def draw_maps(seen: Look, pixels: Array, targets: Tensor, model: ImageClassifier, class_names: Sequence[str] | None, epoch: int) -> "Figure":
+def _answers(logits: Tensor, targets: Tensor, names: Sequence[str] | None, output: Output) -> list[tuple[str, str, bool]]:
+    """Tells of each image what is true, what is predicted, and whether that is right; numbers are never wrong."""
+    found = output.read(logits)
+    if output.kind == "numbers":
+        return [(_line(true, names, "numbers"), _line(told, names, "numbers"), True) for true, told in zip(targets, found, strict=True)]
+    if output.kind == "labels":
+        marks = (found.double() >= found.new_tensor(output.thresholds).double()).float()
+        return [(_line(true, names, "labels"), _line(told, names, "labels"), bool((true > 0.5).equal(told > 0.5)))
+                for true, told in zip(targets, marks, strict=True)]  # fmt: skip
+    classes = targets if targets.ndim == 1 else targets.argmax(dim=1)
+    told = [f"{class_name(names, number, 28)} ({percent(share, 0)})" for share, number in zip(*(v.tolist() for v in found.max(dim=1)), strict=True)]
+    return [(class_name(names, true, 28), predicted, true == number)
+            for true, predicted, number in zip(classes.tolist(), told, found.argmax(dim=1).tolist(), strict=True)]  # fmt: skip
+
+
+def _line(target: Tensor, names: Sequence[str] | None, kind: str) -> str:
+    return shortened(label(target, names, kind).replace("\n", "; "), 34)
+
+
+def draw_maps(
+    seen: Look, pixels: Array, targets: Tensor, model: ImageClassifier, class_names: Sequence[str] | None, epoch: int, output: Output | None = None
+) -> "Figure":
     """Draws each image with its maps beside it, in as many columns as are readable, and a colour bar for each scale.
 
     Args:
         seen: What the network made of the images.
         pixels: The images, (B, H, W, C), 0..1.
-        targets: Their classes, (B,).
+        targets: Their classes, (B,), or labels or numbers, (B, K).
         model: The network.
         class_names: In the order of the logits; None: numbers.
         epoch: For the title.
+        output: What the logits mean; None: classes.
     """
     from matplotlib.figure import Figure
 
     panels = _panels(seen, model.encoder.grid_size)
-    probabilities, predicted = seen.logits.softmax(dim=1).max(dim=1)
+    answers = _answers(seen.logits, targets, class_names, output or Output())
     columns = min(8 // (1 + len(panels)), len(pixels))
     rows = -(-len(pixels) // columns)
     side, gap, above, below, head = 1.5, 0.1, 0.36, 0.2, 0.25  # inches: a panel, what parts it from the next, text above and below, the title
@@ -121,15 +144,13 @@ def draw_maps(seen: Look, pixels: Array, targets: Tensor, model: ImageClassifier
 
     scales = {panel.scale: _scale(panel.scale, panels) for panel in panels}
     bars: dict[str, ScalarMappable] = {}
-    for number in range(len(pixels)):
+    for number, (true, told, right) in enumerate(answers):
         row, column = divmod(number, columns)
         left, bottom = column * width, (rows - 1 - row) * height + below
-        right = int(predicted[number]) == int(targets[number])
         axes = figure.add_axes(box(left, bottom, side, panel_height))
         show_image(axes, pixels[number])
-        told = f"predicted: {class_name(class_names, int(predicted[number]), 28)} ({percent(float(probabilities[number]), 0)})"
         axes.set_title(
-            f"true: {class_name(class_names, int(targets[number]), 28)}\n{told}",
+            f"true: {true}\npredicted: {told}",
             fontsize=7.5,
             loc="left",
             pad=2,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 
 class Measure(NamedTuple):
-    """A share, the higher the better, at most 1.
+    """A share, the higher the better, at most 1: accuracy; mAP, the mean of the labels' average precisions; R², of the variance that is told.
 
     Attributes:
         name: As it is logged, behind ``val/`` and ``test/``.
@@ -16,12 +16,17 @@ class Measure(NamedTuple):
     title: str
 
 
-MEASURES = {name: Measure(name, title) for name, title in {"accuracy": "accuracy"}.items()}
+MEASURES = {name: Measure(name, title) for name, title in {"accuracy": "accuracy", "mAP": "mAP", "r2": "R²"}.items()}
 
 
 def measure_of(summary: Mapping[str, Any]) -> Measure:
     """Returns what a run is measured by, from its summary.json; of one from before tasks said so the accuracy."""
     return MEASURES.get(str(summary.get("measure")), MEASURES["accuracy"])
+
+
+def has_measure(summary: Mapping[str, Any]) -> bool:
+    """Tells from a run's summary.json whether its task has a measure; before tasks said so, classification alone had one."""
+    return summary.get("measure") is not None or summary.get("task", "classification") == "classification"
 
 
 def measured(summary: Mapping[str, Any], what: str) -> float | None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cct_lightning.data.files import Array
+from cct_lightning.wording import percent
 
 BINS = 15  # of the calibration, as many as the measure of the training has
 LABELS = {"accuracy": "accuracy", "f1": "F1", "top5": "top-5", "calibration_error": "calibration error"}  # of shares, as printed
@@ -75,6 +76,11 @@ class Mistake(NamedTuple):
     probability: float
     true_probability: float
 
+    @property
+    def told(self) -> str:
+        """What stands below it in a picture."""
+        return percent(self.probability, 0)
+
 
 class Bin(NamedTuple):
     """The images whose predicted class has a probability of low..high: their number, mean probability and accuracy."""
@@ -111,6 +117,15 @@ class Report:
     mistakes: list[Mistake]
     calibration: list[Bin]
     source: str
+
+    @property
+    def tables(self) -> Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:
+        """The files that hold it: header and rows."""
+        return {
+            "classes.csv": (ClassRow._fields, self.classes),
+            "confusion.csv": (Confusion._fields, self.confusions),
+            "mistakes.csv": (Mistake._fields, self.mistakes),
+        }
 
     @property
     def confidence(self) -> float:

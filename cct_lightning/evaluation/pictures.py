@@ -76,8 +76,22 @@ def class_name(names: Sequence[str] | None, number: int, width: int = 22) -> str
     return shortened(names[number] if names else str(number), width)
 
 
-def label(target: Tensor, names: Sequence[str] | None) -> str:
-    """Tells a class (), that there is none, or of probabilities (K,) the two largest: "cat (70 %)", "+ dog (30 %)" in a line each."""
+def label(target: Tensor, names: Sequence[str] | None, kind: str | None = "class") -> str:
+    """Tells a class (), that there is none, or of probabilities (K,) the two largest: "cat (70 %)", "+ dog (30 %)" in a line each.
+
+    Args:
+        target: Of several labels how much there is of each, 0..1, (K,); of numbers these, (K,).
+        names: In the order of the logits.
+        kind: class, labels or numbers.
+    """
+    if kind == "numbers":
+        told = [f"{class_name(names, number, 14)} {value:.4g}" for number, value in enumerate(target.tolist())]
+        return "\n".join(("; ".join(told[:2]), "; ".join(told[2:4]))).strip() if len(told) > 1 else f"{float(target[0]):.4g}"
+    if kind == "labels":
+        found = sorted(((share, number) for number, share in enumerate(target.tolist()) if share > 0.005), key=lambda pair: (-pair[0], pair[1]))
+        told = [class_name(names, number, 14) + (f" ({percent(share, 0)})" if share < 0.995 else "") for share, number in found]
+        lines = ["; ".join(told[first : first + 2]) for first in (0, 2)]
+        return "\n".join(filter(None, lines)) + (f"; {len(told) - 4} more" if len(told) > 4 else "") if told else "no label"
     if target.ndim == 0 and target == UNLABELLED:
         return "no label"
     if target.ndim == 0:

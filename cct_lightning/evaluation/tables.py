@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from cct_lightning.errors import InputError
-from cct_lightning.evaluation.outcomes import LABELS, ClassRow, Confusion, Mistake, Report
+from cct_lightning.evaluation import labels, numbers
+from cct_lightning.evaluation.labels import LabelReport, LabelRow
+from cct_lightning.evaluation.numbers import NumberReport
+from cct_lightning.evaluation.outcomes import LABELS, ClassRow, Report
+from cct_lightning.evaluation.reports import AnyReport
 from cct_lightning.wording import as_cells, percent, printable, shortened, some, table
 
-FILES = ("measures.json", "classes.csv", "confusion.csv", "mistakes.csv")
+FILES = ("measures.json", "classes.csv", "confusion.csv", "mistakes.csv")  # of classes
+TOLD = {**LABELS, **labels.TITLES, **numbers.TITLES}  # measures that are shares, as printed
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def write_report(report: Report, folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes measures.json, classes.csv, confusion.csv and mistakes.csv; a value that is none, or not finite, is null or empty.
+def write_report(report: AnyReport, folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes measures.json and the report's tables: classes.csv, confusion.csv and mistakes.csv, of labels without confusion.csv, of numbers
+    numbers.csv and mistakes.csv. A value that is none, or not finite, is null or empty.
 
     Names in the tables are no formulas of a spreadsheet, see ``wording.as_cells``; measures.json has them as they are.
 
@@ -33,19 +39,16 @@ def write_report(report: Report, folder: Path, about: Mapping[str, Any]) -> None
         OSError: The folder can't be written.
     """
     folder.mkdir(exist_ok=True)
-    calibration = [{name: _finite(value) for name, value in bin._asdict().items()} for bin in report.calibration]
-    whole = {**{name: _finite(value) for name, value in report.measures.items()}, "n": report.n, **about, "calibration": calibration}
+    whole = {**{name: _finite(value) for name, value in report.measures.items()}, "n": report.n, **about}
+    if isinstance(report, Report):
+        whole["calibration"] = [{name: _finite(value) for name, value in bin._asdict().items()} for bin in report.calibration]
     (folder / "measures.json").write_text(json.dumps(whole, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
-    for name, kind, rows in (
-        ("classes.csv", ClassRow, report.classes),
-        ("confusion.csv", Confusion, report.confusions),
-        ("mistakes.csv", Mistake, report.mistakes),
-    ):
+    for name, (header, rows) in report.tables.items():
         # backslashreplace: a file's name may hold bytes that are no text
         with (folder / name).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(kind._fields)
-            writer.writerows(as_cells(kind._fields, [_cell(value) for value in row]) for row in rows)
+            writer.writerow(header)
+            writer.writerows(as_cells(header, [_cell(value) for value in row]) for row in rows)
 
 
 def _cell(value: str | float | None) -> str | int:
@@ -96,16 +99,17 @@ def _shown(name: str) -> str:
     return shortened(printable(name), NAME_WIDTH)
 
 
-def _rows_of_classes(report: Report) -> tuple[list[ClassRow], int]:
+def _rows_of_classes(report: Report | LabelReport) -> tuple[Sequence[ClassRow | LabelRow], int]:
     """Returns the classes that are printed, and how many are left out."""
-    if len(report.classes) <= MAX_ROWS:
-        return report.classes, 0
-    order = sorted(report.classes, key=lambda row: (row.f1 is None, row.f1 or 0.0, -row.n))
+    rows: Sequence[ClassRow | LabelRow] = report.classes
+    if len(rows) <= MAX_ROWS:
+        return rows, 0
+    order = sorted(rows, key=lambda row: (row.f1 is None, row.f1 or 0.0, -row.n))
     worst, others = order[:WORST], sorted(order[WORST:], key=lambda row: -row.n)
     return worst + others[:LARGEST], len(others) - LARGEST
 
 
-def describe_report(report: Report, title: str, checkpoint: str, folder: Path, problem: OSError | None = None) -> str:
+def describe_report(report: AnyReport, title: str, checkpoint: str, folder: Path, problem: OSError | None = None) -> str:
     """Returns the report as it is printed: measures, classes, confused pairs, the worst mistakes, the files and what to type next.
 
     Args:
@@ -115,17 +119,34 @@ def describe_report(report: Report, title: str, checkpoint: str, folder: Path, p
         folder: Where the files are.
         problem: Why they are not there.
     """
-    told = [f"{LABELS[name]} {percent(value, 2)}" if name in LABELS else f"{name} {value:.4f}" for name, value in report.measures.items()]
+    told = []
+    for name, value in report.measures.items():
+        told.append(f"{TOLD[name]} {percent(value, 2)}" if name in TOLD else f"{name} {value:{'.4f' if name == 'loss' else '.4g'}}")
+    lines = [title, f"  {', '.join(told)}", "", *(_number_lines(report) if isinstance(report, NumberReport) else _class_lines(report, not problem))]
+    path = shlex.quote(checkpoint)
+    files = ", ".join(["measures.json", *report.tables, *(["pictures"] if (folder / "pictures").is_dir() else [])])
+    written = f"none: {folder} can't be written ({problem.strerror or problem})" if problem else f"{folder}: {files}"
+    return "\n".join([*lines, "", f"files  {written}", "next", f"  cct predict {path} PATH...", f"  cct export {path} --format onnx"])
+
+
+def _class_lines(report: Report | LabelReport, is_written: bool) -> list[str]:
+    """Tells of classes or labels, of confused pairs, and of the worst mistakes."""
     classes, left_out = _rows_of_classes(report)
-    lines = [title, f"  {', '.join(told)}", ""]
-    lines += table(
-        ("class", "n", "precision", "recall", "F1"),
-        [(_shown(row.name), f"{row.n:,}", percent(row.precision), percent(row.recall), percent(row.f1)) for row in classes],
-        left=("class",),
-    )
+    cells = [[_shown(row.name), f"{row.n:,}", percent(row.precision), percent(row.recall), percent(row.f1)] for row in classes]
+    header = ["class", "n", "precision", "recall", "F1"]
+    if isinstance(report, LabelReport):
+        header = ["label", *header[1:], "AP", "threshold"]
+        cells = [[*found, percent(row.ap), f"{row.threshold:.3f}"] for found, row in zip(cells, classes, strict=True) if isinstance(row, LabelRow)]
+    lines = table(header, cells, left=(header[0],))
     if left_out:
-        where = "" if problem else " in classes.csv"
+        where = " in classes.csv" if is_written else ""
         lines.append(f"  the {WORST} classes with the lowest F1 and the {LARGEST} largest others; {left_out} more{where}")
+    if isinstance(report, LabelReport):
+        wrong = [f"{_shown(m.label)} {percent(m.probability)}" for m in report.mistakes[:5]]
+        places = [printable(m.file) or f"image {m.image} of {report.source}" for m in report.mistakes[:5]]
+        found = [(_shown(m.true), _shown(m.predicted), *rest) for m, *rest in zip(report.mistakes, wrong, places, strict=False)]
+        columns = ("labels", "predicted", "surest wrong", "image")
+        return [*lines, "", _worst(len(found), len(report.mistakes)), *table(columns, found, left=columns)] if found else lines
     if report.mistakes:
         pairs = [(_shown(c.true), _shown(c.predicted), f"{c.n:,}", percent(c.share)) for c in report.most_confused[:10]]
         lines += ["", "most confused", *table(("class", "taken for", "n", "of the class"), pairs, left=("class", "taken for"))]
@@ -133,9 +154,21 @@ def describe_report(report: Report, title: str, checkpoint: str, folder: Path, p
             (_shown(m.true), _shown(m.predicted), percent(m.probability), printable(m.file) or f"image {m.image} of {report.source}")
             for m in report.mistakes[:5]
         ]
-        lines += ["", f"worst of {len(report.mistakes):,} mistakes" if len(worst) < len(report.mistakes) else "mistakes"]
+        lines += ["", _worst(len(worst), len(report.mistakes))]
         lines += table(("class", "taken for", "probability", "image"), worst, left=("class", "taken for", "image"))
-    path = shlex.quote(checkpoint)
-    files = ", ".join([*FILES, *(["pictures"] if (folder / "pictures").is_dir() else [])])
-    written = f"none: {folder} can't be written ({problem.strerror or problem})" if problem else f"{folder}: {files}"
-    return "\n".join([*lines, "", f"files  {written}", "next", f"  cct predict {path} PATH...", f"  cct export {path} --format onnx"])
+    return lines
+
+
+def _worst(shown: int, there: int) -> str:
+    return f"worst of {there:,} mistakes" if shown < there else "mistakes"
+
+
+def _number_lines(report: NumberReport) -> list[str]:
+    """Tells of each number, in its own units, and of the images that are furthest off."""
+    rows = [
+        (_shown(row.name), f"{row.mae:.4g}", f"{row.rmse:.4g}", percent(row.r2), f"{row.mean:.4g} ± {row.std:.4g}")
+        for row in report.classes[:MAX_ROWS]
+    ]
+    lines = table(("number", "mean error", "root mean square", "R²", "true values"), rows, left=("number",))
+    found = [(_shown(m.name), m.true, m.predicted, printable(m.file) or f"image {m.image} of {report.source}") for m in report.mistakes[:5]]
+    return [*lines, "", "furthest off", *table(("number", "true", "predicted", "image"), found, left=("number", "image"))]

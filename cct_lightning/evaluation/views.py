@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cct_lightning.evaluation.options import PASSES, Tta
@@ -26,7 +27,7 @@ def views(images: Tensor, tta: Tta) -> Iterator[Tensor]:
             yield shifted.flip(3)
 
 
-def mean_logits(network: Callable[[Tensor], Tensor], images: Tensor, tta: Tta) -> Tensor:
+def mean_logits(network: Callable[[Tensor], Tensor], images: Tensor, tta: Tta, kind: str | None = "class") -> Tensor:
     """Returns the logits of what is seen of images (B, C, H, W): (B, K), those of the network itself where that is the image alone.
 
     Of several views they are the logarithm of the mean of the views' probabilities, so that softmax gives that mean: what else is made of logits, a
@@ -36,11 +37,16 @@ def mean_logits(network: Callable[[Tensor], Tensor], images: Tensor, tta: Tta) -
         network: Returns logits (B, K).
         images: (B, C, H, W), of any dtype.
         tta: What is seen.
+        kind: class; of labels sigmoid gives the mean of the views' probabilities, of numbers it is their mean.
     """
     if tta == "none":
         return network(images)
-    seen = torch.stack([network(view).float().log_softmax(dim=1) for view in views(images, tta)])
-    return seen.logsumexp(dim=0) - math.log(PASSES[tta])
+    seen = torch.stack([network(view).float() for view in views(images, tta)])
+    if kind == "numbers":
+        return seen.mean(dim=0)
+    if kind == "labels":
+        return F.logsigmoid(seen).logsumexp(dim=0) - F.logsigmoid(-seen).logsumexp(dim=0)
+    return seen.log_softmax(dim=2).logsumexp(dim=0) - math.log(PASSES[tta])
 
 
 def _shift(images: Tensor, step: int) -> Tensor:

@@ -32,6 +32,8 @@ def calibrate(
     tta: Tta = "none",
 ) -> Calibration:
     """Fits the temperature of a predictor and sets it; see ``Predictor.calibrate``."""
+    if predictor.output.kind != "class":
+        raise InputError("a temperature is fitted to a network that tells one class each, and this one tells several labels or numbers.")
     if keep:
         _check_keeping(predictor)
     logits, labels = labelled_logits(predictor, images, targets, tta)

@@ -34,7 +34,7 @@ NO_PATHS = ("model.arch", "data.fold")  # though there is a / in their values
 TRAINER = ("max_epochs", "min_epochs", "max_steps", "min_steps", "precision", "accumulate_grad_batches", "gradient_clip_val",
            "gradient_clip_algorithm", "check_val_every_n_epoch", "val_check_interval", "limit_train_batches", "limit_val_batches",
            "limit_test_batches")  # fmt: skip
-SHARES = ("accuracy", "f1", "f1_micro", "f1_macro", "top5", "map", "calibration_error", "knn")  # measures that are told in per cent
+SHARES = ("accuracy", "mAP", "r2", "exact", "f1", "f1_micro", "top5", "calibration_error", "knn")  # measures that are told in per cent
 LISTED = 40  # classes by name
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,39}")
 

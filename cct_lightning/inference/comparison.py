@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cct_lightning.data.files import find_images
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError
+from cct_lightning.networks.outputs import Output
 from cct_lightning.weights.schema import FILES
 
 if TYPE_CHECKING:
@@ -67,12 +68,22 @@ def _decode(file: Path, preprocessing: Preprocessing) -> Array:
         return decode(file, 3)
 
 
+def _agreeing(given: Tensor, expected: Tensor, output: Output) -> int:
+    """Counts the images of the same class, or labels; of numbers all are."""
+    if output.kind == "class":
+        return int((given.argmax(1) == expected.argmax(1)).sum())
+    if output.kind == "labels":
+        marks = [output.read(logits).double() >= logits.new_tensor(output.thresholds).double() for logits in (given, expected)]
+        return int((marks[0] == marks[1]).all(dim=1).sum())
+    return len(given)
+
+
 def batch_sizes(count: int) -> list[int]:
     return sorted({1, min(3, count), count})
 
 
 def compare(
-    network: ImageClassifier | Ensemble, folder: Path, format: str, preprocessing: Preprocessing, pictures: Array, tolerance: float
+    network: ImageClassifier | Ensemble, folder: Path, format: str, preprocessing: Preprocessing, pictures: Array, tolerance: float, output: Output
 ) -> tuple[float, float, int]:
     """Reads an export back and runs it beside the original.
 
@@ -100,7 +111,7 @@ def compare(
         wanted = network(images)
         runs = [(read(images[:size]), wanted[:size]) for read in readers for size in batch_sizes(len(images))]
     difference = max(float((given - expected).abs().max()) for given, expected in runs)
-    agree = min(int((given.argmax(1) == expected.argmax(1)).sum()) for given, expected in runs if len(given) == len(images))
+    agree = min(_agreeing(given, expected, output) for given, expected in runs if len(given) == len(images))
     allowed = tolerance * max(1.0, float(wanted.abs().max()))
     if not difference <= allowed:  # also where it is not a number
         raise InputError(

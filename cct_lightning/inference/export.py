@@ -39,7 +39,8 @@ class Exported(NamedTuple):
         num_images: Their number.
         difference: Largest difference of a logit.
         allowed: Largest that passes.
-        agreeing: Images with the same predicted class.
+        agreeing: Images with the same predicted class, or labels.
+        kind: What the network tells, see ``Output``.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Exported(NamedTuple):
     difference: float
     allowed: float
     agreeing: int
+    kind: str = "class"
 
 
 def export(
@@ -103,7 +105,7 @@ def export(
     try:
         work.mkdir()
         _write(network, saved, preprocessing, format, work)
-        difference, allowed, agree = compare(network, work, format, preprocessing, pictures, tolerance)
+        difference, allowed, agree = compare(network, work, format, preprocessing, pictures, tolerance, saved.output)
         (work / CARD).write_text(card(saved, look_up(saved)), encoding="utf-8")
         _put_in_place(work, place)
     except (OSError, SafetensorError) as error:
@@ -111,7 +113,7 @@ def export(
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
-    return Exported(target, format, saved.model["arch"], where, len(pictures), difference, allowed, agree)
+    return Exported(target, format, saved.model["arch"], where, len(pictures), difference, allowed, agree, saved.output.kind)
 
 
 def _beside(source: Path, format: str) -> Path:

@@ -20,13 +20,25 @@ TAKES = "a Predictor takes paths, PIL images and uint8 arrays (H, W) or (H, W, C
 
 
 class Prediction(NamedTuple):
-    """The class of one image and how probable it is, or why there is none; ``top`` lists the most probable classes, best first."""
+    """The class of one image and how probable it is, or why there is none; ``top`` lists the most probable classes, best first.
+
+    Attributes:
+        path: Of the image, None where it came from no file.
+        class_name: None where a network tells several labels, or numbers.
+        probability: Of the class.
+        top: Classes, or labels, with their probabilities.
+        error: Why there is nothing.
+        labels: Those that the image has by the network's thresholds, with their probabilities, best first; None of other networks.
+        values: Numbers by their names, in their units; None of other networks.
+    """
 
     path: str | None
     class_name: str | None = None
     probability: float | None = None
     top: tuple[tuple[str, float], ...] = ()
     error: str | None = None
+    labels: tuple[tuple[str, float], ...] | None = None
+    values: tuple[tuple[str, float], ...] | None = None
 
 
 class Embedding(NamedTuple):
@@ -35,8 +47,8 @@ class Embedding(NamedTuple):
     Attributes:
         path: Of the image, None where it came from no file.
         feature: Output of the pooling, (D,), float32. A hidden tanh layer (``head_hidden_dim``) belongs to the head, so it lies behind this.
-        label: Of the most probable class.
-        probability: Of this class, 0..1.
+        label: Of the most probable class or label; -1 where a network tells numbers.
+        probability: Of it, 0..1; NaN likewise.
         error: Why there is no feature.
     """
 

@@ -1,5 +1,6 @@
 """``cct_lightning.load``: a trained network with all that turns images into classes, one at a time or as a stream."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from cct_lightning.inference.calibration import calibrate
 from cct_lightning.inference.items import KINDS, Embedding, Item, Prediction, check_given, check_item, to_pixels
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.ensemble import Ensemble
+from cct_lightning.networks.outputs import Output
 from cct_lightning.weights.trained import Saved
 
 Network = Callable[[Tensor], Tensor]
@@ -44,6 +46,7 @@ class Predictor:
         saved: The file behind it, None where there is none.
         temperature: That logits are divided by before they become probabilities, see ``calibrate``; 1 leaves them as they are.
         max_megapixels: Files of more are refused.
+        output: What the logits mean: a class, several labels with their thresholds, or numbers.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Predictor:
         self.batch_size = batch_size or (32 if device.type == "cpu" else 256)
         self.saved = saved and replace(saved, opened=None)  # its tensors are the network's by now, and a checkpoint holds an optimizer's, too
         self.temperature, self.max_megapixels = temperature, max_megapixels
+        self.output = saved.output if saved is not None else Output()
         self._network, self._precision = network, precision
 
     def __repr__(self) -> str:
@@ -90,7 +94,7 @@ class Predictor:
             return function(inputs.to(self.device)).float()
 
     def probabilities(self, images: Array, tta: Tta = "none") -> Array:
-        """Classifies uint8 images (B, H, W, C) of the network's size: probabilities (B, K), float32.
+        """Classifies uint8 images (B, H, W, C) of the network's size: probabilities (B, K), float32; of a network that tells numbers these.
 
         Args:
             images: Them.
@@ -101,10 +105,10 @@ class Predictor:
         """
         self._check_batch(images)
         check_tta(tta)
-        return self._compute(images, lambda normalised: self._softmax(mean_logits(self.logits, normalised, tta)), len(self.class_names))
+        return self._compute(images, lambda seen: self._told(mean_logits(self.logits, seen, tta, self.output.kind)), len(self.class_names))
 
-    def _softmax(self, logits: Tensor) -> Tensor:
-        return (logits / self.temperature).softmax(dim=1)
+    def _told(self, logits: Tensor) -> Tensor:
+        return self.output.read(logits / self.temperature if self.output.kind == "class" else logits)
 
     def features(self, images: Array) -> tuple[Array, Array]:
         """Encodes uint8 images (B, H, W, C) of the network's size.
@@ -120,7 +124,7 @@ class Predictor:
 
         def compute(normalised: Tensor) -> Tensor:
             feature = self._run(lambda batch: network.pooling(network.encoder(batch)), normalised)
-            return torch.cat([feature, self._softmax(self._run(network.head, feature))], dim=1)
+            return torch.cat([feature, self._told(self._run(network.head, feature))], dim=1)
 
         both = self._compute(images, compute, network.num_features + len(self.class_names))
         return both[:, : network.num_features], both[:, network.num_features :]
@@ -266,7 +270,7 @@ class Predictor:
                 if isinstance(pixels, str):
                     raise InputError(f"{path or 'an image'}: {pixels}.")
             images = np.stack([pixels for _, pixels in read])
-            yield from self._compute(images, lambda seen: mean_logits(self.logits, seen, tta), len(self.class_names))
+            yield from self._compute(images, lambda seen: mean_logits(self.logits, seen, tta, self.output.kind), len(self.class_names))
 
     def _embeddings(self, read: list[tuple[str | None, Array | str]]) -> Iterator[Embedding]:
         images = [pixels for _, pixels in read if not isinstance(pixels, str)]
@@ -278,7 +282,8 @@ class Predictor:
             feature, probabilities = next(rows)
             if np.isfinite(feature).all() and np.isfinite(probabilities).all():
                 label = int(probabilities.argmax())
-                yield Embedding(path, feature, label, float(probabilities[label]))
+                numbers = self.output.kind == "numbers"
+                yield Embedding(path, feature, -1 if numbers else label, math.nan if numbers else float(probabilities[label]))
             else:
                 yield Embedding(path, error=NO_NUMBER)
 
@@ -331,6 +336,11 @@ class Predictor:
     def _prediction(self, path: str | None, probabilities: Array, top_k: int) -> Prediction:
         if not np.isfinite(probabilities).all():
             return Prediction(path, error=NO_NUMBER)
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
-        top = tuple((self.class_names[label], float(probabilities[label])) for label in best)
-        return Prediction(path, *top[0], top)
+        told = [(name, float(value)) for name, value in zip(self.class_names, probabilities, strict=True)]
+        if self.output.kind == "numbers":
+            return Prediction(path, values=tuple(told))
+        order = np.argsort(-probabilities, kind="stable").tolist()
+        top = tuple(told[label] for label in order[:top_k])
+        if self.output.kind == "labels":
+            return Prediction(path, top=top, labels=tuple(told[label] for label in order if told[label][1] >= self.output.thresholds[label]))
+        return Prediction(path, top[0][0], top[0][1], top)

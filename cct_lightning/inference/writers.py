@@ -71,6 +71,9 @@ def _write(network: ImageClassifier | Ensemble, saved: Saved, preprocessing: Pre
         "sha256": sha256(path),
         "model": saved.model,
         **({"members": saved.members} if saved.members > 1 else {}),
+        **(
+            {"output": saved.output.to_json()} if saved.output.kind != "class" else {}
+        ),  # labels: sigmoid(logits) >= thresholds; numbers: * std + mean
         "class_names": saved.class_names,
         "preprocessing": preprocessing.to_json(),
         "temperature": saved.temperature,  # the file's logits are not divided by it yet: softmax(logits / temperature)

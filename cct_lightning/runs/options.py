@@ -34,7 +34,8 @@ class CheckpointConfig:
     """Which epoch is the best, kept as best.ckpt; the last is always kept as last.ckpt.
 
     Args:
-        monitor: Measure that is compared after each validation.
+        monitor: Measure that is compared after each validation. Left out, it is the task's own: val/mAP of task multilabel, val/r2 of regression, and
+            val/loss, with mode min, of masked.
         mode: max keeps the highest, min the lowest.
     """
 

@@ -93,8 +93,11 @@ def _cards(run: RunFolder) -> str:
     told += [f"without EMA {_percent(raw)}" if raw is not None else ""]
     cards.append((f"Validation {measure.title}", _percent(best if best is not None else last), "; ".join(filter(None, told)), ""))
     for key, title, below in (
-        ("f1", "F1", "of the test; mean of the classes"), ("top5", "Top-5", "of the test"), ("calibration_error", "Calibration error", "of the test"),
-    ):  # fmt: skip
+        ("exact", "Exactly right", "of the test; images without a wrong label"),
+        ("f1", "F1", "of the test; mean of the classes"),
+        ("top5", "Top-5", "of the test"),
+        ("calibration_error", "Calibration error", "of the test"),
+    ):
         if key in test:
             cards.append((title, _percent(test[key]), below, ""))
     return "".join(

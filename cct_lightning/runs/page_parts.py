@@ -10,7 +10,7 @@ from typing import Any
 
 import PIL.Image
 
-from cct_lightning.evaluation.measures import measured
+from cct_lightning.evaluation.measures import measure_of, measured
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.side_files import read_table, to_number
 from cct_lightning.wording import percent
@@ -23,10 +23,13 @@ TEST_PICTURES = {
     "confusion": "A row holds the images of a class, a column those taken for it. Right answers lie on the diagonal.",
     "reliability": "A network is calibrated where the bars end at the dashed line: of the images it is 80 % sure of, 80 % are right.",
     "classes": "Precision: how many of the images taken for a class are of it. Recall: how many of its images were found. F1: between the two.",
-    "mistakes": "Wrong answers that the network was surest of. Some may be wrong labels.",
+    "mistakes": "Wrong answers that the network was surest of, or numbers that are furthest off. Some may be wrong labels.",
 }
+CAPTIONS = {**TEST_PICTURES, "scatter": "An image is a dot. At the dashed line the number is told as it is."}
+DRAWN = {"accuracy": ("confusion", "reliability", "classes", "mistakes"), "mAP": ("classes", "mistakes"), "r2": ("scatter", "mistakes")}  # by measure
 TITLES = {
-    "confusion": "Confusion matrix", "reliability": "Reliability diagram", "classes": "F1, precision and recall of each class",
+    "confusion": "Confusion matrix", "reliability": "Reliability diagram", "scatter": "Predicted over true",
+    "classes": "F1, precision and recall of each class",
     "mistakes": "Worst mistakes", "batch": "The first training batch, as the network saw it", "pooling": "What the pooling looks at",
     "positions": "Position embeddings",
 }  # fmt: skip
@@ -103,11 +106,11 @@ def _test(run: RunFolder, room: int) -> tuple[str, int]:
     if measured(run.summary, "test") is None:
         return "", room
     drawn, missing = [], []
-    for name, caption in TEST_PICTURES.items():
+    for name in DRAWN[measure_of(run.summary).name]:
         image, size = picture(run.pictures / f"{name}.png", room)
         room -= size
         if image:
-            drawn.append(figure(image, caption))
+            drawn.append(figure(image, CAPTIONS[name]))
         else:
             missing.append(f"pictures/{name}.png")
     told = f'<p class="soft">Not there or not readable: {escape(", ".join(missing))}.</p>\n' if missing else ""
@@ -128,6 +131,8 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int)
 def _tables(run: RunFolder) -> str:
     if run.tables is None:
         return '<p class="soft">The tables of the test are missing.</p>\n'
+    if (name := measure_of(run.summary).name) != "accuracy":
+        return _tables_of_labels(run.tables) if name == "mAP" else _tables_of_numbers(run.tables)
     classes, mistakes = read_table(run.tables / "classes.csv"), read_table(run.tables / "mistakes.csv")
     confusions = [row for row in read_table(run.tables / "confusion.csv") if row["true"] != row["predicted"]]
     confusions.sort(key=lambda row: (-to_number(row["n"]), -to_number(row["share"])))
@@ -148,6 +153,37 @@ def _tables(run: RunFolder) -> str:
     return "".join(tables)
 
 
+def _tables_of_labels(folder: Path) -> str:
+    classes, mistakes, tables = read_table(folder / "classes.csv"), read_table(folder / "mistakes.csv"), []
+    classes.sort(key=lambda row: (to_number(row["f1"] or "2"), -to_number(row["n"])))
+    if classes:
+        shares = ("precision", "recall", "f1", "ap")
+        rows = [(row["name"], row["n"], *(_percent(row[name], 1) for name in shares), f"{to_number(row['threshold']):.3f}") for row in classes]
+        table = html_table(("label", "images", "precision", "recall", "F1", "average precision", "threshold"), rows, words=1)
+        tables.append(details(f"Each label, the worst first ({len(rows):,})", table, len(rows) <= OPEN_ROWS))
+    if mistakes:
+        found = [(row, row["file"] or f"image {row['image']}") for row in mistakes[:LISTED]]
+        rows = [(row["true"], row["predicted"], place, row["label"], _percent(row["probability"], 1)) for row, place in found]
+        table = html_table(("labels", "predicted", "image", "surest wrong", "probability"), rows, words=4)
+        tables.append(details(_some("Worst mistakes", len(rows), len(mistakes)), table, is_open=False))
+    return "".join(tables)
+
+
+def _tables_of_numbers(folder: Path) -> str:
+    numbers, mistakes, tables = read_table(folder / "numbers.csv"), read_table(folder / "mistakes.csv"), []
+    if numbers:
+        errors = [[f"{to_number(row[name]):.4g}" for name in ("mae", "rmse")] for row in numbers]
+        spread = [f"{to_number(row['mean']):.4g} ± {to_number(row['std']):.4g}" for row in numbers]
+        rows = [(row["name"], row["n"], *found, _percent(row["r2"], 1), true) for row, found, true in zip(numbers, errors, spread, strict=True)]
+        table = html_table(("number", "images", "mean error", "root mean square", "R²", "true values"), rows, words=1)
+        tables.append(details(f"Each number ({len(rows):,})", table, len(rows) <= OPEN_ROWS))
+    if mistakes:
+        rows = [(row["name"], row["file"] or f"image {row['image']}", row["true"], row["predicted"]) for row in mistakes[:LISTED]]
+        table = html_table(("number", "image", "true", "predicted"), rows, words=2)
+        tables.append(details(_some("Furthest off", len(rows), len(mistakes)), table, is_open=False))
+    return "".join(tables)
+
+
 def _some(title: str, shown: int, there: int) -> str:
     return f"{title} ({shown} of {there:,})" if shown < there else f"{title} ({there})"
 
@@ -160,7 +196,7 @@ def more_pictures(run: RunFolder, room: int) -> str:
     """Pictures of other callbacks: the newest of each kind, earlier epochs behind a line to click, as long as there is room."""
     kinds: dict[str, list[Path]] = {}
     for path in sorted((run.pictures).glob("*.png"), key=lambda path: (len(path.stem), path.stem), reverse=True):
-        if path.stem not in TEST_PICTURES:
+        if path.stem not in CAPTIONS:
             kinds.setdefault(path.stem.partition("-epoch")[0], []).append(path)
     kinds = dict(sorted(kinds.items()))
     shown, left_out = {}, []

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 import cct_lightning
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
-from cct_lightning.evaluation.measures import measure_of, measured
+from cct_lightning.evaluation.measures import has_measure, measure_of, measured
 from cct_lightning.evaluation.options import Tta, cost
 from cct_lightning.run_folder import LEFT_OUT
 from cct_lightning.tasks.registry import DEFAULT
@@ -80,7 +80,7 @@ class Summary:
         task: What was learned.
         val: All measures of the last validation, by name.
         tta: What the test saw of each image.
-        measure: The task's own, a name of ``evaluation.measures.MEASURES``, at most 1; None where it has none. Of a classification the accuracy.
+        measure: The task's own, a name of ``evaluation.measures.MEASURES``, at most 1; None where it has none.
         val_measure: It, of the validation of the epoch that is kept as the best.
         val_measure_last: Of the last one.
         val_measure_raw: Of the last weights without their average, where the callback EMA averages.
@@ -122,7 +122,7 @@ class Summary:
     task: str = DEFAULT
     val: Mapping[str, float] | None = None
     tta: Tta = "none"
-    measure: str | None = "accuracy"
+    measure: str | None = None
     val_measure: float | None = None
     val_measure_last: float | None = None
     val_measure_raw: float | None = None
@@ -150,7 +150,7 @@ def _cost(summary: Summary) -> str:
 
 def _measures(summary: Summary) -> list[str]:
     """Tells how good the network is, in a line for the validation and one for the test; of what learns no labels the loss alone."""
-    if summary.measure is not None:
+    if has_measure(vars(summary)):
         val, last, raw, test = (measured(vars(summary), what) for what in ("val", "val_last", "val_raw", "test"))
         without = f"; last without EMA {percent(raw, 2)}" if raw is not None else ""
         weights = f" with the {'best' if summary.best_checkpoint else 'last'} weights{cost(summary.tta)}" if test is not None else ""
@@ -166,7 +166,7 @@ def _next(summary: Summary) -> list[str]:
     """Tells what to type now."""
     run_dir, checkpoint = summary.run_dir, summary.best_checkpoint or summary.last_checkpoint
     lines = [f"  cct resume {run_dir}{' measures the test images' * summary.trained}"] if not summary.finished and summary.last_checkpoint else []
-    if checkpoint and summary.measure is None:
+    if checkpoint and not has_measure(vars(summary)):
         lines.append(f"  cct finetune DIR --model.pretrained {run_dir}")
     elif checkpoint:  # a run that was not tested has no test images, or was interrupted
         lines.append(f"  cct {'test' if measured(vars(summary), 'test') is not None or not summary.finished else 'validate'} {checkpoint}")

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.options import cost
-from cct_lightning.evaluation.outcomes import Report, make_report
+from cct_lightning.evaluation.reports import AnyReport, report_of
 from cct_lightning.evaluation.tables import check_class_names, describe_report, write_report
 from cct_lightning.inference.calibration import calibrate_checkpoint, calibration_note
 from cct_lightning.run_folder import tables_beside
@@ -25,7 +25,7 @@ NAMES = {"val": "validation", "test": "test"}
 
 def write_tables(
     stage: Stage, measured: Mapping[str, Any], checkpoint: Path, module: KeepsOutcomes, data: ImageDataModule, images: Mapping[str, Any]
-) -> tuple[Report, Path, OSError | None]:
+) -> tuple[AnyReport, Path, OSError | None]:
     """Writes what an evaluation found into a folder beside the checkpoint.
 
     Args:
@@ -44,7 +44,7 @@ def write_tables(
     set_aside = split is data.splits["train"][0]  # the indices then count all images
     measures = {name.removeprefix(f"{stage}/"): float(value) for name, value in measured.items() if name.startswith(f"{stage}/")}
     source = data.dataset if set_aside else f"the {NAMES[stage]} split"
-    report = make_report(module.outcomes, data.class_names, split.files, source, measures)
+    report = report_of(module.outcomes, data.class_names, split.files, source, measures)
     folder = tables_beside(checkpoint, data.dataset, stage)
     told = {name: value for name, value in images.items() if name != "augment"}  # which is for training alone
     about = {"checkpoint": checkpoint.name, "split": stage, "split_size": len(chosen), "tta": tta_of(module), "data": told}
@@ -85,7 +85,7 @@ def evaluate(
         raise InputError("there are no validation images: data.val_fraction=0 sets none aside; give another share, or use `cct test`.")
     if calibrates and not data.has_validation:
         raise InputError("--calibrate needs validation images, and there are none: give a val folder, or another share with --data.val_fraction.")
-    if calibrates and not isinstance(module, KeepsOutcomes):
+    if calibrates and module.kind != "class":
         raise InputError("--calibrate is for classification: this task predicts no classes.")
     path = checkpoint.path
     where = f"data.dataset={data.dataset}" if data.about.num_classes and not data.folder else f"data.root={images['root']}"

@@ -182,7 +182,3 @@ class LitClassifier(Labelled):
 
     def outcomes_of(self, indices: Tensor, targets: Tensor, logits: Tensor) -> Outcomes:
         return Outcomes.of(indices, targets, logits)
-
-    def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """Returns probabilities (B, K)."""
-        return self._logits_of_views(batch[0], self.tta).softmax(dim=1)

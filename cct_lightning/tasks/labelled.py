@@ -7,18 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from cct_lightning.data.options import NEEDS_LABELS
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.options import Tta
-from cct_lightning.evaluation.outcomes import Outcomes
+from cct_lightning.evaluation.reports import AnyOutcomes
 from cct_lightning.evaluation.views import mean_logits
 from cct_lightning.networks.classifier import ImageClassifier, check_network
 from cct_lightning.networks.encoder import ViTEncoder
+from cct_lightning.networks.outputs import Output
 from cct_lightning.tasks.options import HeadOptions, to_config
 from cct_lightning.tasks.task import Stage, Task
 from cct_lightning.training.options import TrainingOptions
+from cct_lightning.weights.files import KEY
 from cct_lightning.weights.loading import ModelOptions, create_model
 
 
@@ -45,6 +48,26 @@ def _freeze(model: ImageClassifier) -> None:
         )
     model.encoder.requires_grad_(False)
     model.encoder.eval()
+
+
+class Kept(Metric):
+    """Keeps logits and targets (n, K) of all images of all ranks, for measures that need them together."""
+
+    full_state_update = False
+    logits: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("logits", [], dist_reduce_fx="cat")
+        self.add_state("targets", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        self.logits.append(logits)
+        self.targets.append(targets)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        return dim_zero_cat(self.logits), dim_zero_cat(self.targets)
 
 
 class Labelled(Task):
@@ -78,8 +101,8 @@ class Labelled(Task):
         if options.freeze == "backbone":
             _freeze(self.model)
         self.collect = False
-        self.outcomes: Outcomes | None = None
-        self._collected: list[Outcomes] = []  # of its batches
+        self.outcomes: AnyOutcomes | None = None
+        self._collected: list[AnyOutcomes] = []  # of its batches
         # By default a MeanMetric leaves out what is not a number: a network that diverged in part would have a fine loss.
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
 
@@ -92,8 +115,13 @@ class Labelled(Task):
         """Returns the measures of a stage over all images of all ranks, by name, its loss included, and forgets them."""
 
     @abstractmethod
-    def outcomes_of(self, indices: Tensor, targets: Tensor, logits: Tensor) -> Outcomes:
+    def outcomes_of(self, indices: Tensor, targets: Tensor, logits: Tensor) -> AnyOutcomes:
         """Keeps of a batch what a report needs."""
+
+    @property
+    def output(self) -> Output:
+        """What the logits mean."""
+        return Output()
 
     def forward(self, images: Tensor, *others: Any) -> Any:
         """Computes logits (B, K) of images (B, C, H, W), uint8 or float normalised, or of what ``encode`` made of them."""
@@ -147,6 +175,16 @@ class Labelled(Task):
         if self.collect:
             self._collected.append(self.outcomes_of(batch[2], batch[1], logits))
 
+    def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """Returns probabilities, or values, (B, K)."""
+        return self.output.read(self._logits_of_views(batch[0], self.tta))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every task; says what the logits mean where they are not of classes."""
+        super().on_save_checkpoint(checkpoint)
+        if self.kind != "class":
+            checkpoint[KEY]["output"] = self.output.to_json()
+
     def on_validation_epoch_end(self) -> None:
         self._log_measures("val")
 
@@ -158,13 +196,14 @@ class Labelled(Task):
         for name, value in self.take_measures(stage).items():
             self.log(name, value, prog_bar=name == f"{stage}/{self.measure}")
         if self.collect:
-            self.outcomes, self._collected = Outcomes.join(self._collected), []
+            join = type(self._collected[0]).join
+            self.outcomes, self._collected = join(self._collected), []  # type: ignore[arg-type]  # all of one kind
             if (world := self.trainer.world_size) > 1:
                 parts: list[Any] = [None] * world  # the devices have different numbers of images
                 torch.distributed.all_gather_object(parts, self.outcomes)
-                self.outcomes = Outcomes.join(parts)
+                self.outcomes = join(parts)
 
     def _logits_of_views(self, images: Tensor, tta: Tta) -> Tensor:
         if tta != "none" and images.ndim < 4:
             raise InputError(f"model.tta={tta} needs images, and features of them are given: leave it out.")
-        return mean_logits(lambda seen: self(seen).float(), images, tta)
+        return mean_logits(lambda seen: self(seen).float(), images, tta, self.kind)

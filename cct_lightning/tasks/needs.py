@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from cct_lightning.evaluation.outcomes import Outcomes
+from cct_lightning.evaluation.reports import AnyOutcomes
 from cct_lightning.networks.classifier import ImageClassifier
 
 
@@ -23,10 +23,10 @@ class TellsImages(Protocol):
 
 @runtime_checkable
 class KeepsOutcomes(Protocol):
-    """Keeps in ``outcomes`` what came of each image of an evaluation, where ``collect`` is set; ``LitClassifier`` does."""
+    """Keeps in ``outcomes`` what came of each image of an evaluation, where ``collect`` is set; every ``Labelled`` does."""
 
     collect: bool
-    outcomes: Outcomes | None
+    outcomes: AnyOutcomes | None
 
 
 def classifier_of(module: nn.Module) -> ImageClassifier | None:

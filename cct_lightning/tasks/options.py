@@ -7,7 +7,7 @@ from typing import Any, Literal, get_type_hints
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.evaluation.options import Tta, check_tta
 from cct_lightning.networks.options import MaskedTarget, NetworkOptions
-from cct_lightning.training.options import DistillConfig, LossConfig, TrainingOptions
+from cct_lightning.training.options import DistillConfig, LabelsLossConfig, LossConfig, NumbersLossConfig, TrainingOptions
 
 # What a module takes from its data module: LightningCLI links data.NAME to model.NAME.
 FROM_DATA = ("num_classes", "image_size", "in_chans", "class_names", "mean", "std")
@@ -73,6 +73,54 @@ class _ClassifierOptions(_HeadOptions):
 @dataclass(frozen=True, kw_only=True)
 class ClassificationOptions(HeadOptions, _ClassifierOptions):
     """A classifier and its training: the keys ``model`` of a recipe.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MultilabelOptions(_HeadOptions):
+    """What tells several labels of an image, besides its training. Apart from ``MultilabelOptions`` for the order of the keys alone.
+
+    Args:
+        label_smoothing: Share of the way that each target is moved towards a half.
+        loss: The loss.
+    """
+
+    arch: str = field(default="cct_7_3x1_32", kw_only=False)
+    label_smoothing: float = 0.0
+    loss: LabelsLossConfig = LabelsLossConfig()
+
+    def __post_init__(self) -> None:
+        check_range("label_smoothing", self.label_smoothing, 0, 1)
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultilabelOptions(HeadOptions, _MultilabelOptions):
+    """What tells several labels of an image, and its training: the keys ``model`` of a recipe that says ``task: multilabel``.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RegressionOptions(_HeadOptions):
+    """What tells numbers of an image, besides its training. Apart from ``RegressionOptions`` for the order of the keys alone.
+
+    Args:
+        loss: The loss.
+    """
+
+    arch: str = field(default="cct_7_3x1_32", kw_only=False)
+    loss: NumbersLossConfig = NumbersLossConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionOptions(HeadOptions, _RegressionOptions):
+    """What tells numbers of an image, and its training: the keys ``model`` of a recipe that says ``task: regression``.
 
     Raises:
         InputError: A number is out of range.

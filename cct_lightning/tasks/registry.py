@@ -12,10 +12,20 @@ if TYPE_CHECKING:
     from cct_lightning.tasks.task import Task
 
 # Where the class of each is, and where its options are, module:Class.
-TASKS = {"classification": "cct_lightning.tasks.classification:LitClassifier", "masked": "cct_lightning.tasks.masked:MaskedPatches"}
-OPTIONS = {"classification": "cct_lightning.tasks.options:ClassificationOptions", "masked": "cct_lightning.tasks.options:MaskedOptions"}
+TASKS = {
+    "classification": "cct_lightning.tasks.classification:LitClassifier",
+    "masked": "cct_lightning.tasks.masked:MaskedPatches",
+    "multilabel": "cct_lightning.tasks.multilabel:Multilabel",
+    "regression": "cct_lightning.tasks.regression:Regression",
+}
+OPTIONS = {
+    "classification": "cct_lightning.tasks.options:ClassificationOptions",
+    "masked": "cct_lightning.tasks.options:MaskedOptions",
+    "multilabel": "cct_lightning.tasks.options:MultilabelOptions",
+    "regression": "cct_lightning.tasks.options:RegressionOptions",
+}
 # What images must be told by to be learned from, see ``data.columns``: a class each, several labels, numbers; None: nothing of it is looked at.
-KINDS = {"classification": "class", "masked": None}
+KINDS = {"classification": "class", "masked": None, "multilabel": "labels", "regression": "numbers"}
 KINDS_IN_WORDS = {"class": "one class each", "labels": "several labels", "numbers": "numbers"}
 DEFAULT = "classification"
 

@@ -303,7 +303,11 @@ class Task(L.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the loss of an epoch that was stopped."""
         self._is_started = True
+        self.take_up(checkpoint.get(KEY, {}))
         self._epoch_loss = torch.zeros(()) + checkpoint.get(KEY, {}).get("epoch_loss", 0.0)
+
+    def take_up(self, about: Mapping[str, Any]) -> None:
+        """Takes up what a checkpoint says of itself beside its weights."""
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -329,4 +333,5 @@ class Task(L.LightningModule, ABC):
         module.load_state_dict(without_guide(checkpoint["state_dict"]))
         module._is_started = True
         module.recipe, module.seed = about["recipe"], about["seed"]
+        module.take_up(about)
         return module.to(map_location).eval()

@@ -79,6 +79,47 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class LabelsLossConfig:
+    """The loss of several labels.
+
+    Args:
+        name: binary is binary cross-entropy, asymmetric the same with less weight for what is easy, above all for labels that are not there (task
+            multilabel); mse the squared error, smooth_l1 the error, squared where it is small (task regression).
+        class_weights: balanced weighs each label where it is there by the images without it over those with it, so that both count the same.
+        gamma_neg: By how much an absent label counts less the surer it is told, of the asymmetric loss.
+        gamma_pos: The same of a label that is there.
+        clip: Probability up to which an absent label costs nothing, of the asymmetric loss.
+    """
+
+    name: Literal["binary", "asymmetric"] = "binary"
+    class_weights: Literal["none", "balanced"] = "none"
+    gamma_neg: float = 4.0
+    gamma_pos: float = 0.0
+    clip: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_range("loss.gamma_neg", self.gamma_neg, 0)
+        check_range("loss.gamma_pos", self.gamma_pos, 0)
+        check_range("loss.clip", self.clip, 0, 1, exclusive="high")
+
+
+@dataclass(frozen=True)
+class NumbersLossConfig:
+    """The loss of numbers, each less its mean over the training images and over their deviation.
+
+    Args:
+        name: mse is the squared error, smooth_l1 the error, squared where it is small.
+        beta: Error, in deviations, from which on smooth_l1 is no longer squared.
+    """
+
+    name: Literal["mse", "smooth_l1"] = "mse"
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("loss.beta", self.beta, 0, exclusive="low")
+
+
+@dataclass(frozen=True)
 class DistillConfig:
     """What is learned of ``model.teacher``.
 

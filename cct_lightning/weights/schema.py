@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from cct_lightning.data.options import Fit
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
-from cct_lightning.training.options import LossConfig, TrainingOptions
+from cct_lightning.training.options import LabelsLossConfig, LossConfig, NumbersLossConfig, TrainingOptions
 
 KEY = "cct_lightning"  # where our checkpoints and exports keep their own plain dictionary
 MAX_BYTES = 32 * 2**20  # of a config.json: 100,000 names of classes, three times over, are less
@@ -76,15 +76,17 @@ def _model_types() -> dict[str, Any]:
     """Returns the types of what a checkpoint says of its network and training."""
     types = {**get_type_hints(NetworkOptions), **get_type_hints(TrainingOptions)}
     del types["_"]  # where a dataclass' keywords begin
-    return {**types, "num_classes": int, "image_size": list[int], "label_smoothing": float, "loss": LossConfig, "freeze": str}
+    loss = LossConfig | LabelsLossConfig | NumbersLossConfig
+    return {**types, "num_classes": int, "image_size": list[int], "label_smoothing": float, "loss": loss, "freeze": str}
 
 
 # What a dictionary must say, of which type; None beside a type: it may be left out.
 ABOUT: dict[str, Any] = {
     "model": dict | None, "class_names": list[str] | None, "recipe": dict | None, "mean": list[float] | None, "std": list[float] | None,
     "grid_size": list[int] | None, "seed": int | None, "epoch_loss": float | None, "preprocessing": dict | None,
-    "format": int | str | None, "weights": str | None, "sha256": str | None, "members": int | None,
+    "format": int | str | None, "weights": str | None, "sha256": str | None, "members": int | None, "output": dict | None,
 }  # fmt: skip
+OUTPUT: dict[str, Any] = {"kind": Literal["class", "labels", "numbers"], "thresholds": list[float], "mean": list[float], "std": list[float]}
 PREPROCESSING: dict[str, Any] = {
     "image_size": list[int],
     "in_chans": int,
@@ -126,6 +128,8 @@ def check_about(about: object, where: str) -> Mapping[str, Any]:
     if (preprocessing := about.get("preprocessing")) is not None:
         _check(preprocessing, PREPROCESSING, where, "preprocessing.")
         _check_images(preprocessing, where, "preprocessing.")
+    if (output := about.get("output")) is not None:
+        _check_output(output, model, where)
     if recipe := about.get("recipe"):
         _check(recipe, RECIPE, where, "recipe.")
         _check(recipe["data"], DATA, where, "recipe.data.", partly=True)
@@ -213,6 +217,15 @@ def _check_images(values: Mapping[str, Any], where: str, prefix: str) -> None:
         raise InputError(f"{where}: {KEY}.{prefix}value_range={str(limits)[:80]} should be the lowest and the highest value.")
     if not 0 < values.get("crop_pct", 1) <= 1:
         raise InputError(f"{where}: {KEY}.{prefix}crop_pct={values['crop_pct']} is out of range: it must be more than 0 and at most 1.")
+
+
+def _check_output(output: object, model: Mapping[str, Any] | None, where: str) -> None:
+    _check(output, OUTPUT, where, "output.")
+    assert isinstance(output, Mapping)
+    needed = {"labels": ("thresholds",), "numbers": ("mean", "std")}.get(output["kind"], ())
+    for name in needed:
+        if model is not None and len(output[name]) != model["num_classes"]:
+            raise InputError(f"{where}: {KEY}.output.{name} has {len(output[name])} values, and the network tells {model['num_classes']}.")
 
 
 def _fits(value: object, wanted: Any) -> bool:

@@ -189,6 +189,8 @@ def _of_ours(source: str) -> Teacher:
     if saved.opened is None:
         raise InputError(f"{saved.weights} is a graph to predict with: give the run's checkpoint, or an export of another format.")
     network = build_network(saved)
+    if saved.output.kind != "class":
+        raise InputError(f"model.teacher={source} tells several labels or numbers, and a teacher of classes is needed.")
     names = (saved.opened.about or {}).get("class_names")
     preprocessing, size = saved.preprocessing, network.encoder.image_size
     return Teacher(network, source, sha256(saved.weights), names, network.num_classes, size, preprocessing["mean"], preprocessing["std"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
+from cct_lightning.networks.outputs import Output
 from cct_lightning.run_folder import replacing
 from cct_lightning.weights.schema import KEY, check_export, check_head, check_temperature, read_json
 from cct_lightning.weights.sources import check_digest, find_source, sha256
@@ -33,6 +34,7 @@ class Saved:
         opened: Its weights, and all else that the file holds; None of a graph.
         temperature: That an export's logits are divided by; a checkpoint's stands in a file of its own, see ``read_temperature``.
         members: Networks of this configuration that it holds, more than one in an ensemble.
+        output: What its logits mean.
     """
 
     weights: Path
@@ -43,6 +45,7 @@ class Saved:
     opened: Opened | None = field(default=None, compare=False)
     temperature: float = 1.0
     members: int = 1
+    output: Output = Output()
 
 
 def read_saved(source: str | Path | Opened) -> Saved:
@@ -94,7 +97,8 @@ def read_export(config: Path) -> Saved:
         opened = Opened(str(config.parent), weights, {"state_dict": read_tensors(weights, about["sha256"]), KEY: about})
     names, temperature = _class_names(about["class_names"], about["model"]), about.get("temperature", 1.0)  # older exports have none
     temperature, members = check_temperature(temperature, config), about.get("members") or 1
-    return Saved(weights, about["format"], about["model"], names, about["preprocessing"], opened, temperature, members)
+    output = Output.from_json(about.get("output"))
+    return Saved(weights, about["format"], about["model"], names, about["preprocessing"], opened, temperature, members, output)
 
 
 def read_run(path: Path) -> Saved:
@@ -127,7 +131,8 @@ def describe_run(opened: Opened) -> Saved:
     seen = {"crop_pct": data.get("crop_pct", 1.0), "fit": data.get("fit", "crop")}
     seen |= {"value_range": data["value_range"]} if data.get("value_range") else {}
     preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | seen
-    return Saved(path, "checkpoint", dict(model), _class_names(model["class_names"], model), preprocessing, opened, members=about.get("members") or 1)
+    names, members, output = _class_names(model["class_names"], model), about.get("members") or 1, Output.from_json(about.get("output"))
+    return Saved(path, "checkpoint", dict(model), names, preprocessing, opened, members=members, output=output)
 
 
 def calibration_path(checkpoint: Path) -> Path:

@@ -11,7 +11,7 @@ from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.networks.presets import VARIANTS
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.tasks.registry import TASKS, task_class
-from cct_lightning.training.options import DistillConfig, LossConfig
+from cct_lightning.training.options import DistillConfig, LabelsLossConfig, LossConfig, NumbersLossConfig
 
 
 def test_keys_are_those_of_the_classes():
@@ -25,7 +25,8 @@ def test_keys_are_those_of_the_classes():
     expected |= {f"data.{name}" for name in inspect.signature(ImageDataModule).parameters} - {"data.augment"}
     expected |= {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
     for prefix, config in (
-        ("model.loss", LossConfig), ("model.optim", OptimConfig), ("model.schedule", ScheduleConfig), ("data.augment", AugmentConfig),
+        ("model.loss", LossConfig), ("model.loss", LabelsLossConfig), ("model.loss", NumbersLossConfig),
+        ("model.optim", OptimConfig), ("model.schedule", ScheduleConfig), ("data.augment", AugmentConfig),
         ("wandb", WandbConfig), ("checkpoint", CheckpointConfig), ("model.distill", DistillConfig),
     ):  # fmt: skip
         expected |= {f"{prefix}.{field.name}" for field in fields(config)}

@@ -1,8 +1,10 @@
 """What is the same for every task, tried on toy tasks of a few lines and on all that have a name."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,7 +79,8 @@ TOYS = {"rotation": Rotation, "mean_pixel": MeanPixel}
 
 
 def named(name):
-    return lambda **options: task_class(name)("cct_2_3x2_32", **NETWORK, **IMAGES, **options)
+    classes = {"multilabel": {"num_classes": 4}, "regression": {"num_classes": 2}}.get(name, {})
+    return lambda **options: task_class(name)("cct_2_3x2_32", **NETWORK, **IMAGES, **classes, **options)
 
 
 class Stopped(BaseException):
@@ -95,6 +98,16 @@ class Stop(L.Callback):
             raise Stopped
 
 
+def told_by(data, kind):
+    """Has digits be told by labels or numbers: the bits of their class, which zero has none of, or the class and its square."""
+    read, targets = data.source.read(), np.arange(10)
+    values = targets[:, None] >> np.arange(4) & 1 == 1 if kind == "labels" else np.stack((targets, targets**2), axis=1).astype(np.float32)
+    parts = {name: part and replace(part, values=values[part.targets]) for name, part in read.items()}
+    data.source.read, data.kind = lambda: parts, kind
+    data.class_names = [f"target {number}" for number in range(values.shape[1])]
+    data.num_classes = len(data.class_names)
+
+
 def fit(make, folder, *callbacks, epochs=2, ckpt_path=None, sizes=None, **options):
     """Trains on 60 digits, 6 steps an epoch, with dropout and augmentation."""
     torch.manual_seed(0)
@@ -102,6 +115,8 @@ def fit(make, folder, *callbacks, epochs=2, ckpt_path=None, sizes=None, **option
     task = make(**options)
     augment = AugmentConfig(shift=1, mixup=0.5)
     data = ImageDataModule("digits", image_size=16, image_size_schedule=sizes, batch_size=10, per_class=6, augment=augment, seed=0)
+    if task.kind in ("labels", "numbers"):
+        told_by(data, task.kind)
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, max_epochs=epochs,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks), callbacks=list(callbacks),

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-from cct_lightning.training.losses import class_weights, cross_entropy
+from cct_lightning.training.losses import asymmetric_loss, binary_cross_entropy, class_weights, cross_entropy, positive_weights, soften
 
 SOURCE = torch.Generator().manual_seed(0)
 LOGITS, TARGETS = torch.randn(12, 3, generator=SOURCE), torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
@@ -40,3 +40,42 @@ def test_every_class_counts_the_same():
     losses = F.cross_entropy(LOGITS, TARGETS, reduction="none")
     expected = torch.stack([losses[label == TARGETS].mean() for label in range(3)]).mean()
     torch.testing.assert_close(cross_entropy(LOGITS, TARGETS, 0.0, WEIGHTS), expected)
+
+
+def labels_of(seed=0):
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(6, 4, generator=source) * 3, (torch.rand(6, 4, generator=source) < 0.4).float()
+
+
+def test_the_asymmetric_loss_without_its_terms_is_binary_cross_entropy():
+    logits, targets = labels_of()
+    weights = torch.tensor([1.0, 2.0, 3.0, 0.5])
+    torch.testing.assert_close(asymmetric_loss(logits, targets, 0, 0, 0), binary_cross_entropy(logits, targets))
+    torch.testing.assert_close(asymmetric_loss(logits, targets, 0, 0, 0, weights), binary_cross_entropy(logits, targets, weights))
+
+
+def test_the_asymmetric_loss_is_the_papers_and_finite_far_out():
+    logits, targets = labels_of()
+    p, q = logits.sigmoid(), (logits.sigmoid() - 0.05).clamp(min=0)
+    wanted = -(targets * (1 - p) ** 1 * p.log() + (1 - targets) * q**4 * (1 - q).log()).mean()
+    torch.testing.assert_close(asymmetric_loss(logits, targets, 4, 1, 0.05), wanted)
+    far = torch.tensor([[80.0, -80.0]], requires_grad=True)
+    asymmetric_loss(far, torch.tensor([[0.0, 1.0]]), 4, 1, 0.05).backward()
+    assert far.grad.isfinite().all()
+    easy = torch.tensor([[-3.5]], requires_grad=True)  # p = 0.03, below the clip
+    asymmetric_loss(easy, torch.zeros(1, 1), 4, 0, 0.05).backward()
+    assert easy.grad == 0
+
+
+def test_targets_between_0_and_1_weigh_both_parts():
+    logits = labels_of()[0]
+    there, absent = (asymmetric_loss(logits, torch.full((6, 4), value), 4, 1, 0.05) for value in (1.0, 0.0))
+    torch.testing.assert_close(asymmetric_loss(logits, torch.full((6, 4), 0.3), 4, 1, 0.05), 0.3 * there + 0.7 * absent)
+
+
+def test_balanced_labels_count_as_much_as_their_absence():
+    assert positive_weights([1, 5, 0, 10], 10).tolist() == [9.0, 1.0, 1.0, 1.0]
+
+
+def test_smoothed_labels_move_towards_a_half():
+    torch.testing.assert_close(soften(torch.tensor([0.0, 1.0, 0.5]), 0.1), torch.tensor([0.05, 0.95, 0.5]))

@@ -29,7 +29,16 @@ FINISH_SECONDS = 20.0  # for what the server has not taken yet,
 TEARDOWN_SECONDS = 2.0  # and for the end of W&B's process
 CHECK_SECONDS = 15.0  # between two looks at W&B's folder, as often as its process writes there
 # What the summary of a run keeps of a measure; of all others, the last value.
-BEST = {"val/accuracy": "max", "val/f1": "max", "val/top5": "max", "val/knn": "max", "val/loss": "min", "val/calibration_error": "min"}
+BEST = {
+    "val/accuracy": "max",
+    "val/mAP": "max",
+    "val/r2": "max",
+    "val/f1": "max",
+    "val/top5": "max",
+    "val/knn": "max",
+    "val/loss": "min",
+    "val/calibration_error": "min",
+}
 # W&B reports its errors to its server: with one that does not answer, that holds up the end of the process by 10 s.
 ENVIRONMENT = {"WANDB_ERROR_REPORTING": "false"}
 
