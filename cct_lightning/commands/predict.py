@@ -45,8 +45,8 @@ NO_EFFECT = ("drop_path", "attn_drop", "proj_drop", *FROM_DATA)  # options of a 
 HELP = """cct predict SOURCE PATH... [--key value] ...
 
 Classifies images, or tells their labels or numbers; needs no recipe. SOURCE is a run's checkpoint or folder, a folder that `cct export` wrote, or
-the .onnx or .pt2 in it. PATH is an image, a folder (with all below it) or a glob ("photos/**/*.jpg"). A file that can't be read becomes a row with
-an error.
+the .onnx or .pt2 in it. PATH is an image, a folder (with all below it), a glob ("photos/**/*.jpg") or a .tar of WebDataset. What can't be read
+becomes a row with an error.
 
   --out FILE                   .csv or .jsonl, one row for each image, in order; rows are there as soon as they are known.
                                Left out: CSV to the screen.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cct_lightning.data.arrays import ARRAYS
-from cct_lightning.data.files import SUFFIXES
+from cct_lightning.data.files import SUFFIXES, Found
 from cct_lightning.data.folders import Table
 from cct_lightning.data.members import Packed
 from cct_lightning.data.packed import Labelled, as_names, as_table, from_names, keep, read_kept, shards
@@ -76,6 +76,22 @@ def _index(file: Path) -> tuple[list[Packed], list[str]]:
     if not images:
         raise InputError(f"{file} holds no image ({', '.join(sorted(SUFFIXES))}) with a label (KEY.cls, KEY.json).")
     return images, labels
+
+
+def images_in(path: str) -> Iterator[Packed | Found]:
+    """Lists the images of a shard, as they lie, whatever is said of them; one that can't be read is told."""
+    file = Path(path)
+    try:
+        members = [member for member in _members(file) if f".{member.suffix}" in SUFFIXES | ARRAYS]
+    except InputError as error:
+        yield Found(path, str(error).removeprefix(f"{path} ").splitlines()[0].rstrip("."))
+        return
+    yield from (Packed(file, member.start, member.size, f"{member.key}.{member.suffix}") for member in members)
+
+
+def is_shard(path: str | Path) -> bool:
+    """Tells by its name whether a file is one of many images."""
+    return str(path).lower().endswith(".tar") and Path(path).is_file()
 
 
 def _members(file: Path) -> Iterator[_Member]:

@@ -19,6 +19,7 @@ from cct_lightning.data.files import Array, Found, find_images, is_glob
 from cct_lightning.data.members import Own, Packed
 from cct_lightning.data.options import MAX_MEGAPIXELS, Preprocessing
 from cct_lightning.data.preparation import normalize, prepare
+from cct_lightning.data.tars import images_in, is_shard
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.evaluation.calibration import Calibration
 from cct_lightning.evaluation.options import Tta, check_tta
@@ -311,7 +312,7 @@ class Predictor:
         for item in items:
             check_item(item)
             if isinstance(item, str | Path):
-                yield from find_images([item])
+                yield from images_in(str(item)) if is_shard(item) else find_images([item])
             else:
                 yield item
 

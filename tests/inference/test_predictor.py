@@ -5,6 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from doors import pack
 from pictures import write_images
 from trained import NAMES, write_checkpoint, write_export
 
@@ -79,6 +80,19 @@ def test_images_of_other_proportions_are_fitted_as_in_the_training(tmp_path):
         seen = fit(image, (16, 16), fitting=Fitting.of(mode, [0.4] * 3))
         assert opened.predict(image).probability == pytest.approx(opened.probabilities(seen[None]).max(), abs=1e-6)
     assert cct_lightning.load(write_checkpoint(tmp_path / "before.ckpt")).preprocessing.fit == "crop"
+
+
+def test_the_images_of_a_shard_are_predicted_as_those_of_the_folder_it_was_made_of(best, photos, tmp_path):
+    opened = cct_lightning.load(best)
+    tar = pack(photos, tmp_path / "packed")["webdataset"]
+    ours, theirs = list(opened.predict([tar])), list(opened.predict([photos]))
+    assert [prediction[1:] for prediction in ours] == [prediction[1:] for prediction in theirs]
+    assert ours[1].path == f"{tar}/00001.png"
+    assert np.array_equal(opened.embed([str(tar)]), opened.embed([photos]))
+    tar.write_bytes(tar.read_bytes()[:700])
+    (cut,) = opened.predict([tar])
+    assert "can't be read as a shard (" in cut.error
+    assert cut.path == str(tar)
 
 
 def test_one_thing_gives_one_prediction_whatever_holds_it(best, photos):
