@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cct_lightning.commands import fit as fitting
 from cct_lightning.commands import resume as resuming
@@ -22,6 +22,7 @@ from cct_lightning.networks.presets import VARIANTS
 from cct_lightning.plain_yaml import read_yaml
 from cct_lightning.studies.space import HOW, Choices, Numbers, plain, read_values
 from cct_lightning.tasks.options import FROM_DATA
+from cct_lightning.tasks.registry import DEFAULT
 
 if TYPE_CHECKING:
     from cct_lightning.studies.plan import Job
@@ -121,8 +122,8 @@ def prepare(arguments: Sequence[str]) -> Request:
     out = typed.last("out")
     root = Path(out).expanduser() if out else Path("tuning", "-".join(path.stem for path in recipes))
     search = Search(
-        space, {key: _usual(key, usual) for key in space}, fixed, recipes, names, root, str(_usual("checkpoint.monitor", usual)),
-        "min" if _usual("checkpoint.mode", usual) == "min" else "max", int(_usual("seed_everything", usual) or 0),
+        space, {key: _usual(key, usual) for key in space}, fixed, recipes, names, root, *_judged_by(usual),
+        int(_usual("seed_everything", usual) or 0), str(_usual("task", usual)),
     )  # fmt: skip
     minutes = typed.last("minutes")
     number = None if minutes is None else as_number(minutes)
@@ -132,11 +133,12 @@ def prepare(arguments: Sequence[str]) -> Request:
 
 
 def _check_as_run(typed: Typed, space: Mapping[str, Numbers | Choices]) -> None:
-    """Checks what all trials share, and each value that names something, as `cct fit` does: before the first one instead of in each."""
+    """Checks what all trials share, and what names something, as `cct fit` does: before the first one instead of in each."""
     words = [word for option in typed.options if option.key not in OWN for word in option.words]
     fitting.prepare(words)
     for key, values in space.items():
-        for value in values.values if isinstance(values, Choices) and key.startswith("model.") else ():
+        tried = values.values if isinstance(values, Choices) else (values.low,)
+        for value in tried if key.startswith("model.") else ():
             fitting.prepare([*words, f"--{key}={plain(value)}"])
 
 
@@ -183,6 +185,21 @@ def _usual(key: str, given: Mapping[str, Any]) -> Any:
     return value if number is None else number
 
 
+def _judged_by(usual: Mapping[str, Any]) -> tuple[str, Literal["max", "min"]]:
+    """Returns the measure that trials are judged by, and which of it is better; no measure where the task says it, whose class needs torch."""
+    if "checkpoint.monitor" not in usual and _usual("task", usual) != DEFAULT:
+        return "", "max"
+    return str(_usual("checkpoint.monitor", usual)), "min" if _usual("checkpoint.mode", usual) == "min" else "max"
+
+
+def _by_task(search: "Search") -> "Search":
+    """Has trials be judged by what the task names first of its measures."""
+    from cct_lightning.tasks.registry import task_class
+
+    monitor = task_class(search.task).measures[0]
+    return replace(search, monitor=monitor, mode="min" if monitor.endswith("loss") else "max")
+
+
 def _count(typed: Typed, name: str, default: int) -> int:
     value = typed.last(name)
     if value is None:
@@ -212,6 +229,8 @@ def run(request: Request) -> Tuned:
     from cct_lightning.run_folder import RunFolder
     from cct_lightning.studies.tuning_report import as_text, command, write_report
 
+    if not request.search.monitor:
+        request = replace(request, search=_by_task(request.search))
     search = request.search
     search.root.mkdir(parents=True, exist_ok=True)
     with RunFolder(search.root).held():

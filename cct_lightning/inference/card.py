@@ -15,6 +15,7 @@ import cct_lightning
 from cct_lightning.data.fingerprint import read_rows
 from cct_lightning.data.sets import DATASETS
 from cct_lightning.errors import InputError
+from cct_lightning.evaluation.measures import measure_of, measured
 from cct_lightning.evaluation.options import PASSES
 from cct_lightning.run_folder import ENSEMBLE, RunFolder, tables_beside
 from cct_lightning.side_files import read_json, read_text, to_number
@@ -186,22 +187,22 @@ or in Python `cct_lightning.load("{PLACE}").predict("photo.jpg")`. The weights a
 
 
 def _figures(saved: Saved, told: Told) -> str:
-    lines, measured, summary = [], _measured(told), told.summary
-    if measured and (n := told.test.get("n")):
-        shown = ", ".join(f"{name.replace('_', ' ')} {_figure(name, value)}" for name, value in measured.items())
+    lines, found, summary = [], _measured(told), told.summary
+    if found and (n := told.test.get("n")):
+        shown = ", ".join(f"{name.replace('_', ' ')} {_figure(name, value)}" for name, value in found.items())
         views = told.test.get("tta", "none")
         lines.append(
             f"- test, {n:,} images, {'each seen once, as it is' if views in ('none', None) else f'each seen as --tta {views} says'}: {shown}"
         )
-    if saved.members > 1 and "deviation" in summary:
+    if saved.members > 1 and {"accuracy", "deviation", "n"} <= summary.keys():
         spread = f"{percent(summary['accuracy'], 2).removesuffix(' %')} ± {100 * summary['deviation']:.2f} %"
         lines.append(f"- folds, {summary['n']:,} images, each tested once by the one network that had not seen it: accuracy {spread}")
-        if summary.get("test_accuracy") is not None:
+        if {"test_accuracy", "num_tested"} <= summary.keys():
             lines.append(
                 f"- test, {summary['num_tested']:,} images in no fold, all networks together: accuracy {percent(summary['test_accuracy'], 2)}"
             )
-    elif (validation := to_number(summary.get("val_accuracy"))) == validation and saved.weights.name == "best.ckpt":
-        lines.append(f"- validation: accuracy {percent(validation, 2)}, by which the epoch was chosen, so it flatters")
+    elif (validation := measured(summary, "val")) is not None and saved.weights.name == "best.ckpt":
+        lines.append(f"- validation: {measure_of(summary).title} {percent(validation, 2)}, by which the epoch was chosen, so it flatters")
     lines = lines or ["- nothing was measured, or what was is not known here"]
     heat = (
         f"\n\nLogits are to be divided by {saved.temperature:.3g} (config.json), a temperature fitted to validation images."

@@ -15,6 +15,7 @@ from cct_lightning.studies.options import Keys
 from cct_lightning.studies.plan import Job
 from cct_lightning.studies.running import Result
 from cct_lightning.studies.space import Choices, Numbers, Space, plain
+from cct_lightning.tasks.registry import DEFAULT
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -68,6 +69,7 @@ class Search:
         monitor: The measure that trials are judged by.
         mode: ``max`` where more of it is better.
         seed: Of all trials, and of what is tried.
+        task: What is learned.
     """
 
     space: Space
@@ -79,6 +81,7 @@ class Search:
     monitor: str = "val/accuracy"
     mode: Literal["max", "min"] = "max"
     seed: int = 0
+    task: str = DEFAULT
 
     @property
     def storage(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cct_lightning.evaluation.drawings import BLUE, GREY, INK, ORANGE
+from cct_lightning.inference.card import SHARES
 from cct_lightning.run_folder import replacing
 from cct_lightning.runs.page_parts import details, document, escape, figure, html_table, picture
 from cct_lightning.studies.pictures import _axes, _percents, save
@@ -34,7 +35,7 @@ def value_of(search: Search, value: float | None) -> str:
 
 
 def _is_share(search: Search) -> bool:
-    return search.monitor.rpartition("/")[2] in ("accuracy", "f1", "top5", "knn")
+    return search.monitor.rpartition("/")[2] in SHARES
 
 
 def line(search: Search, outcome: Outcome, trials: int, is_best: bool) -> str:

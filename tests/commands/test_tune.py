@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import cct_lightning
-from cct_lightning.commands.tune import prepare
+from cct_lightning.commands.tune import _by_task, prepare
 from cct_lightning.runs.watching import Watched
 from cct_lightning.studies.space import Choices, Numbers
 
@@ -90,6 +90,14 @@ def test_what_is_typed_is_what_is_searched():
     assert search.fixed["data.root"] == "a b"
 
 
+def test_a_task_without_classes_is_judged_by_its_own_measure(tmp_path):
+    (tmp_path / "mine.yaml").write_text("task: masked\ndata: {dataset: digits}\n")
+    search = prepare(["-c", str(tmp_path / "mine.yaml"), "--key", "model.mask_ratio=0.5..0.9"]).search
+    assert search.monitor == ""  # nothing heavy is imported before
+    search = _by_task(search)
+    assert (search.monitor, search.mode, search.task) == ("val/loss", "min", "masked")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -111,6 +119,7 @@ def test_what_is_typed_is_what_is_searched():
         (("-c", "digits", "--key", "model.pretrained=a.ckpt,null"), "There is no file a.ckpt"),
         (("-c", "digits", "--key", "model.optim.name=adamw,adamwx"), "adamwx"),
         (("-c", "digits", *RATE, "--trainer.devices", "2"), "trainer.devices=2: a trial is one process on one device; --jobs N"),
+        (("-c", "digits", "--key", "model.mask_ratio=0.5..0.9"), "model.mask_ratio=0.5 means nothing to task classification"),
         (("-c", "digits", *RATE, "--trials", "0"), "--trials 0: it takes a whole number"),
         (("-c", "digits", *RATE, "--minutes", "soon"), "--minutes soon: it takes a number above 0"),
         (("-c", "digits", *RATE, "--model.deph", "3"), "model.deph"),
