@@ -183,6 +183,20 @@ def check_test_images(given: Given) -> None:
         raise no_test_images(place, "val" in own)
 
 
+def check_outliers(folder: Path) -> None:
+    """Refuses a folder of images of none of the classes that is not there, or holds none.
+
+    Raises:
+        InputError: Says so.
+    """
+    from cct_lightning.data.folders import check_heap
+
+    try:
+        check_heap(folder)
+    except InputError as error:
+        raise InputError(str(error).replace("data.root=", "--outliers ", 1)) from None
+
+
 def recipe_of(checkpoint: str) -> dict[str, Any]:
     """Returns the keys of data in the config.yaml of the run that wrote a checkpoint; none where it does not lie in its run."""
     from cct_lightning.commands.keys import flatten

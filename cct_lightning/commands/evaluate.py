@@ -2,19 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast, get_args
 
 from cct_lightning.commands.fit import SEARCHES
 from cct_lightning.commands.keys import check_value, flatten, groups_without_keys
+from cct_lightning.commands.ranges import as_number
 from cct_lightning.commands.requests import Request, read_request
-from cct_lightning.commands.words import read_words
-from cct_lightning.errors import InputError
+from cct_lightning.commands.words import Typed, read_words
+from cct_lightning.errors import InputError, check_range, did_you_mean
+from cct_lightning.evaluation.options import Rejects
+from cct_lightning.networks.options import RejectBy
 from cct_lightning.run_folder import newest
 from cct_lightning.tasks.registry import DEFAULT
 from cct_lightning.weights.schema import check_head
 from cct_lightning.weights.sources import find_source
 
 FLAGS = ("calibrate",)
+REJECT = ("reject", "reject_by", "outliers")
 
 
 def prepare(arguments: list[str], command: str) -> Request:
@@ -28,7 +33,8 @@ def prepare(arguments: list[str], command: str) -> Request:
         if option.key in SEARCHES:
             raise InputError(f"--{option.key} is for `cct fit` and `cct finetune`.")
     named = [*typed.alone, *(option.value for option in typed.options if option.key == "ckpt_path" and option.value)]
-    request = read_request(command, typed, ("ckpt_path", *FLAGS))
+    rejects = _rejects(typed)
+    request = read_request(command, typed, ("ckpt_path", *FLAGS, *REJECT, "reject-by"))
     if len(named) != 1:
         hint = next(iter(newest()), "runs/.../checkpoints/best.ckpt")
         what = f"one, not {len(named)}" if named else "a file that ends in .ckpt"
@@ -40,7 +46,32 @@ def prepare(arguments: list[str], command: str) -> Request:
     from cct_lightning.commands.checks import check_given  # help and errors in keys do without
 
     check_given(command, request.keys, str(checkpoint))
-    return replace(request, checkpoint=checkpoint, calibrates=calibrates)
+    return replace(request, checkpoint=checkpoint, calibrates=calibrates, rejects=rejects)
+
+
+def _rejects(typed: Typed) -> Rejects | None:
+    """Reads what is typed of a threshold of "none of these".
+
+    Raises:
+        InputError: A share that is none, an unknown rule, outliers that are not there, or one of these without --reject.
+    """
+    given = {option.key.replace("-", "_"): option.value or "" for option in typed.options if option.key.replace("-", "_") in REJECT}
+    if given and "reject" not in given:
+        raise InputError(f"--{next(iter(given))} says more of --reject SHARE, such as --reject 0.95: give that, too.")
+    if not given:
+        return None
+    by, share = given.get("reject_by", "energy"), as_number(given["reject"])
+    if by not in get_args(RejectBy):
+        raise InputError(f"--reject_by {by} is unknown.{did_you_mean(by, get_args(RejectBy))}")
+    if share is None:
+        raise InputError(f"--reject {given['reject']}: it takes a share of the right answers that is kept, such as 0.95.")
+    check_range("--reject", share, 0, 1, exclusive="low")
+    outliers = Path(given["outliers"]).expanduser() if "outliers" in given else None
+    if outliers is not None:
+        from cct_lightning.commands.checks import check_outliers
+
+        check_outliers(outliers)
+    return Rejects(float(share), cast(RejectBy, by), outliers)
 
 
 def task_of(about: Mapping[str, Any] | None) -> str:

@@ -32,7 +32,12 @@ EVALUATION = (
     "left, down and to the right. The mean of the probabilities counts; they take 2 and 6 forward passes an image.\n\n"
     "--calibrate also fits one temperature to the validation images, so that of what is predicted to 80 %, about 80 % are right (arXiv 1706.04599).\n"
     "It is kept beside the checkpoint, in best.calibration.json; predict, export and cct_lightning.load use it, and no predicted class changes.\n"
-    "With --tta it is fitted to what that sees: give the one that you will predict with.",
+    "With --tta it is fitted to what that sees: give the one that you will predict with.\n\n"
+    "--reject 0.95 chooses a threshold on the validation images that 95 % of the right answers reach; below it predict answers `none`, with the\n"
+    "score. It is kept in the same file, and in an export's config.json with its rule. --reject_by energy (the default) takes the logarithm of the\n"
+    "sum of the logits' exponentials, before any temperature (arXiv 2010.03759); --reject_by probability the largest probability, after it: with\n"
+    "--calibrate in one command the temperature comes first, and a later --calibrate drops a threshold of probabilities.\n"
+    "--outliers DIR measures on images of none of the classes, at any depth: AUROC, and how many pass where 95 % of the test images do.",
 )
 ALLOW = """  --allow-import PACKAGE   recipes, checkpoints and keys may name classes of this package besides those of cct-lightning and Lightning
                            (trainer.callbacks: mycode.Note); it runs with all your rights, so no file can allow it, and each `cct resume`

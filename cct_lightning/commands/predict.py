@@ -1,33 +1,29 @@
 """``cct predict``: what is typed, checked without torch, and the rows that are written."""
 
-import csv
 import json
 import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from cct_lightning.commands.keys import check_value, groups, known_keys
+from cct_lightning.commands.rows import opened_for_rows, row_writer
 from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.files import find_images
 from cct_lightning.data.options import Fit
-from cct_lightning.errors import InputError, RunError, check_range, did_you_mean
+from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.evaluation.options import PASSES, cost
 from cct_lightning.inference.options import ACCELERATORS, PRECISIONS
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.plain_yaml import read_yaml
 from cct_lightning.tasks.options import FROM_DATA
 from cct_lightning.weights.sources import find_source
-from cct_lightning.wording import as_cells
 
 if TYPE_CHECKING:
-    from cct_lightning.inference.items import Prediction
     from cct_lightning.inference.predictor import Predictor
 
 
@@ -68,6 +64,9 @@ becomes a row with an error.
   --model.KEY VALUE            another network than the checkpoint's, as long as its weights fit; KEY is one of
                                {network}
 Dashes may stand for underscores: --top-k 3.
+
+After `cct test SOURCE --reject 0.95` each row has a score; where that is below the threshold the class is none, without a probability, and the
+classes follow it.
 
 Exit code: 0; 1 where not one image could be read; 2 where the command is wrong."""
 
@@ -213,85 +212,6 @@ def print_usage(text: str) -> None:
     print(text.format(network=textwrap.fill(names, 110, subsequent_indent=" " * 31)))
 
 
-@contextmanager
-def opened_for_rows(out: Path | None) -> Iterator[IO[str]]:
-    """Opens the file, or the screen; names of files that are no UTF-8 come out as they are.
-
-    Raises:
-        RunError: There is no room for the file.
-    """
-    place = out if out is not None else sys.stdout.fileno()
-    try:
-        with open(place, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=out is not None) as file:
-            yield file
-    except BrokenPipeError:
-        sys.exit(0)  # the reader (head, less) has gone
-    except OSError as error:
-        if error.filename:  # of an image, say: what a write raises has no name
-            raise
-        where = "the screen or pipe" if out is None else f"--out {out}"
-        raise RunError(f"{where} can't be written to its end: {error.strerror}. It holds the predictions up to there.") from error
-
-
-def row_writer(file: IO[str], kind: str, top_k: int, told: str = "class", names: Sequence[str] = ()) -> Callable[["Prediction"], None]:
-    """Returns what writes a prediction as a row of CSV, whose header it writes at once, or as a line of JSON.
-
-    Args:
-        file: Where to.
-        kind: csv or jsonl.
-        top_k: Length of ``Prediction.top``.
-        told: What the network tells: class, labels or numbers.
-        names: Of the numbers.
-    """
-    if kind == "jsonl":
-        return lambda prediction: print(_json_line(prediction, top_k), file=file)
-    if told == "numbers":
-        return _table_writer(file, ["path", *names, "error"], lambda prediction: [f"{value:.6g}" for _, value in prediction.values or ()])
-    if told == "labels":
-        more = [name for place in range(1, top_k + 1) for name in (f"class_{place}", f"probability_{place}")] if top_k > 1 else []
-        return _table_writer(file, ["path", "labels", "probabilities", *more, "error"], lambda prediction: _label_cells(prediction, top_k))
-    rows = csv.writer(file, lineterminator="\n")
-    more = [name for place in range(2, top_k + 1) for name in (f"class_{place}", f"probability_{place}")]
-    columns = ["path", "class", "probability", *more, "error"]
-    rows.writerow(columns)
-
-    def write(prediction: "Prediction") -> None:
-        cells = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6g}")] or [""] * (2 + len(more))
-        rows.writerow(as_cells(columns, [prediction.path, *cells, prediction.error or ""]))
-
-    return write
-
-
-def _table_writer(file: IO[str], columns: list[str], cells_of: Callable[["Prediction"], list[str]]) -> Callable[["Prediction"], None]:
-    """Returns what writes a row between its path and its error."""
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(as_cells([""] * len(columns), columns))
-
-    def write(prediction: "Prediction") -> None:
-        cells = [""] * (len(columns) - 2) if prediction.error is not None else cells_of(prediction)
-        rows.writerow(as_cells(columns, [prediction.path, *cells, prediction.error or ""]))
-
-    return write
-
-
-def _label_cells(prediction: "Prediction", top_k: int) -> list[str]:
-    labels = prediction.labels or ()
-    more = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6g}")] if top_k > 1 else []
-    return [";".join(name for name, _ in labels), ";".join(f"{probability:.6g}" for _, probability in labels), *more]
-
-
-def _json_line(prediction: "Prediction", top_k: int) -> str:
-    if prediction.error is not None:
-        return json.dumps({"path": prediction.path, "error": prediction.error})
-    if prediction.values is not None:
-        return json.dumps({"path": prediction.path, "values": {name: float(f"{value:.6g}") for name, value in prediction.values}}, allow_nan=False)
-    if prediction.labels is not None:
-        found, best = ([{"class": name, "probability": float(f"{p:.6g}")} for name, p in pairs] for pairs in (prediction.labels, prediction.top))
-        return json.dumps({"path": prediction.path, "labels": found, **({"top": best} if top_k > 1 else {})}, allow_nan=False)
-    top = [{"class": name, "probability": float(f"{probability:.6g}")} for name, probability in prediction.top]
-    return json.dumps({"path": prediction.path, **top[0], "top": top}, allow_nan=False)
-
-
 def main(arguments: list[str]) -> None:
     """Runs ``cct predict`` with the words behind it."""
     if {"-h", "--help"} & set(arguments):
@@ -309,20 +229,23 @@ def main(arguments: list[str]) -> None:
     if top_k > 1 and predictor.output.kind == "numbers":
         raise InputError(f"--top_k={top_k} is for classes and labels, and this network tells numbers: leave it out.")
     top_k = min(top_k, len(predictor.class_names))  # of two classes there are no three most probable
-    total = bad = 0
+    total = bad = rejected = 0
     began, interrupted = time.perf_counter(), False
     with opened_for_rows(out) as file:
-        write = row_writer(file, kind, top_k, predictor.output.kind, predictor.class_names)
+        write = row_writer(file, kind, top_k, predictor.output.kind, predictor.class_names, predictor.rejection is not None)
         try:
             for batch in predictor.batches(paths, top_k, options.get("tta", "none")):
                 for prediction in batch:
                     write(prediction)
                     total, bad = total + 1, bad + (prediction.error is not None)
+                    rejected += prediction.score is not None and prediction.probability is None
                 file.flush()
         except KeyboardInterrupt:
             interrupted = True
     speed = f"{total / (time.perf_counter() - began):,.0f} images/s on {predictor.device_name}"
-    told = f"{total:,} image(s), {f'{bad:,} of them bad (the rows say why)' if bad else 'none bad'}, {speed}{cost(options.get('tta', 'none'))}"
+    which = f"{bad:,} of them bad (the rows say why)" if bad else "none bad"
+    which += f", {rejected:,} none of the classes" if predictor.rejection is not None else ""
+    told = f"{total:,} image(s), {which}, {speed}{cost(options.get('tta', 'none'))}"
     print(f"{'interrupted: ' if interrupted else ''}{told}{f'; written to {out}' if out else ''}", file=sys.stdout if out else sys.stderr)
     print(f"next\n  {_next(source, paths, options)}", file=sys.stdout if out else sys.stderr)
     if interrupted or bad == total:

@@ -10,6 +10,7 @@ from cct_lightning.commands.permissions import FLAGS, Permissions
 from cct_lightning.commands.recipes import find_recipe, read_recipe
 from cct_lightning.commands.words import CONFIG, Option, Typed
 from cct_lightning.errors import InputError
+from cct_lightning.evaluation.options import Rejects
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.options import Watch
 from cct_lightning.tasks.options import FROM_DATA
@@ -34,6 +35,7 @@ class Request:
         permissions: What is allowed besides, by who calls.
         accepts_images: Whether the run that goes on may do so with other images than it was trained on.
         calibrates: Whether they then fit a temperature to the validation images.
+        rejects: The threshold of "none of these" that they then choose on them.
         told: What is said of weights that nobody named, for finetune.
         watch: Is told each validation of a training, which it may end.
     """
@@ -55,6 +57,7 @@ class Request:
 
     accepts_images: bool = False
     calibrates: bool = False
+    rejects: Rejects | None = None
     told: str = ""
     watch: Watch | None = None
 

@@ -84,7 +84,7 @@ def measure(request: Request) -> None:
         setting = cli.build(request.checkpoint.parent)
         stage: Stage = "test" if request.command == "test" else "val"
         images = setting.recipe["data"]
-        if told := evaluate(stage, setting.trainer, opened, cli.model, cli.datamodule, images, request.calibrates):
+        if told := evaluate(stage, setting.trainer, opened, cli.model, cli.datamodule, images, request.calibrates, request.rejects):
             print(told)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from cct_lightning.commands.predict import check_images, check_out, check_place, open_network, opened_for_rows, parse, print_usage
+from cct_lightning.commands.predict import check_images, check_out, check_place, open_network, parse, print_usage
+from cct_lightning.commands.rows import opened_for_rows
 from cct_lightning.data.files import find_images
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.weights.sources import find_source

@@ -16,6 +16,7 @@ from cct_lightning.errors import InputError
 from cct_lightning.evaluation.calibration import Calibration, describe_calibration, fit_temperature, measure_temperature
 from cct_lightning.evaluation.options import Tta
 from cct_lightning.inference.options import ACCELERATORS
+from cct_lightning.side_files import read_json as read_side_file
 from cct_lightning.weights.files import Opened
 from cct_lightning.weights.trained import calibration_path, write_temperature
 
@@ -35,7 +36,7 @@ def calibrate(
     if predictor.output.kind != "class":
         raise InputError("a temperature is fitted to a network that tells one class each, and this one tells several labels or numbers.")
     if keep:
-        _check_keeping(predictor)
+        check_keeping(predictor)
     logits, labels = labelled_logits(predictor, images, targets, tta)
     found = measure_temperature(logits, labels, fit_temperature(logits, labels))
     if keep and predictor.saved is not None:
@@ -71,38 +72,46 @@ def calibrate_checkpoint(
 
     known = accelerator if accelerator in ACCELERATORS else "auto"
     predictor = load(checkpoint, accelerator=known, batch_size=batch_size, calibrated=False)
-    found = calibrate(predictor, *_labelled(*splits["val"]), tta=tta)
+    found = calibrate(predictor, *labelled(*splits["val"]), tta=tta)
     lines = [
         f"calibration  temperature {found.temperature:.4f}, kept in {calibration_path(checkpoint.path)}",
         describe_calibration(found, "validation"),
     ]
     if "test" in splits:
-        logits, labels = labelled_logits(predictor, *_labelled(*splits["test"]), tta)
+        logits, labels = labelled_logits(predictor, *labelled(*splits["test"]), tta)
         lines.append(describe_calibration(measure_temperature(logits, labels, found.temperature), "test"))
     return "\n".join(lines)
 
 
 def calibration_note(checkpoint: Path) -> str:
-    """Ends what is told of an evaluation, which measures logits as they are, where a temperature lies beside the checkpoint."""
+    """Ends what is told of an evaluation, which measures logits as they are, where a temperature or a threshold lies beside the checkpoint."""
     path = calibration_path(checkpoint)
-    return f"\nmeasured without the temperature in {path}, which predictions use" if path.is_file() else ""
+    about = read_side_file(path)
+    kept = ["the temperature"] * (about.get("temperature") != 1) + ["the threshold of `none`"] * ("reject" in about)
+    return f"\nmeasured without {' and '.join(kept)} in {path}, which predictions use" if path.is_file() and kept else ""
 
 
-def _labelled(split: Split, chosen: Array) -> tuple[list[Item], Array]:
+def labelled(split: Split, chosen: Array) -> tuple[list[Item], Array]:
+    """Returns images of a split and their classes."""
     images = split.files if split.files is not None else split.images
     return [images[index] for index in chosen], split.targets[chosen]
 
 
-def _check_keeping(predictor: Predictor) -> None:
+def check_keeping(predictor: Predictor, what_is_kept: str = "temperature") -> None:
+    """Refuses to keep what is found beside a network that is no checkpoint, or was opened otherwise than it was trained.
+
+    Raises:
+        InputError: Says so.
+    """
     saved, preprocessing = predictor.saved, predictor.preprocessing.to_json()
     if saved is None or saved.format != "checkpoint":
         what = f"{saved.weights} is an export" if saved else "this network came from no file"
-        raise InputError(f"{what}, beside which no temperature is kept: calibrate the run's checkpoint and export that, or give keep=False.")
+        raise InputError(f"{what}, beside which no {what_is_kept} is kept: calibrate the run's checkpoint and export that, or give keep=False.")
     if other := [name for name, value in saved.preprocessing.items() if value is not None and _plain(value) != _plain(preprocessing[name])]:
         name = other[0]
         raise InputError(
             f"{saved.weights} was opened with {name}={preprocessing[name]}, its own is {_plain(saved.preprocessing[name])}.\n"
-            "  A temperature that is kept is that of the network as it was trained: leave it out, or give keep=False."
+            f"  A {what_is_kept} that is kept is that of the network as it was trained: leave it out, or give keep=False."
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +15,7 @@ from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.run_folder import ENSEMBLE
 from cct_lightning.weights.sources import find_source
-from cct_lightning.weights.trained import Saved, read_saved, read_temperature
+from cct_lightning.weights.trained import Saved, read_saved, with_calibration
 
 if TYPE_CHECKING:
     from cct_lightning.networks.classifier import ImageClassifier
@@ -91,8 +90,7 @@ def export(
     if images is not None and not Path(images).expanduser().is_dir():
         raise InputError(f"--images {images} is no folder.")
 
-    saved = read_saved(source)
-    saved = replace(saved, temperature=read_temperature(saved))
+    saved = with_calibration(read_saved(source))
     if saved.preprocessing["mean"] is None or saved.preprocessing["std"] is None:
         raise InputError(f"{source} does not say how its images are normalised: train with LitClassifier(..., mean=[...], std=[...]).")
     preprocessing = Preprocessing.from_json(saved.preprocessing)

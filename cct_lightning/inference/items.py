@@ -16,11 +16,14 @@ from cct_lightning.errors import InputError
 
 Item = str | Path | Packed | Own | PIL.Image.Image | Array
 KINDS = (str, Path, Packed, Own, PIL.Image.Image, np.ndarray)  # the same
+NONE = "none"  # the answer below the threshold of a predictor
 TAKES = "a Predictor takes paths, PIL images and uint8 arrays (H, W) or (H, W, C)"
 
 
 class Prediction(NamedTuple):
     """The class of one image and how probable it is, or why there is none; ``top`` lists the most probable classes, best first.
+
+    Where a threshold is set (``Predictor.reject``), the class is ``none``, without a probability, below it.
 
     Attributes:
         path: Of the image, None where it came from no file.
@@ -30,6 +33,7 @@ class Prediction(NamedTuple):
         error: Why there is nothing.
         labels: Those that the image has by the network's thresholds, with their probabilities, best first; None of other networks.
         values: Numbers by their names, in their units; None of other networks.
+        score: What is compared with that threshold; None where there is none.
     """
 
     path: str | None
@@ -39,6 +43,7 @@ class Prediction(NamedTuple):
     error: str | None = None
     labels: tuple[tuple[str, float], ...] | None = None
     values: tuple[tuple[str, float], ...] | None = None
+    score: float | None = None
 
 
 class Embedding(NamedTuple):

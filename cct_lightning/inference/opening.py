@@ -17,7 +17,7 @@ from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.options import as_size
 from cct_lightning.weights.ensemble import build_network
 from cct_lightning.weights.files import Opened
-from cct_lightning.weights.trained import Saved, read_saved, read_temperature
+from cct_lightning.weights.trained import Saved, read_calibration, read_saved
 from cct_lightning.wording import reason
 
 
@@ -49,7 +49,8 @@ def load(
         fit: How an image of other proportions gets into the network's size: crop, pad or squash; None: as in the training.
         mean: Of each channel, 0..1; None: the training's.
         std: Likewise.
-        calibrated: Divide logits by the temperature that ``Predictor.calibrate`` or `cct test --calibrate` kept, where one did.
+        calibrated: Divide logits by the temperature that ``Predictor.calibrate`` or `cct test --calibrate` kept, where one did, and answer ``none``
+            below the threshold that ``Predictor.reject`` or `cct test --reject` kept.
         max_megapixels: Images of more millions of pixels are refused, by their header, before they are decoded.
         changes: Arguments of ``create_model`` that shall differ from the training's, such as image_size.
 
@@ -69,7 +70,7 @@ def load(
             f"{saved.weights} was trained on images that were normalised elsewhere: load(..., mean=[...], std=[...]) takes their values."
         )
     preprocessing = Preprocessing.from_json(values)
-    temperature = read_temperature(saved) if calibrated else 1.0
+    temperature, rejection = read_calibration(saved) if calibrated else (1.0, None)
     check_range("crop_pct", preprocessing.crop_pct, 0, 1, exclusive="low")
     if saved.format == "onnx":
         predictor = _open_graph(saved, preprocessing, changes, accelerator, precision, batch_size)
@@ -77,7 +78,7 @@ def load(
         device = choose_device(accelerator)
         network = _build_with_weights(saved, changes).to(device)
         predictor = Predictor(network, preprocessing, saved.class_names, device, batch_size, precision, saved=saved)
-    predictor.temperature, predictor.max_megapixels = temperature, max_megapixels
+    predictor.temperature, predictor.rejection, predictor.max_megapixels = temperature, rejection, max_megapixels
     return predictor
 
 

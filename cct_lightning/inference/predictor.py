@@ -2,9 +2,7 @@
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +16,18 @@ from torch import Tensor
 from cct_lightning.data.files import Array, Found, find_images, is_glob
 from cct_lightning.data.members import Own, Packed
 from cct_lightning.data.options import MAX_MEGAPIXELS, Preprocessing
-from cct_lightning.data.preparation import normalize, prepare
-from cct_lightning.data.tars import images_in, is_shard
+from cct_lightning.data.preparation import normalize
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.evaluation.calibration import Calibration
 from cct_lightning.evaluation.options import Tta, check_tta
+from cct_lightning.evaluation.rejection import Answered, scored
 from cct_lightning.evaluation.views import mean_logits
 from cct_lightning.inference.calibration import calibrate
-from cct_lightning.inference.items import KINDS, Embedding, Item, Prediction, check_given, check_item, to_pixels
+from cct_lightning.inference.items import KINDS, NONE, Embedding, Item, Prediction, check_given
+from cct_lightning.inference.reading import Seen, read_batches, read_image
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.ensemble import Ensemble
+from cct_lightning.networks.options import RejectBy, Rejection
 from cct_lightning.networks.outputs import Output
 from cct_lightning.weights.trained import Saved
 
@@ -46,8 +46,10 @@ class Predictor:
         batch_size: Images at a time; smaller than at the beginning once some did not fit into memory.
         saved: The file behind it, None where there is none.
         temperature: That logits are divided by before they become probabilities, see ``calibrate``; 1 leaves them as they are.
+        rejection: Threshold below which an answer is ``none``, see ``reject``; None: every image is answered.
         max_megapixels: Files of more are refused.
         output: What the logits mean: a class, several labels with their thresholds, or numbers.
+        network: Maps images (B, C, H, W), float normalised, to logits (B, K).
     """
 
     def __init__(
@@ -69,11 +71,12 @@ class Predictor:
         self.saved = saved and replace(saved, opened=None)  # its tensors are the network's by now, and a checkpoint holds an optimizer's, too
         self.temperature, self.max_megapixels = temperature, max_megapixels
         self.output = saved.output if saved is not None else Output()
-        self._network, self._precision = network, precision
+        self.rejection: Rejection | None = None
+        self.network, self._precision = network, precision
 
     def __repr__(self) -> str:
         about, names = self.preprocessing, [repr(name)[1:-1] for name in self.class_names]
-        source = f"{self.saved.weights}: {self.saved.model['arch']}" if self.saved else type(self._network).__name__
+        source = f"{self.saved.weights}: {self.saved.model['arch']}" if self.saved else type(self.network).__name__
         classes = ", ".join(names if len(names) < 6 else [*names[:3], "...", names[-1]])
         size, channels = "x".join(map(str, about.image_size)), f"{about.in_chans} channel{'s' * (about.in_chans > 1)}"
         told = f"images of {size} pixels and {channels}, on {self.device_name}"
@@ -81,7 +84,7 @@ class Predictor:
 
     def logits(self, images: Tensor) -> Tensor:
         """Classifies images (B, C, H, W), float normalised: logits (B, K), float32, as the network gives them, before any temperature."""
-        return self._run(self._network, images)
+        return self._run(self.network, images)
 
     def _run(self, function: Network, inputs: Tensor) -> Tensor:
         """Computes on the device, in the precision asked for; returns float32."""
@@ -149,12 +152,33 @@ class Predictor:
         """
         return calibrate(self, images, targets, keep, tta)
 
+    def reject(
+        self, images: str | Path | Iterable[Item], targets: Sequence[int | str] | Array | None = None, share: float = 0.95,
+        by: RejectBy = "energy", *, keep: bool = True, tta: Tta = "none",
+    ) -> Answered:  # fmt: skip
+        """Chooses a threshold below which an answer is ``none``, on images that were not trained on, so that ``share`` of the right ones are kept.
+
+        Args:
+            images: As in ``calibrate``, like the targets; fit a temperature first, since ``probability`` is one after it.
+            targets: Of each image its class.
+            share: More than 0 and at most 1.
+            by: ``energy`` or ``probability``; see ``evaluation.rejection.score``.
+            keep: Write it beside the checkpoint, as ``calibrate`` does.
+            tta: What is seen of each, as it shall be when it is predicted.
+
+        Raises:
+            InputError: As ``calibrate``; no answer is right, or a class is named ``none``.
+        """
+        from cct_lightning.inference.rejection import choose_rejection  # which imports this
+
+        return choose_rejection(self, images, targets, share, by, keep, tta)
+
     def _with_features(self) -> ImageClassifier:
-        if isinstance(self._network, ImageClassifier):
-            return self._network
-        if isinstance(self._network, Ensemble):
+        if isinstance(self.network, ImageClassifier):
+            return self.network
+        if isinstance(self.network, Ensemble):
             where = f"{self.saved.weights} is an ensemble" if self.saved else "this is an ensemble"
-            raise InputError(f"{where} of {len(self._network.members)} networks, each with features of its own: give the run of a fold.")
+            raise InputError(f"{where} of {len(self.network.members)} networks, each with features of its own: give the run of a fold.")
         source = f"{self.saved.weights} is a graph ({self.saved.format})" if self.saved else "this network is a function"
         raise InputError(f"{source}: it computes logits and tells no features. Give the run's checkpoint, or export with --format safetensors.")
 
@@ -273,7 +297,7 @@ class Predictor:
             images = np.stack([pixels for _, pixels in read])
             yield from self._compute(images, lambda seen: mean_logits(self.logits, seen, tta, self.output.kind), len(self.class_names))
 
-    def _embeddings(self, read: list[tuple[str | None, Array | str]]) -> Iterator[Embedding]:
+    def _embeddings(self, read: list[Seen]) -> Iterator[Embedding]:
         images = [pixels for _, pixels in read if not isinstance(pixels, str)]
         rows = zip(*self.features(np.stack(images)), strict=True) if images else iter(())
         for path, pixels in read:
@@ -288,60 +312,37 @@ class Predictor:
             else:
                 yield Embedding(path, error=NO_NUMBER)
 
-    def _batches_read(self, items: Iterable[Item]) -> Iterator[list[tuple[str | None, Array | str]]]:
-        """Reads a stream a batch at a time, and the next one while a batch is computed: what ``_read`` returns of each image."""
-        waiting: deque[Future[tuple[str | None, Array | str]]] = deque()
-        source = self._expand(items)
-        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    def _batches_read(self, items: Iterable[Item]) -> Iterator[list[Seen]]:
+        return read_batches(items, lambda: self.batch_size, self._read)
 
-        def read_ahead() -> None:
-            while len(waiting) < self.batch_size and (item := next(source, None)) is not None:
-                waiting.append(pool.submit(self._read, item))
+    def _read(self, item: Found | Packed | Own | PIL.Image.Image | Array) -> Seen:
+        return read_image(item, self.preprocessing, self.max_megapixels)
 
-        try:
-            read_ahead()
-            while waiting:
-                batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
-                read_ahead()  # decoded while this batch is computed
-                yield [future.result() for future in batch]
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    @staticmethod
-    def _expand(items: Iterable[Item]) -> Iterator[Found | Packed | Own | PIL.Image.Image | Array]:
-        for item in items:
-            check_item(item)
-            if isinstance(item, str | Path):
-                yield from images_in(str(item)) if is_shard(item) else find_images([item])
-            else:
-                yield item
-
-    def _read(self, item: Found | Packed | Own | PIL.Image.Image | Array) -> tuple[str | None, Array | str]:
-        """Returns the path, and pixels of the network's size, uint8 (H, W, C), or why there are none."""
-        path, error = item if isinstance(item, Found) else (str(item) if isinstance(item, Packed | Own) else None, None)
-        if error is not None:
-            return path, error
-        about = self.preprocessing
-        try:
-            return path, prepare(to_pixels(item, about.in_chans, self.max_megapixels, about.value_range), about)
-        except Exception as damage:  # what a damaged file raises inside a decoder is not known beforehand
-            # decode names the file, which the prediction does, too, and speaks to someone who trains.
-            said = str(damage).removeprefix(f"{path} ").removesuffix(": mend it or move it out of the data set.")
-            return path, " ".join(said.split()).rstrip(".") or type(damage).__name__
-
-    def _predictions(self, read: list[tuple[str | None, Array | str]], top_k: int, tta: Tta) -> list[Prediction]:
+    def _predictions(self, read: list[Seen], top_k: int, tta: Tta) -> list[Prediction]:
         images = [pixels for _, pixels in read if not isinstance(pixels, str)]
-        rows = iter(self.probabilities(np.stack(images), tta) if images else ())
+        rows = iter(self._answers(np.stack(images), tta) if images else ())
         return [Prediction(path, error=p) if isinstance(p, str) else self._prediction(path, next(rows), top_k) for path, p in read]
 
-    def _prediction(self, path: str | None, probabilities: Array, top_k: int) -> Prediction:
-        if not np.isfinite(probabilities).all():
+    def _answers(self, images: Array, tta: Tta) -> Array:
+        """Returns probabilities, and where there is a threshold behind them the score that is compared with it: (B, K) or (B, K + 1)."""
+        if (rejection := self.rejection) is None:
+            return self.probabilities(images, tta)
+
+        by, width = rejection.by, len(self.class_names) + 1
+        return self._compute(images, lambda normalised: scored(self.logits, self._told, normalised, tta, by), width)
+
+    def _prediction(self, path: str | None, row: Array, top_k: int) -> Prediction:
+        if not np.isfinite(row).all():
             return Prediction(path, error=NO_NUMBER)
-        told = [(name, float(value)) for name, value in zip(self.class_names, probabilities, strict=True)]
+        told = [(name, float(value)) for name, value in zip(self.class_names, row.tolist(), strict=False)]  # a score may follow
         if self.output.kind == "numbers":
             return Prediction(path, values=tuple(told))
-        order = np.argsort(-probabilities, kind="stable").tolist()
+        order = np.argsort(-row[: len(told)], kind="stable").tolist()
         top = tuple(told[label] for label in order[:top_k])
         if self.output.kind == "labels":
             return Prediction(path, top=top, labels=tuple(told[label] for label in order if told[label][1] >= self.output.thresholds[label]))
-        return Prediction(path, top[0][0], top[0][1], top)
+        if self.rejection is None:
+            return Prediction(path, top[0][0], top[0][1], top)
+        reached = float(row[-1])
+        name, probability = top[0] if reached >= self.rejection.threshold else (NONE, None)
+        return Prediction(path, name, probability, top, score=reached)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cct_lightning
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.errors import InputError
+from cct_lightning.networks.options import RejectBy
 from cct_lightning.weights.schema import FILES
 from cct_lightning.weights.trained import Saved
 from cct_lightning.wording import reason
@@ -44,6 +45,11 @@ FORMATS = {
     "onnx": Format(FILES["onnx"], ("onnx", "onnxscript", "onnxruntime"), "a graph for ONNX Runtime and its kin, no Python needed"),
     "torch-export": Format(FILES["torch-export"], (), "a graph for torch.export.load, torch alone"),
     "timm": Format(FILES["timm"], (), "a folder for timm.create_model('local-dir:...', pretrained=True), after import cct_lightning.models"),
+}
+# How a program that reads the file finds an answer that is none of the classes.
+RULES: dict[RejectBy, str] = {
+    "energy": "score = log(sum(exp(logits))), of the file's logits; the answer is none where score < threshold",
+    "probability": "score = max(softmax(logits / temperature)); the answer is none where score < threshold",
 }
 MAX_ONNX_BYTES = 2 * 10**9  # one protobuf message holds 2 GiB
 
@@ -77,6 +83,7 @@ def _write(network: ImageClassifier | Ensemble, saved: Saved, preprocessing: Pre
         "class_names": saved.class_names,
         "preprocessing": preprocessing.to_json(),
         "temperature": saved.temperature,  # the file's logits are not divided by it yet: softmax(logits / temperature)
+        **({"reject": {**saved.rejection._asdict(), "rule": RULES[saved.rejection.by]}} if saved.rejection is not None else {}),
         "grid_size": list(network.encoder.grid_size),
         "versions": {"cct_lightning": cct_lightning.__version__, "torch": str(torch.__version__), "timm": version("timm"), **packages},
     }

@@ -1,7 +1,7 @@
 """What describes a network, in plain values: importing this needs no torch."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cct_lightning.errors import InputError, check_range
 from cct_lightning.options import as_size
@@ -10,6 +10,21 @@ ClassToken = Literal["none", "full", "read_only"]
 Position = Literal["learned", "sine", "none"]
 MaskedTarget = Literal["mae", "simmim", "mpp"]
 OWN_NETWORK = 'see "A network of your own" in the README'
+
+
+RejectBy = Literal["energy", "probability"]
+
+
+class Rejection(NamedTuple):
+    """A threshold below which an answer is none of the network's classes.
+
+    Attributes:
+        by: Of what: see ``evaluation.rejection.score``.
+        threshold: Scores from it on are answered.
+    """
+
+    by: RejectBy
+    threshold: float
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a checkpoint is worth on the test or the validation images: measured, and told in tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,10 +8,11 @@ from lightning.pytorch import Trainer
 
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError
-from cct_lightning.evaluation.options import cost
+from cct_lightning.evaluation.options import Rejects, cost
 from cct_lightning.evaluation.reports import AnyReport, report_of
 from cct_lightning.evaluation.tables import check_class_names, describe_report, write_report
 from cct_lightning.inference.calibration import calibrate_checkpoint, calibration_note
+from cct_lightning.inference.rejection import reject_checkpoint
 from cct_lightning.run_folder import tables_beside
 from cct_lightning.runs.trainer import make_ours
 from cct_lightning.tasks.labelled import tta_of
@@ -55,6 +56,15 @@ def write_tables(
     return report, folder, None
 
 
+def _check_fitting(flags: Sequence[str], module: Task, data: ImageDataModule) -> None:
+    """Refuses to fit something to validation images where there are none, or where no classes are predicted."""
+    for name in flags:
+        if not data.has_validation:
+            raise InputError(f"--{name} needs validation images, and there are none: give a val folder, or another share with --data.val_fraction.")
+        if module.kind != "class":
+            raise InputError(f"--{name} is for classification: this task predicts no classes.")
+
+
 def evaluate(
     stage: Stage,
     trainer: Mapping[str, Any],
@@ -63,6 +73,7 @@ def evaluate(
     data: ImageDataModule,
     images: Mapping[str, Any],
     calibrates: bool = False,
+    rejects: Rejects | None = None,
 ) -> str | None:
     """Measures a checkpoint and writes tables of what was found beside it.
 
@@ -74,6 +85,7 @@ def evaluate(
         data: The images.
         images: The group ``data`` of the recipe.
         calibrates: Whether a temperature is then fitted to the validation images, and kept beside the checkpoint.
+        rejects: A threshold of "none of these" that is then chosen on them, and kept there, too; None: none is.
 
     Returns:
         What was found, as it is printed; None on all ranks but the first.
@@ -83,10 +95,7 @@ def evaluate(
     """
     if stage == "val" and not data.has_validation:
         raise InputError("there are no validation images: data.val_fraction=0 sets none aside; give another share, or use `cct test`.")
-    if calibrates and not data.has_validation:
-        raise InputError("--calibrate needs validation images, and there are none: give a val folder, or another share with --data.val_fraction.")
-    if calibrates and module.kind != "class":
-        raise InputError("--calibrate is for classification: this task predicts no classes.")
+    _check_fitting([flag for flag, given in (("calibrate", calibrates), ("reject", rejects is not None)) if given], module, data)
     path = checkpoint.path
     where = f"data.dataset={data.dataset}" if data.about.num_classes and not data.folder else f"data.root={images['root']}"
     if (network := classifier_of(module)) is not None:
@@ -110,6 +119,9 @@ def evaluate(
     limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
     tta = tta_of(module)
     told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images{cost(tta)}", str(path), folder, problem)
+    where_and_how = data.splits, str(trainer["accelerator"]), data.batch_size, tta
     if calibrates:
-        return f"{told}\n{calibrate_checkpoint(checkpoint, data.splits, str(trainer['accelerator']), data.batch_size, tta)}"
-    return told + calibration_note(path)
+        told += f"\n{calibrate_checkpoint(checkpoint, *where_and_how)}"
+    if rejects is not None:  # after the temperature, by which probabilities are others
+        told += f"\n{reject_checkpoint(checkpoint, rejects, *where_and_how)}"
+    return told if calibrates else told + calibration_note(path)

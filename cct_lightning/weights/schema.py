@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cct_lightning.data.options import Fit
 from cct_lightning.errors import InputError
-from cct_lightning.networks.options import NetworkOptions
+from cct_lightning.networks.options import NetworkOptions, RejectBy, Rejection
 from cct_lightning.training.options import LabelsLossConfig, LossConfig, NumbersLossConfig, TrainingOptions
 
 KEY = "cct_lightning"  # where our checkpoints and exports keep their own plain dictionary
@@ -175,6 +175,22 @@ def check_temperature(value: object, where: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise InputError(f"{where}: temperature={str(value)[:80]} is no number above 0.")
     return float(value)
+
+
+def check_rejection(value: object, where: Path) -> Rejection | None:
+    """Refuses what is no threshold of "none of these"; None is none.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if value is None:
+        return None
+    given: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+    by: Any = given.get("by")
+    threshold = given.get("threshold")
+    if by not in get_args(RejectBy) or isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
+        raise InputError(f"{where}: reject={str(value)[:80]} is no threshold of {' or '.join(get_args(RejectBy))}.")
+    return Rejection(by, float(threshold))
 
 
 def _wrong(where: str, name: str, value: object, wanted: str) -> InputError:

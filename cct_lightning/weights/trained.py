@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cct_lightning.errors import InputError
-from cct_lightning.networks.options import NetworkOptions
+from cct_lightning.networks.options import NetworkOptions, Rejection
 from cct_lightning.networks.outputs import Output
 from cct_lightning.run_folder import replacing
-from cct_lightning.weights.schema import KEY, check_export, check_head, check_temperature, read_json
+from cct_lightning.weights.schema import KEY, check_export, check_head, check_rejection, check_temperature, read_json
 from cct_lightning.weights.sources import check_digest, find_source, sha256
 from cct_lightning.wording import reason
 
@@ -33,6 +33,7 @@ class Saved:
         preprocessing: As ``Preprocessing.to_json``; in a checkpoint mean and std may be None.
         opened: Its weights, and all else that the file holds; None of a graph.
         temperature: That an export's logits are divided by; a checkpoint's stands in a file of its own, see ``read_temperature``.
+        rejection: Threshold below which an export's answer is none of the classes; a checkpoint's stands likewise.
         members: Networks of this configuration that it holds, more than one in an ensemble.
         output: What its logits mean.
     """
@@ -46,6 +47,7 @@ class Saved:
     temperature: float = 1.0
     members: int = 1
     output: Output = Output()
+    rejection: Rejection | None = None
 
 
 def read_saved(source: str | Path | Opened) -> Saved:
@@ -97,8 +99,8 @@ def read_export(config: Path) -> Saved:
         opened = Opened(str(config.parent), weights, {"state_dict": read_tensors(weights, about["sha256"]), KEY: about})
     names, temperature = _class_names(about["class_names"], about["model"]), about.get("temperature", 1.0)  # older exports have none
     temperature, members = check_temperature(temperature, config), about.get("members") or 1
-    output = Output.from_json(about.get("output"))
-    return Saved(weights, about["format"], about["model"], names, about["preprocessing"], opened, temperature, members, output)
+    output, rejection = Output.from_json(about.get("output")), check_rejection(about.get("reject"), config)
+    return Saved(weights, about["format"], about["model"], names, about["preprocessing"], opened, temperature, members, output, rejection)
 
 
 def read_run(path: Path) -> Saved:
@@ -140,17 +142,43 @@ def calibration_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.calibration.json")
 
 
-def write_temperature(checkpoint: Path, temperature: float, about: Mapping[str, Any]) -> Path:
-    """Keeps a temperature beside a checkpoint, whole, with the checkpoint's sha256 and what else there is to say of it; returns the file.
+def _write_calibration(checkpoint: Path, values: Mapping[str, Any]) -> Path:
+    path = calibration_path(checkpoint)
+    whole = {"temperature": 1.0, "checkpoint": checkpoint.name, "sha256": sha256(checkpoint), **values}
+    with replacing(path) as file:
+        file.write((json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
+    return path
+
+
+def _kept(checkpoint: Path) -> dict[str, Any]:
+    """Returns what lies beside a checkpoint and is of it; nothing where it is damaged or of another one."""
+    try:
+        about = read_json(calibration_path(checkpoint))
+    except InputError:
+        return {}
+    return dict(about) if isinstance(about, dict) and about.get("sha256") == sha256(checkpoint) else {}
+
+
+def write_rejection(checkpoint: Path, rejection: Rejection, about: Mapping[str, Any]) -> Path:
+    """Keeps a threshold of "none of these" beside a checkpoint, where its temperature is; returns the file.
 
     Raises:
         OSError: The folder can't be written.
     """
-    path = calibration_path(checkpoint)
-    whole = {"temperature": temperature, "checkpoint": checkpoint.name, "sha256": sha256(checkpoint), **about}
-    with replacing(path) as file:
-        file.write((json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
-    return path
+    return _write_calibration(checkpoint, {**_kept(checkpoint), "reject": {**rejection._asdict(), **about}})
+
+
+def write_temperature(checkpoint: Path, temperature: float, about: Mapping[str, Any]) -> Path:
+    """Keeps a temperature beside a checkpoint, whole, with the checkpoint's sha256 and what else there is to say of it; returns the file.
+
+    A threshold of probabilities that lies there goes, since they are others now; one of energies, which are of logits as they are, stays.
+
+    Raises:
+        OSError: The folder can't be written.
+    """
+    reject = _kept(checkpoint).get("reject")
+    stays = {"reject": reject} if isinstance(reject, dict) and reject.get("by") == "energy" else {}
+    return _write_calibration(checkpoint, {"temperature": temperature, **about, **stays})
 
 
 def read_temperature(saved: Saved) -> float:
@@ -159,8 +187,27 @@ def read_temperature(saved: Saved) -> float:
     Raises:
         InputError: The file is damaged, or was fitted to another checkpoint of this name.
     """
+    return read_calibration(saved)[0]
+
+
+def with_calibration(saved: Saved) -> Saved:
+    """Returns the same with its temperature and threshold, wherever they stand.
+
+    Raises:
+        InputError: As ``read_temperature``.
+    """
+    temperature, rejection = read_calibration(saved)
+    return replace(saved, temperature=temperature, rejection=rejection)
+
+
+def read_calibration(saved: Saved) -> tuple[float, Rejection | None]:
+    """Returns that temperature, and the threshold that ``write_rejection`` kept, None where none was.
+
+    Raises:
+        InputError: As ``read_temperature``.
+    """
     if saved.format != "checkpoint" or not (path := calibration_path(saved.weights)).is_file():
-        return saved.temperature
+        return saved.temperature, saved.rejection
     way = f"fit it anew with cct test {saved.weights} --calibrate, or delete it"
     try:
         about = read_json(path)
@@ -169,7 +216,7 @@ def read_temperature(saved: Saved) -> float:
         raise InputError(f"{path} can't be read as a temperature (damaged): {way}.") from None
     if digest != sha256(saved.weights):
         raise InputError(f"{path} was fitted to another {saved.weights.name}, which has changed since: {way}.")
-    return check_temperature(temperature, path)
+    return check_temperature(temperature, path), check_rejection(about.get("reject"), path)
 
 
 SLACK = 10**8  # weights, 400 MB: positions of larger images, another pooling

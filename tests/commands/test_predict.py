@@ -289,7 +289,7 @@ def test_a_listing_is_not_read_to_its_end_before_the_first_row(files, monkeypatc
             listed.append(number)
             yield cct_lightning.data.files.Found(files[number % 12])
 
-    monkeypatch.setattr("cct_lightning.inference.predictor.find_images", endless)
+    monkeypatch.setattr("cct_lightning.inference.reading.find_images", endless)
     predictions = cct_lightning.load("best.ckpt", batch_size=4).predict(["photos"])
     for _ in range(20):
         next(predictions)

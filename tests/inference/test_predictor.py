@@ -379,14 +379,14 @@ def test_an_image_that_has_no_features_stops_an_array_and_no_stream(best, photos
 
 def test_features_of_a_batch_that_does_not_fit_are_halved_too(best, monkeypatch):
     opened, tight = cct_lightning.load(best, batch_size=16), cct_lightning.load(best, batch_size=16)
-    forward = type(tight._network.encoder).forward
+    forward = type(tight.network.encoder).forward
 
     def full(self, images):
-        if self is tight._network.encoder and len(images) > 3:
+        if self is tight.network.encoder and len(images) > 3:
             raise torch.OutOfMemoryError("a pretended GPU is full")
         return forward(self, images)
 
-    monkeypatch.setattr(type(tight._network.encoder), "forward", full)
+    monkeypatch.setattr(type(tight.network.encoder), "forward", full)
     np.testing.assert_allclose(tight.embed(list(pixels(20))), opened.embed(list(pixels(20))), atol=1e-5)
     assert tight.batch_size == 2
 
