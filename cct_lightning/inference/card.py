@@ -242,7 +242,10 @@ def _is_public(source: str) -> bool:
 def _limits(saved: Saved, told: Told) -> str:
     lines = []
     if _task(told) == DEFAULT:
-        lines.append(f"- It answers with one of its {len(saved.class_names)} classes whatever it is shown, also for images of none of them.")
+        lines.append(
+            f"- It answers with one of its {len(saved.class_names)} classes whatever it is shown, also for images of none of them, unless\n"
+            "  config.json has a threshold (reject) below which it says none."
+        )
     lines.append(
         "- How right it is on images from elsewhere (another camera, place, time) is not known: the figures are of images like those it learned."
     )
