@@ -118,7 +118,10 @@ def check_task_keys(given: Given) -> None:
     for key in given:
         theirs = [name for name in TASKS if key in keys_of_task(name)] if key.startswith("model.") and key not in own else []
         if theirs:
-            raise InputError(f"{key}={given[key]} means nothing to task {task}: leave it out; it is for {' and '.join(theirs)}.")
+            raise InputError(
+                f"{key} is a key of another task than this one (`task: NAME` in a recipe): leave it out.\n"
+                f"  It is for {' and '.join(theirs)}, and the task here is {task}."
+            )
 
 
 def check_labels(given: Given) -> None:

@@ -14,7 +14,7 @@ from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.evaluation.options import Rejects
 from cct_lightning.networks.options import RejectBy
 from cct_lightning.run_folder import newest
-from cct_lightning.tasks.registry import DEFAULT
+from cct_lightning.tasks.registry import DEFAULT, KINDS
 from cct_lightning.weights.schema import check_head
 from cct_lightning.weights.sources import find_source
 
@@ -108,7 +108,7 @@ def recipe_of(about: Mapping[str, Any] | None, request: Request) -> dict[str, An
     assert request.checkpoint is not None
     check_head(request.checkpoint, about["model"])
     known: dict[str, Any] = {"task": task_of(about), "model": {**about["model"], "pretrained": None}}
-    if about["model"]["num_classes"] < 2:
+    if about["model"]["num_classes"] < (1 if KINDS.get(known["task"]) in ("labels", "numbers") else 2):
         raise InputError(
             f"{request.checkpoint} says num_classes={about['model']['num_classes']}: a network to be measured tells two classes or more."
         )

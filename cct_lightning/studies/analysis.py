@@ -106,6 +106,8 @@ class Images:
             name: value for name, value in run.config["data"].items() if name not in ("augment", "fraction", "per_class", "sampler", "unlabelled")
         }
         data = ImageDataModule(**{**options, "cache": "host", "num_workers": 0, "image_size_schedule": None})
+        if data.kind != "class":
+            raise InputError("what networks do with their tokens is measured on images of one class each, and these have several labels or numbers.")
         data.setup("test")
         self.mean, self.std = data.mean, data.std
         self.test, self.test_targets = _read(data, "test" if "test" in data.splits else "val", test)

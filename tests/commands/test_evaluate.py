@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import cct_lightning
-from cct_lightning import ImageDataModule
+from cct_lightning import ImageDataModule, InputError
+from cct_lightning.commands.evaluate import recipe_of
+from cct_lightning.commands.requests import Request
 
 FROZEN = Path(__file__).parents[1] / "frozen"
 
@@ -98,3 +100,10 @@ def test_a_test_says_what_it_sees_and_what_that_costs(cct, tmp_path):
     assert found["accuracy"] == pytest.approx((probabilities.argmax(1) == split.targets[chosen]).mean(), abs=1e-6)
     refused = cct("test", "best.ckpt", "--tta", "flip")
     assert (refused.code, "model.tta=flip is unknown. Known: mirror, none, shift." in refused.err) == (2, True)
+
+
+def test_one_number_is_enough_of_a_regression():
+    about = {"model": {"num_classes": 1}, "recipe": {"task": "regression", "data": {"dataset": "csv"}}}
+    assert recipe_of(about, Request("test", (), checkpoint=Path("best.ckpt")))["task"] == "regression"
+    with pytest.raises(InputError, match="says num_classes=1: a network to be measured tells two classes or more"):
+        recipe_of({**about, "recipe": {"data": {"dataset": "csv"}}}, Request("test", (), checkpoint=Path("best.ckpt")))

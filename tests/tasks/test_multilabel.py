@@ -109,7 +109,8 @@ def test_classes_for_targets_are_refused():
 @pytest.mark.parametrize(("words", "message"), [
     (("--task", "multilabel", "--data.dataset", "image_folder"), "task=multilabel learns from images with several labels, and those of"),
     (("--task", "classification"), "those of .* have several labels: give --task multilabel, or other images"),
-    (("--task", "multilabel", "--model.distill.kind", "hard"), r"model.distill.kind=hard means nothing to task multilabel: leave it out; it is"),
+    (("--task", "multilabel", "--model.distill.kind", "hard"),
+     r"distill.kind is a key of another task.*\n  It is for classification, and the task here is mul"),
     (("--task", "multilabel", "--model.loss.name", "hinge"), "model.loss.name=hinge is unknown"),
     (("--task", "multilabel", "--checkpoint.monitor", "val/accuracy"), "checkpoint.monitor=val/accuracy is no measure of the validation"),
     (("--task", "multilabel", "--model.loss.clip", 1), "loss.clip=1"),

@@ -82,7 +82,7 @@ def test_a_network_that_was_not_trained_tells_no_units():
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("--model.label_smoothing", 0.1), "model.label_smoothing=0.1 means nothing to task regression: leave it out; it is for"),
+    (("--model.label_smoothing", 0.1), r"label_smoothing is a key of another task.*\n  It is for classification and multilabel, and"),
     (("--data.per_class", 5), "data.per_class=5 is for classes, and the images of .* are told by numbers"),
     (("--data.targets", "[light, lenght]"), "data.targets names 'lenght', which is no column"),
     (("--data.targets", "light"), r"data.targets=light: it takes a list of names, such as \[light\]"),
