@@ -6,7 +6,9 @@ from pathlib import Path
 from cct_lightning.commands.fit import apart
 from cct_lightning.commands.fit import prepare as prepare_fit
 from cct_lightning.commands.keys import allowed
+from cct_lightning.commands.permissions import FLAGS
 from cct_lightning.commands.requests import Request
+from cct_lightning.commands.words import read_words
 from cct_lightning.data.places import OWN, dataset_of
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.run_folder import is_first_rank
@@ -29,12 +31,18 @@ def prepare(arguments: list[str]) -> Request:
     images = _images(word)
     size = [] if "--data.root" not in images else ["--data.image_size", str(PIXELS)]
     recipes, keys = apart(rest, "pretrain")
+    if (typed := read_words(keys, "pretrain", FLAGS).last("task")) not in (None, "masked"):
+        raise _other_task(typed)
     request = prepare_fit(["-c", "pretrain", *size, *recipes, *images, *keys], "pretrain")
     if request.task != "masked":
-        raise InputError(f"pretrain learns without labels, and task={request.task} does not: use `cct fit`, or leave out what says it.")
+        raise _other_task(request.task)
     if request.keys.get("model.pretrained") not in (None, "null"):
         raise InputError("pretrain starts from nothing: leave --model.pretrained out. `cct resume RUN` goes on with a run.")
     return request
+
+
+def _other_task(task: str | None) -> InputError:
+    return InputError(f"pretrain learns without labels, and task={task} does not: use `cct fit`, or leave out what says it.")
 
 
 def _images(word: str) -> list[str]:

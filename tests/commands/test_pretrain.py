@@ -11,8 +11,8 @@ import cct_lightning
 from cct_lightning.commands.pretrain import prepare
 
 SMALL = (
-    "--data.image_size", 16, "--data.batch_size", 8, "--data.num_workers", 0, "--trainer.max_epochs", 1, "--trainer.accelerator", "cpu",
-    "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false",
+    "--data.image_size", 16, "--data.batch_size", 8, "--data.num_workers", 0, "--trainer.max_epochs", 1, "--trainer.max_steps", -1,
+    "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false",
 )  # fmt: skip
 
 
