@@ -4,17 +4,21 @@ import math
 import re
 import shlex
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from cct_lightning.evaluation.calibration import how_to_calibrate, why_uncalibrated
 from cct_lightning.evaluation.measures import measure_of, measured
 from cct_lightning.evaluation.options import PASSES
+from cct_lightning.evaluation.rejection import Answered, Outliers, describe_answered, describe_outliers
 from cct_lightning.run_folder import RunFolder, replacing
 from cct_lightning.runs.curves import Series, draw_curves
 from cct_lightning.runs.page_parts import _percent, _test, details, document, escape, interval, more_pictures
 from cct_lightning.side_files import read_json
-from cct_lightning.wording import duration, part_epochs, reason
+from cct_lightning.weights.trained import kept_beside
+from cct_lightning.wording import duration, part_epochs, percent, reason
 
 PICTURE_BYTES = 3_500_000  # of all pictures together: base64 makes 4.7 MB of them
 PACKAGES = ("cct-lightning", "torch", "lightning", "timm")
@@ -137,9 +141,35 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ("Test images seen", f"{tta}: {PASSES[tta]} forward passes each" if (tta := summary.get("tta", "none")) in PASSES and tta != "none" else ""),
         ("Seed", str(summary.get("seed", run.key("seed_everything")))),
         ("Weights", f"checkpoints/{Path(checkpoint).name}" if checkpoint else ""),
+        *_answers(run),
         ("Versions", ", ".join(versions)),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _beside(run: RunFolder) -> dict[str, Any]:
+    """What `cct test --calibrate` and `--reject` kept of the run's weights."""
+    checkpoint = run.summary.get("best_checkpoint") or run.summary.get("last_checkpoint")
+    path = run.checkpoints / Path(checkpoint).name if checkpoint else None
+    return kept_beside(path) if path and path.is_file() else {}
+
+
+def _answers(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """How the network answers, as far as it was set after the training."""
+    about = _beside(run)
+    if (temperature := about.get("temperature", 1)) != 1:
+        errors = [percent(about[when]["calibration_error"], 1) for when in ("before", "after") if when in about]
+        yield "Temperature", f"{temperature:.4g}; calibration error of the validation images {' → '.join(errors)}"
+    if reject := about.get("reject"):
+        share = percent(reject["kept"], 0)
+        yield "Answers none", f"where the {reject['by']} is below {reject['threshold']:.4g}, which {share} of the right answers reach"
+        for name in ("validation", "test"):
+            if name in reject:
+                yield f"Answered, {name}", describe_answered(Answered(**reject[name]), name).partition(": ")[2]
+        if told := reject.get("outliers"):
+            outliers = {key: value for key, value in told.items() if key != "of"}
+            beside = "test" if "test" in reject else "validation"
+            yield "Outliers", describe_outliers(Outliers(**outliers), Path(told["of"]).name, beside).strip()
 
 
 def _notes(run: RunFolder) -> str:
@@ -161,7 +191,7 @@ def _notes(run: RunFolder) -> str:
     if summary and measured(summary, "test") is None:
         why = "a run that is interrupted is not tested." if not summary.get("finished", True) else "there are no test images, or they were left out."
         notes.append(f"The test images were not looked at: {why}")
-    if why := why_uncalibrated(summary):
+    if (why := why_uncalibrated(summary)) and _beside(run).get("temperature", 1) == 1:
         way = how_to_calibrate(summary)
         notes.append(f"{why[0].upper()}{why[1:]}.{f' A temperature mends it: `{way}`.' if way else ''}")
     if not run.config_text:

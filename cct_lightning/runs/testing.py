@@ -13,7 +13,8 @@ from cct_lightning.evaluation.reports import AnyReport, report_of
 from cct_lightning.evaluation.tables import check_class_names, describe_report, write_report
 from cct_lightning.inference.calibration import calibrate_checkpoint, calibration_note
 from cct_lightning.inference.rejection import reject_checkpoint
-from cct_lightning.run_folder import tables_beside
+from cct_lightning.run_folder import RunFolder, tables_beside
+from cct_lightning.runs.page import write_page
 from cct_lightning.runs.trainer import make_ours
 from cct_lightning.tasks.labelled import tta_of
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
@@ -124,4 +125,6 @@ def evaluate(
         told += f"\n{calibrate_checkpoint(checkpoint, *where_and_how)}"
     if rejects is not None:  # after the temperature, by which probabilities are others
         told += f"\n{reject_checkpoint(checkpoint, rejects, *where_and_how)}"
+    if (calibrates or rejects is not None) and (run := RunFolder(path.resolve().parent.parent)).page.is_file():
+        write_page(run.path)
     return told if calibrates else told + calibration_note(path)

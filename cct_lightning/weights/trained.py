@@ -150,8 +150,8 @@ def _write_calibration(checkpoint: Path, values: Mapping[str, Any]) -> Path:
     return path
 
 
-def _kept(checkpoint: Path) -> dict[str, Any]:
-    """Returns what lies beside a checkpoint and is of it; nothing where it is damaged or of another one."""
+def kept_beside(checkpoint: Path) -> dict[str, Any]:
+    """Returns the temperature and the threshold that lie beside a checkpoint, and what was measured of them; nothing where they are not its own."""
     try:
         about = read_json(calibration_path(checkpoint))
     except InputError:
@@ -165,7 +165,7 @@ def write_rejection(checkpoint: Path, rejection: Rejection, about: Mapping[str, 
     Raises:
         OSError: The folder can't be written.
     """
-    return _write_calibration(checkpoint, {**_kept(checkpoint), "reject": {**rejection._asdict(), **about}})
+    return _write_calibration(checkpoint, {**kept_beside(checkpoint), "reject": {**rejection._asdict(), **about}})
 
 
 def write_temperature(checkpoint: Path, temperature: float, about: Mapping[str, Any]) -> Path:
@@ -176,7 +176,7 @@ def write_temperature(checkpoint: Path, temperature: float, about: Mapping[str, 
     Raises:
         OSError: The folder can't be written.
     """
-    reject = _kept(checkpoint).get("reject")
+    reject = kept_beside(checkpoint).get("reject")
     stays = {"reject": reject} if isinstance(reject, dict) and reject.get("by") == "energy" else {}
     return _write_calibration(checkpoint, {"temperature": temperature, **about, **stays})
 

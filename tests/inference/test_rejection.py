@@ -131,8 +131,11 @@ def test_what_can_have_no_threshold_says_so(tmp_path, best):
 
 
 def test_an_evaluation_chooses_it_on_the_runs_validation_images_and_measures_outliers(cct, tmp_path):
-    best = tmp_path / "digits.ckpt"
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    best.parent.mkdir(parents=True)
     shutil.copy(FROZEN / "ema.ckpt", best)
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"best_checkpoint": str(best)}))
+    (tmp_path / "run" / "report.html").touch()
     write_images(tmp_path / "noise", 2, 10, 8)
     outcome = cct("test", best, "--calibrate", "--reject", 0.9, "--reject-by", "probability", "--outliers", "noise", *QUIET)
     assert outcome.code == 0, outcome.err
@@ -149,6 +152,7 @@ def test_an_evaluation_chooses_it_on_the_runs_validation_images_and_measures_out
     assert 0.8 < test["coverage"] < 1
     assert test["accuracy"] > test["accuracy_of_all"]
     assert 0 <= outliers["fpr95"] <= 1
+    assert f"<dd>where the probability is below {threshold:.4g}, " in (tmp_path / "run" / "report.html").read_text()
     outcome = cct("predict", best, "noise", "--top-k", 2, "--out", "found.csv")
     with (tmp_path / "found.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from cct_lightning.evaluation.outcomes import Outcomes, make_report
+from cct_lightning.evaluation.rejection import Rejection
 from cct_lightning.evaluation.tables import FILES, write_report
 from cct_lightning.runs.page import write_html
 from cct_lightning.runs.page_parts import TEST_PICTURES
+from cct_lightning.weights.trained import write_rejection, write_temperature
 
 NAMES = ["<script>alert(1)</script>", "a & b", "</pre>'\""]
 SUMMARY = {
@@ -330,3 +332,23 @@ def test_a_browser_shows_it(run_dir, tmp_path, width, scheme, background):
     done = subprocess.run([*browser, "--dump-dom", path.as_uri()], check=True, capture_output=True, timeout=60)
     for words in ('id="results"', 'id="curves"', 'id="test"', 'id="configuration"', "&lt;script&gt;alert(1)&lt;/script&gt;"):
         assert words in done.stdout.decode()
+
+
+def test_what_a_checkpoint_answers_is_told(run_dir):
+    checkpoint = run_dir / "checkpoints" / "best.ckpt"
+    checkpoint.write_bytes(b"weights")
+    errors = ({"calibration_error": 0.2, "confidence": 0.6, "loss": 1.0}, {"calibration_error": 0.01, "confidence": 0.8, "loss": 0.9})
+    write_temperature(checkpoint, 0.7, {"before": errors[0], "after": errors[1]})
+    answered = {"n": 50, "coverage": 0.9, "accuracy": 0.95, "accuracy_of_all": 0.9}
+    outliers = {"of": "elsewhere/digits", "n": 20, "answered": 0.25, "auroc": 0.875, "fpr95": 0.5}
+    write_rejection(checkpoint, Rejection("energy", 3.5), {"kept": 0.95, "validation": answered, "test": answered, "outliers": outliers})
+    page = write_html(run_dir).read_text()
+    for told in (
+        "<dt>Temperature</dt><dd>0.7; calibration error of the validation images 20.0 % → 1.0 %</dd>",
+        "<dt>Answers none</dt><dd>where the energy is below 3.5, which 95 % of the right answers reach</dd>",
+        "<dt>Answered, test</dt><dd>50 images, 90.00 % answered, of which 95.00 % right (of all 90.00 %)</dd>",
+        "<dt>Outliers</dt><dd>digits: 20 outliers, 25.00 % answered; beside the test images AUROC 87.50 %",
+    ):
+        assert told in page
+    checkpoint.write_bytes(b"other weights")  # which what was kept is not about
+    assert "Answers none" not in write_html(run_dir).read_text()
