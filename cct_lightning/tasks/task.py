@@ -122,7 +122,7 @@ class Task(L.LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Refuses images with other labels than are learned; has the first convolution begin with filters that whiten the images, where asked."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = getattr(self._trainer, "datamodule", None)
         if (kind := getattr(data, "kind", None)) is not None:
             check_kind(self.kind, kind, getattr(data, "root", "the data module"))
         if stage != "fit" or self.whiten == "none":

@@ -99,7 +99,8 @@ def test_numbers_out_of_range_are_refused(options):
 @pytest.mark.slow
 def test_two_devices_find_what_one_finds_and_a_run_that_goes_on_what_it_would_have(forks, tmp_path):
     words = (
-        "pretrain", "digits", "--data.per_class", 20, "--data.unlabelled", "rest", "--model.optim.name", "adamw", "--model.optim.lr", 1e-9,
+        "pretrain", "digits", "--model.mask_block", 1, "--data.per_class", 20, "--data.unlabelled", "rest", "--trainer.max_steps", -1,
+        "--model.optim.name", "adamw", "--model.optim.lr", 1e-9,
         "--model.schedule.warmup_lr", 0, "--trainer.limit_train_batches", 2, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
         "--trainer.callbacks", "[{class_path: KNNAccuracy, init_args: {every_n_epochs: 1}}]", "--trainer.enable_progress_bar", "false",
     )  # fmt: skip

@@ -119,7 +119,7 @@ def test_a_task_without_classes_is_judged_by_its_own_measure(tmp_path):
         (("-c", "digits", "--key", "model.pretrained=a.ckpt,null"), "There is no file a.ckpt"),
         (("-c", "digits", "--key", "model.optim.name=adamw,adamwx"), "adamwx"),
         (("-c", "digits", *RATE, "--trainer.devices", "2"), "trainer.devices=2: a trial is one process on one device; --jobs N"),
-        (("-c", "digits", "--key", "model.mask_ratio=0.5..0.9"), "model.mask_ratio=0.5 means nothing to task classification"),
+        (("-c", "digits", "--key", "model.mask_ratio=0.5..0.9"), "model.mask_ratio is a key of another task than this one"),
         (("-c", "digits", *RATE, "--trials", "0"), "--trials 0: it takes a whole number"),
         (("-c", "digits", *RATE, "--minutes", "soon"), "--minutes soon: it takes a number above 0"),
         (("-c", "digits", *RATE, "--model.deph", "3"), "model.deph"),

@@ -93,7 +93,7 @@ def test_a_run_with_a_teacher_that_is_stopped_goes_on_to_the_bit_and_keeps_none_
     average = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("model.")}
     started = create_model("cct_2_3x2_32", image_size=16, in_chans=1, num_classes=10, pretrained=tmp_path / "run.ckpt")
     opened = LitClassifier.load_from_checkpoint(tmp_path / "run.ckpt")
-    for network in (started, opened.model, load(tmp_path / "run.ckpt", accelerator="cpu")._network):
+    for network in (started, opened.model, load(tmp_path / "run.ckpt", accelerator="cpu").network):
         assert {name: tensor.tolist() for name, tensor in network.state_dict().items()} == {n: t.tolist() for n, t in average.items()}
     data = ImageDataModule("digits", image_size=16, seed=0)
     L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False, callbacks=[EMA(0.9)]).validate(

@@ -135,7 +135,7 @@ def test_the_card_is_that_of_the_file(name):
     assert says["name"] == name
     assert says["sha256"] == about["sha256"] == sha256(folder / "model.safetensors")
     assert (says["arch"], says["classes"]) == (about["model"]["arch"], about["class_names"])
-    assert says["parameters"] == sum(p.numel() for p in cct_lightning.load(name, accelerator="cpu")._network.parameters())
+    assert says["parameters"] == sum(p.numel() for p in cct_lightning.load(name, accelerator="cpu").network.parameters())
     assert 1 / len(says["classes"]) < says["test_accuracy"] < 1
     assert {"recipe", "changed_keys", "seed", "steps", "test_images", "cpu_seconds", "licence"} <= says.keys()
     assert "## Data\n" in text
