@@ -85,10 +85,14 @@ def _prepare_new(rest: Sequence[str]) -> Asked:
     request = finetune.prepare([*words, *given])
     if request.task not in (None, DEFAULT):
         raise InputError(f"--folds is for images of one class each, and task={request.task} is asked for.")
+    _check_devices(request)
+    return Asked(request, tuple(words), count, jobs, given=tuple(given))
+
+
+def _check_devices(request: Request) -> None:
     for key in ("trainer.devices", "trainer.num_nodes"):
         if str(request.keys.get(key, 1)) != "1":
             raise InputError(f"--folds trains each fold on one device: leave {key} out. --jobs N trains N folds side by side.")
-    return Asked(request, tuple(words), count, jobs, given=tuple(given))
 
 
 def _count(value: str, name: str, least: int) -> int:
@@ -113,10 +117,14 @@ def _prepare_resumed(rest: Sequence[str]) -> Asked:
             given.append(option)
         else:
             raise InputError(f"{option.name} would make other folds of these, which go on as they are. What may differ: {', '.join(WHERE)}.")
+    if {option.key for option in read_words(words, "finetune", FLAGS).options} & {*FLAGS, *OWN}:  # which are for the command line alone
+        raise InputError(f"{root / RECORD} says of itself what it may import or write: it was changed. Begin anew with cct finetune DIR --folds N.")
     flags = [word for option in given for word in option.words]
     root_given = next((option.value for option in reversed(given) if option.key == "data.root" and option.value), None)
     words = [root_given or words[0], *words[1:]]
-    return Asked(finetune.prepare([*words, *flags]), tuple(words), count, jobs, root, tuple(flags))
+    request = finetune.prepare([*words, *flags])
+    _check_devices(request)
+    return Asked(request, tuple(words), count, jobs, root, tuple(flags))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -141,12 +149,14 @@ def run(asked: Asked) -> tuple[Path, "FoldsSummary"]:
         KeyboardInterrupt: Ctrl-C; the folds go on by `cct resume`.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # see commands/main.py
+    from cct_lightning.data.imports import allowing
     from cct_lightning.data.options import DataOptions
     from cct_lightning.studies.folds import FoldsSummary, Plan, look_ahead
 
     keys = asked.request.keys
     given = {name: _value(keys[f"data.{name}"], f"data.{name}") for name in DIVIDE if f"data.{name}" in keys}
-    digest = look_ahead(DataOptions(**{**given, "fold": f"1/{asked.count}"}), asked.count)
+    with allowing(asked.request.permissions.imports):
+        digest = look_ahead(DataOptions(**{**given, "fold": f"1/{asked.count}"}), asked.count)
     plan = Plan(asked.root or _new_folder(asked.request), asked.words, asked.count, digest)
     plan.record()
     seed = int(keys.get("seed_everything", 0))
@@ -155,7 +165,8 @@ def run(asked: Asked) -> tuple[Path, "FoldsSummary"]:
     _compute(plan, asked, seed)
     jobs = plan.jobs(seed)
     if (summary := FoldsSummary.read(plan.root)) is None:
-        summary = _conclude(plan, jobs)
+        with allowing(asked.request.permissions.imports):
+            summary = _conclude(plan, jobs)
     else:
         print(f"{plan.root} is finished: {plan.folds} folds, all tested.")
     return plan.root, summary

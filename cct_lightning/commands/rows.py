@@ -51,7 +51,7 @@ def row_writer(
     if kind == "jsonl":
         return lambda prediction: print(_json_line(prediction, top_k), file=file)
     if told == "numbers":
-        return _table_writer(file, ["path", *names, "error"], lambda prediction: [f"{value:.6g}" for _, value in prediction.values or ()])
+        return _table_writer(file, ["path", *names, "error"], lambda prediction: [f"{value:.7g}" for _, value in prediction.values or ()])
     if told == "labels":
         more = [name for place in range(1, top_k + 1) for name in (f"class_{place}", f"probability_{place}")] if top_k > 1 else []
         return _table_writer(file, ["path", "labels", "probabilities", *more, "error"], lambda prediction: _label_cells(prediction, top_k))
@@ -92,7 +92,7 @@ def _json_line(prediction: "Prediction", top_k: int) -> str:
     if prediction.error is not None:
         return json.dumps({"path": prediction.path, "error": prediction.error})
     if prediction.values is not None:
-        return json.dumps({"path": prediction.path, "values": {name: float(f"{value:.6g}") for name, value in prediction.values}}, allow_nan=False)
+        return json.dumps({"path": prediction.path, "values": {name: float(f"{value:.7g}") for name, value in prediction.values}}, allow_nan=False)
     if prediction.labels is not None:
         found, best = ([{"class": name, "probability": float(f"{p:.6g}")} for name, p in pairs] for pairs in (prediction.labels, prediction.top))
         return json.dumps({"path": prediction.path, "labels": found, **({"top": best} if top_k > 1 else {})}, allow_nan=False)

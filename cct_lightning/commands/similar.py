@@ -100,11 +100,16 @@ def _writer(file: IO[str], kind: str) -> "Callable[[Similar], None]":
     """Returns what writes a row of CSV, whose header it writes at once, or a line of JSON."""
     if kind == "jsonl":
         return lambda one: print(json.dumps({"path": one.path, "cosine": _short(one.cosine), "class": one.class_name,
-                                             "probability": _short(one.probability)}), file=file)  # fmt: skip
+                                             "probability": None if one.probability is None else _short(one.probability)}), file=file)  # fmt: skip
     columns = ("path", "cosine", "class", "probability")
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(columns)
-    return lambda one: rows.writerow(as_cells(columns, [one.path or "", f"{one.cosine:.6g}", one.class_name, f"{one.probability:.6g}"])) and None
+
+    def write(one: "Similar") -> None:
+        probability = "" if one.probability is None else f"{one.probability:.6g}"
+        rows.writerow(as_cells(columns, [one.path or "", f"{one.cosine:.6g}", one.class_name or "", probability]))
+
+    return write
 
 
 def _short(value: float) -> float:

@@ -65,6 +65,7 @@ def scaled(values: Array, value_range: Range | None) -> Array:
     Raises:
         ValueError: They have no known range, or are not numbers.
     """
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.uint16 and value_range is None:

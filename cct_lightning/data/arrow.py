@@ -39,7 +39,7 @@ def read_parquet(root: Path) -> Table:
     for split, files in shards(root, "parquet").items():
         for file in files:
             schema = _schema(file)
-            names = names or _class_names(schema)
+            names = _same_names(names, schema, file)
             images, labels = found.setdefault(split, ([], []))
             more, told = _of_parquet(file, schema)
             images += more
@@ -62,7 +62,7 @@ def read_saved(root: Path) -> Table:
         for about in _said(folder / "state.json").get("_data_files", []):
             file = folder / str(about.get("filename"))
             for schema, batch, base in _batches(file):
-                names = names or _class_names(schema)
+                names = _same_names(names, schema, file)
                 column, label = (batch.column(name) for name in _columns(schema, file))
                 images += _places(column, file, base, len(images))
                 labels += _labels(label, file)
@@ -109,6 +109,17 @@ def _class_names(schema: Any) -> list[str] | None:
         return [str(name) for name in names]
     except (KeyError, TypeError, ValueError, StopIteration):
         return None
+
+
+def _same_names(known: list[str] | None, schema: Any, file: Path) -> list[str] | None:
+    """Returns the names of the classes, which no two files number otherwise."""
+    names = _class_names(schema)
+    if known is not None and names is not None and names != known:
+        raise InputError(
+            f"{file} numbers the classes {', '.join(names)[:80]}, and a file before it {', '.join(known)[:80]}.\n"
+            "  A number would mean two of them: save all files with the same names in the same order."
+        )
+    return known or names
 
 
 def _labels(column: Any, file: Path) -> list[str | int]:

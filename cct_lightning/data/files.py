@@ -75,7 +75,11 @@ def decode(image: Array | File, in_chans: int, max_megapixels: float = MAX_MEGAP
         except ValueError as error:
             raise unreadable(image, error) from None
     if holds_array(image.name, in_chans, value_range):
-        return with_number(scaled(read_array(image, max_megapixels, in_chans), value_range), in_chans)
+        values = read_array(image, max_megapixels, in_chans)
+        try:
+            return with_number(scaled(values, value_range), in_chans)
+        except ValueError as error:
+            raise unreadable(image, error) from None
     with open_image(image, max_megapixels) as opened:
         return read_pixels(opened, in_chans, value_range)
 

@@ -254,6 +254,11 @@ def _read_rows(
     for number, row in enumerate(rows, start=2):
         image, split, group, *cells = ((row.get(columns.get(column, ""), "") or "").strip() for column in ("path", "split", "group", *learned))
         where = f"{path}, line {number}"
+        if any(cell.strip() for cell in row.get(None) or ()):  # type: ignore[call-overload]  # which csv keeps there
+            raise InputError(
+                f"{where}: it has more cells than the first line has columns. Where a cell holds the delimiter (labels with ; between them, 3,5),\n"
+                "  put it into quotation marks."
+            )
         if not image or (by_class and not cells[0]):
             more, rule = (f", label={cells[0]!r}", "needs both") if by_class else ("", "needs one")
             raise InputError(f"{where}: path={image!r}{more}; every line {rule}.")

@@ -21,9 +21,9 @@ SPLITS = ("train", "val", "test")
 class Reader(Protocol):
     """Labelled images of one split: ``mycode.Scans`` where a recipe says ``data.dataset: mycode.Scans``, called as ``Scans(root, split)``.
 
-    It is made of ``data.root``, a Path, and train, val or test; where there is no such split, it has no labels, and train is divided. It is copied
-    into the processes that read, so what is opened is best opened in ``__getitem__``. Its images come into the run's fingerprint by number and
-    label alone.
+    It is made of ``data.root``, a Path, and train, val or test; where there is no such split, it has no labels, and train is divided. Images are
+    asked for by several threads at once, and by processes it is copied into: what ``__getitem__`` opens it opens and closes in one call. Its images
+    come into the run's fingerprint by number and label alone.
 
     Attributes:
         class_names: Of the classes, two or more; of train they count.

@@ -105,8 +105,11 @@ def _members(file: Path) -> Iterator[_Member]:
             with open(file, "rb") as content:  # tarfile passes over a header that is cut in the middle, and needs no end
                 content.seek(archive.offset)
                 ends = content.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+                more = any(any(part) for part in iter(lambda: content.read(2**20), b""))
             if not ends:
                 raise tarfile.ReadError("it ends without the mark of its end")
+            if more:
+                raise tarfile.ReadError("something follows behind its end, as where tars were joined by cat")
     except (tarfile.TarError, OSError, EOFError) as error:
         why = f"{reason(error, 80)}: truncated, compressed or no tar"
         raise InputError(f"{file} can't be read as a shard ({why}). Copy it anew; a compressed one must be unpacked to a plain .tar.") from None
@@ -117,7 +120,13 @@ def _label(content: bytes, member: _Member, file: Path) -> str:
         text = content.decode().strip()
         if member.suffix == "json":
             said = json.loads(text)
-            text = str(next(said[name] for name in LABELS if name in said)).strip()
+            told = next(said[name] for name in LABELS if name in said)
+            if isinstance(told, bool) or not isinstance(told, str | int):
+                raise TypeError
+            text = str(told).strip()
+        text.encode()
+        if len(text.splitlines()) > 1:
+            raise ValueError
     except (ValueError, TypeError, StopIteration, RecursionError):
         rule = f"a dictionary with {', '.join(LABELS[:-1])} or {LABELS[-1]}" if member.suffix == "json" else "the class as text"
         raise InputError(f"{file}/{member.key}.{member.suffix} tells no label: it should hold {rule}.") from None

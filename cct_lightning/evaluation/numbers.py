@@ -127,4 +127,4 @@ def _mistakes(outcomes: NumberOutcomes, rows: Sequence[NumberRow], files: Sequen
     for i in np.argsort(-off.max(axis=1), kind="stable").tolist():
         k = int(off[i].argmax())
         file = str(files[indices[i]]) if files is not None else ""
-        yield NumberMistake(int(indices[i]), file, rows[k].name, f"{values[i, k]:.5g}", f"{predicted[i, k]:.5g}")
+        yield NumberMistake(int(indices[i]), file, rows[k].name, f"{values[i, k]:.7g}", f"{predicted[i, k]:.7g}")

@@ -47,6 +47,8 @@ def calibrate(
             folder = predictor.saved.weights.parent
             raise InputError(f"the temperature {found.temperature:.4g} can't be kept in {folder}: {error.strerror or error}.") from error
     predictor.temperature = found.temperature
+    if predictor.rejection is not None and predictor.rejection.by == "probability":  # it was one of other probabilities
+        predictor.rejection = None
     return found
 
 

@@ -294,8 +294,10 @@ def _without_places(group: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _is_place(key: str, value: object) -> bool:
-    """Tells whether a value may be a path."""
-    return isinstance(value, str) and key not in NO_PATHS and not _is_public(value) and bool(re.search(r"[/\\\\~]", value))
+    """Tells whether a value may be a path, or a file's name."""
+    if not isinstance(value, str) or _is_public(value):
+        return False
+    return key in ("model.pretrained", "model.teacher") or (key not in NO_PATHS and bool(re.search(r"[/\\\\~]", value)))
 
 
 def _listed(callbacks: Any) -> Sequence[Any]:

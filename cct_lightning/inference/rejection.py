@@ -30,7 +30,7 @@ from cct_lightning.inference.options import ACCELERATORS
 from cct_lightning.networks.ensemble import Ensemble
 from cct_lightning.networks.options import RejectBy, Rejection
 from cct_lightning.weights.files import Opened
-from cct_lightning.weights.trained import calibration_path, write_rejection
+from cct_lightning.weights.trained import calibration_path, read_temperature, write_rejection
 
 if TYPE_CHECKING:
     from cct_lightning.inference.items import Item
@@ -61,6 +61,7 @@ def choose_rejection(
     _check(predictor, by)
     if keep:
         check_keeping(predictor, "threshold")
+        _check_temperature(predictor, by)
     found = _scored(predictor, images if isinstance(images, str | Path) else list(images), targets, by, tta)
     rejection = Rejection(by, choose_threshold(found.scores, found.right, share))
     answered = measure_rejection(found.scores, found.right, rejection)
@@ -77,6 +78,15 @@ def _check(predictor: Predictor, by: RejectBy) -> None:
         raise InputError(f"a class of this network is called {NONE!r}, as an answer below the threshold would be: rename its folder, and train anew.")
     if by == "energy" and isinstance(predictor.network, Ensemble):
         raise InputError("an ensemble gives the mean of probabilities, which has no energy: choose the threshold by probability.")
+
+
+def _check_temperature(predictor: Predictor, by: RejectBy) -> None:
+    if by != "probability" or predictor.saved is None or (kept := read_temperature(predictor.saved)) == predictor.temperature:
+        return
+    raise InputError(
+        f"a threshold of probabilities after the temperature {predictor.temperature:.4g} can't be kept beside the temperature {kept:.4g}:\n"
+        "  keep that of this network first (calibrate), or give keep=False."
+    )
 
 
 def _keep(predictor: Predictor, rejection: Rejection, about: Mapping[str, Any]) -> None:

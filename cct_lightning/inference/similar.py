@@ -24,14 +24,14 @@ class Similar(NamedTuple):
     Attributes:
         path: Its file; None where it comes from none.
         cosine: Of the angle between the two features, -1..1; 1 is alike.
-        class_name: The most probable class of it.
-        probability: Of this class.
+        class_name: The most probable class of it; None where the network tells numbers.
+        probability: Of this class; likewise.
     """
 
     path: str | None
     cosine: float
-    class_name: str
-    probability: float
+    class_name: str | None
+    probability: float | None
 
 
 class Found(NamedTuple):
@@ -70,6 +70,8 @@ def find_similar(predictor: Predictor, image: Item, among: Iterable[Item], n: in
 
     best = heapq.nlargest(n, scored(), key=lambda pair: pair[:2])
     names = predictor.class_names
+    if predictor.output.kind == "numbers":
+        return Found([Similar(e.path, cosine, None, None) for cosine, _, e in best], count, errors)
     return Found([Similar(e.path, cosine, names[e.label or 0], e.probability or 0.0) for cosine, _, e in best], count, errors)
 
 
@@ -104,7 +106,12 @@ def draw_similar(image: Array, nearest: Sequence[Similar], images: Sequence[Arra
 
     captions = [[short(name), "", "looked for"]]
     captions += [
-        [short(Path(one.path or "").name), f"cosine {one.cosine:.3f}", f"{short(one.class_name)}, {percent(one.probability, 0)}"] for one in nearest
+        [
+            short(Path(one.path or "").name),
+            f"cosine {one.cosine:.3f}",
+            f"{short(one.class_name)}, {percent(one.probability, 0)}" if one.class_name is not None else "",
+        ]
+        for one in nearest
     ]
     return draw_sheet(f"The {len(nearest)} most similar", [image, *images], captions)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -236,16 +237,17 @@ def look_ahead(options: DataOptions, folds: int) -> str:
         folds: Their number.
 
     Returns:
-        The digest of the images.
+        The digest of the images, and of the fold that each is in.
 
     Raises:
         InputError: The images are not there, or too few.
     """
     source = Source(options)
     read = source.read()
+    digest = sha256(Fingerprint.take(read, source.class_names, source.base, source.heap).digest.encode())
     for number in range(1, folds + 1):
-        divided(read, source, options, (number, folds))
-    return Fingerprint.take(read, source.class_names, source.base, source.heap).digest
+        digest.update(divided(read, source, options, (number, folds))[1].astype(np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def divided(read: Read, source: Source, options: DataOptions, fold: tuple[int, int]) -> tuple[Split, Array]:

@@ -54,7 +54,7 @@ def fetch(source: str) -> Path:
         raise InputError(f"{source}: {repository} has no revision {revision}: name a branch, a tag or a commit, or leave it out.") from None
     except EntryNotFoundError:
         raise InputError(f"{source}: {repository} holds no {wanted}: it was not pushed by `cct push`, and no other file is read.") from None
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what the client's transport raises has another name in each of its versions
         raise InputError(f"{source}: it can't be downloaded ({reason(error)}).") from None
     return config
 

@@ -89,7 +89,8 @@ def hub_parts(source: str) -> tuple[str, str | None]:
         InputError: It is written otherwise.
     """
     repository, at, revision = source.removeprefix(HUB).partition("@")
-    if not re.fullmatch(rf"{_PART}/{_PART}", repository, re.ASCII) or (at and not re.fullmatch(r"[\w./-]+", revision, re.ASCII)) or ".." in source:
+    is_revision = not at or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)*", revision, re.ASCII)  # relative: the client makes a file's name of it
+    if not re.fullmatch(rf"{_PART}/{_PART}", repository, re.ASCII) or not is_revision or ".." in source:
         raise InputError(f"{source}: networks of the hub are named {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION (a branch, a tag or a commit).")
     return repository, revision or None
 

@@ -128,6 +128,10 @@ def test_what_would_make_other_folds_of_them_is_refused(tmp_path):
     assert not are_asked(["resume", str(tmp_path / "runs")])
     with pytest.raises(InputError, match=r"--model.depth would make other folds of these"):
         prepare(["resume", str(tmp_path), "--model.depth", "3"])
+    for word in ("--allow-import", "--allow-path=/", "--jobs"):  # nothing in a folder permits itself anything
+        (tmp_path / "folds.json").write_text(json.dumps({"folds": 2, "words": ["photos", word, "subprocess"], "images": ""}))
+        with pytest.raises(InputError, match=r"folds.json says of itself what it may import or write"):
+            prepare(["resume", str(tmp_path)])
     (tmp_path / "folds.json").write_text("{}")
     with pytest.raises(InputError, match=r"folds.json is damaged"):
         prepare(["resume", str(tmp_path)])

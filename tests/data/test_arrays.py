@@ -149,3 +149,19 @@ def test_arrays_of_a_folder_are_taken_where_it_holds_no_other_images(tmp_path):
     PIL.Image.new("RGB", (4, 4)).save(tmp_path / "c.png")
     assert [file.name for file in class_images(tmp_path)] == ["c.png"]
     assert [found.path for found in find_images([tmp_path])] == [str(tmp_path / "c.png")]
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    (np.full((4, 4, 5), 7, np.int16), "tells no largest value"), (np.full((4, 4, 5), np.nan, np.float32), "NaN"),
+    (np.full((4, 4, 5), 7.0, np.float32), "lies beyond 0..1"),
+])  # fmt: skip
+def test_an_array_without_a_known_range_is_named(tmp_path, values, said):
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(InputError, match=rf"a.npy can't be read as an image \(.*{said}"):
+        decode(tmp_path / "a.npy", 5)
+
+
+def test_the_order_of_bytes_changes_no_value(tmp_path):
+    values = np.arange(80, dtype=np.uint16).reshape(4, 4, 5) * 800
+    np.save(tmp_path / "a.npy", values.astype(">u2"))
+    assert np.array_equal(decode(tmp_path / "a.npy", 5), scaled(values, None))

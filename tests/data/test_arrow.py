@@ -167,3 +167,11 @@ def test_what_is_not_saved_so_is_refused(tmp_path):
     (root / "dataset_dict.json").write_text(json.dumps({"splits": ["test"]}))
     with pytest.raises(InputError, match="has the splits test, and none is called train"):
         read_saved(root)
+
+
+def test_files_that_number_their_classes_otherwise_are_refused(tmp_path):
+    pq.write_table(table(3, names=True), tmp_path / "train.parquet")
+    other = FEATURES[b"huggingface"].replace(b'"zebra", "ant"', b'"ant", "zebra"')
+    pq.write_table(table(3, names=True).replace_schema_metadata({b"huggingface": other}), tmp_path / "test.parquet")
+    with pytest.raises(InputError, match=r"numbers the classes .*ant, bee.*\n  A number would mean two of them"):
+        read_parquet(tmp_path)

@@ -59,6 +59,8 @@ def test_columns_of_numbers_are_found_or_named(folder):
 
 @pytest.mark.parametrize(("header", "cells", "message"), [
     ("labels", [""], "no training image has a label"),
+    ("labels", ["cat,dog"], r"line 2: it has more cells than the first line has columns"),
+    ("age", ["3,5"], r"line 2: it has more cells than the first line has columns"),
     ("cat,dog", ["1,0", "0,yes"], r"line 3: dog='yes' is no finite number"),
     ("age", ["3", "nan"], r"line 3: age='nan' is no finite number"),
     ("age", ["3", ""], r"line 3: age='' is no finite number"),

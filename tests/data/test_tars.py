@@ -113,3 +113,17 @@ def test_a_shard_that_shrinks_under_its_index_names_the_image(tmp_path):
 def test_samples_without_a_label_are_refused(tmp_path, members, said):
     with pytest.raises(InputError, match=said):
         read_shards(write(tmp_path / "a.tar", members))
+
+
+def test_shards_joined_by_cat_are_refused(tmp_path):
+    whole = write(tmp_path / "a.tar", samples(4)).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole + write(tmp_path / "b.tar", samples(4, 4)).read_bytes())
+    with pytest.raises(InputError, match="something follows behind its end"):
+        read_shards(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("label", [None, [1, 2], 3.5, True, "two\nlines", "\ud83d"])
+def test_a_label_is_text_of_a_line_or_a_whole_number(tmp_path, label):
+    file = write(tmp_path / "a.tar", [("a.png", png(1)), ("a.json", json.dumps({"label": label}).encode())])
+    with pytest.raises(InputError, match="tells no label"):
+        read_shards(file)

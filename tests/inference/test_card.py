@@ -7,7 +7,7 @@ from trained import write_checkpoint
 
 from cct_lightning import InputError
 from cct_lightning.commands.keys import flatten
-from cct_lightning.inference.card import PLACE, Told, card, look_up, recipe_of, with_license
+from cct_lightning.inference.card import PLACE, Told, _without_places, card, look_up, recipe_of, with_license
 from cct_lightning.weights.trained import read_saved
 
 RECIPE = {
@@ -145,3 +145,8 @@ def test_a_licence_is_put_where_the_hub_reads_it(run):
 def test_names_of_classes_are_text_in_it(tmp_path):
     _, body = write(write_checkpoint(tmp_path / "x.ckpt", class_names=["a\n---\nlicense: x", "b", "c"]))
     assert "a\\n---\\nlicense: x, b, c" in body
+
+
+@pytest.mark.parametrize("file", ["of_jane.ckpt", "/home/jane/x.ckpt", "runs/1"])
+def test_a_file_of_weights_is_not_named(file):
+    assert _without_places({"pretrained": file, "teacher": file, "arch": "cct_2_3x2_32"}, "model.") == {"arch": "cct_2_3x2_32"}

@@ -74,12 +74,18 @@ def test_views_leave_the_energy_that_of_the_image(best):
 
 
 def test_a_later_temperature_leaves_energies_and_drops_probabilities(best):
-    opened = cct_lightning.load(best)
-    images, targets = labelled(opened)
-    for by, stays in (("energy", True), ("probability", False)):
+    images, targets = labelled(cct_lightning.load(best))
+    for by, temperature in (("energy", 2.0), ("probability", 3.0)):
+        opened = cct_lightning.load(best)
         opened.reject(images, targets, by=by)
-        write_temperature(best, 2.0, {})
-        assert (cct_lightning.load(best).rejection is not None) == stays
+        write_temperature(best, temperature, {})
+        assert (cct_lightning.load(best).rejection is not None) == (by == "energy")
+    with pytest.raises(InputError, match=r"after the temperature 2 can't be kept beside the temperature 3"):
+        opened.reject(images, targets, by="probability")
+    for by in ("energy", "probability"):
+        opened.reject(images, targets, by=by, keep=False)
+        opened.calibrate(images, targets, keep=False)
+        assert (opened.rejection is not None) == (by == "energy")
     opened.reject(images, targets)
     write_checkpoint(best, recipe=False, drop_path=0.2)  # another one of this name
     write_temperature(best, 2.0, {})

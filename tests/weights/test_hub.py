@@ -125,7 +125,8 @@ def test_weights_that_were_changed_are_refused(hub, pets, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source", ["hf:", "hf:me", "hf:me/", "hf:/etc/passwd", "hf:me/pets/x", "hf:me/pets@", "hf:me/pets@a b", "hf:../pets", "hf:me/a@.."]
+    "source",
+    ["hf:", "hf:me", "hf:me/", "hf:/etc/passwd", "hf:me/pets/x", "hf:me/pets@", "hf:me/pets@a b", "hf:../pets", "hf:me/a@..", "hf:me/a@/x"],
 )
 def test_names_that_are_none_are_refused_without_a_network(source):
     for check in (check_source, check_teacher):
