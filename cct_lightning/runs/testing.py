@@ -120,11 +120,16 @@ def evaluate(
     limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
     tta = tta_of(module)
     told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images{cost(tta)}", str(path), folder, problem)
-    where_and_how = data.splits, str(trainer["accelerator"]), data.batch_size, tta
+    return told + _set(checkpoint, calibrates, rejects, (data.splits, str(trainer["accelerator"]), data.batch_size, tta))
+
+
+def _set(checkpoint: Opened, calibrates: bool, rejects: Rejects | None, where_and_how: tuple[Any, ...]) -> str:
+    """Fits and keeps what was asked for, and tells of it, or of what is kept already; the run's page tells it as well."""
+    told = ""
     if calibrates:
         told += f"\n{calibrate_checkpoint(checkpoint, *where_and_how)}"
     if rejects is not None:  # after the temperature, by which probabilities are others
         told += f"\n{reject_checkpoint(checkpoint, rejects, *where_and_how)}"
-    if (calibrates or rejects is not None) and (run := RunFolder(path.resolve().parent.parent)).page.is_file():
+    if told and (run := RunFolder(checkpoint.path.resolve().parent.parent)).page.is_file():
         write_page(run.path)
-    return told if calibrates else told + calibration_note(path)
+    return told if calibrates else told + calibration_note(checkpoint.path)
