@@ -44,6 +44,18 @@ class Typed(NamedTuple):
         """Returns the value of a key, the last one; None where it was not given."""
         return next((option.value for option in reversed(self.options) if option.key == key), None)
 
+    def number(self, key: str, default: int, least: int = 1) -> int:
+        """Returns the whole number of a key, the last one; the default where it was not given.
+
+        Raises:
+            InputError: It is none, or less than the least.
+        """
+        if (value := self.last(key)) is None:
+            return default
+        if not value.isdecimal() or int(value) < least:
+            raise InputError(f"--{key} {value}: it takes a whole number, {least} or more.")
+        return int(value)
+
 
 def read_words(arguments: Iterable[str], command: str, flags: Collection[str] = (), check: Callable[[str], str] = str) -> Typed:
     """Reads the words behind a command. What follows ``--`` stands alone, whatever it begins with.

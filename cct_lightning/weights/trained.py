@@ -156,7 +156,8 @@ def kept_beside(checkpoint: Path) -> dict[str, Any]:
         about = read_json(calibration_path(checkpoint))
     except InputError:
         return {}
-    return dict(about) if isinstance(about, dict) and about.get("sha256") == sha256(checkpoint) else {}
+    said = about.get("sha256") if isinstance(about, dict) else None
+    return dict(about) if said is not None and said == sha256(checkpoint) else {}
 
 
 def write_rejection(checkpoint: Path, rejection: Rejection, about: Mapping[str, Any]) -> Path:
