@@ -18,6 +18,10 @@ Range = Sequence[float]
 ARRAYS = {".npy"}
 TIFFS = {".tif", ".tiff"}
 INSTALL = 'pip install "cct-lightning[tiff]"'
+UNLIKE = {  # PhotometricInterpretation
+    0: "zero is white in it: save it with zero as black",
+    3: "its values stand for the colours of a palette: save it as grey or RGB",
+}
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2
 
 
@@ -46,7 +50,7 @@ def read_values(file: IO[bytes], name: str) -> Array:
     """Reads values as they are stored, (H, W, C).
 
     Raises:
-        ValueError: It is no image, or of another type than numbers.
+        ValueError: It is no image, of another type than numbers, or its values stand for colours of a palette or begin with white.
     """
     if os.path.splitext(name)[1].lower() in ARRAYS:
         file.seek(0)
@@ -55,6 +59,8 @@ def read_values(file: IO[bytes], name: str) -> Array:
     file.seek(0)  # where it takes the TIFF to begin
     with _tifffile().TiffFile(file) as opened:
         axes, _, _ = _series(opened)
+        if said := UNLIKE.get(int(opened.series[0].keyframe.photometric)):
+            raise ValueError(said)
         values = opened.series[0].asarray().transpose([axes.index(axis) for axis in ("Y", "X", *sorted(set(axes) - {"Y", "X"}))])
         return values.reshape(*values.shape[:2], -1)  # type: ignore[no-any-return]
 

@@ -212,6 +212,8 @@ class Readable:
         for name, (split, chosen) in self.used.items():
             own = [image for image in bad if image.split == name]
             left = np.setdiff1d(chosen, [image.number for image in own])
+            if split.values is not None and len(left):  # numbers or several labels: nothing is lost that others don't have
+                continue
             if lost := set(split.targets[chosen].tolist()) - set(split.targets[left].tolist()):
                 raise InputError(f"No image of {len(lost)} class(es) of {name} can be used: {_names(own)}.\n"
                                  f"  `cct check {self.place}` lists what is wrong.")  # fmt: skip

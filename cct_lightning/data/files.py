@@ -7,7 +7,7 @@ What a file holds decides how it becomes uint8, never how bright this image happ
 | 1, L, P, RGB | up to 8 bits a channel | what Pillow reads: 0..255, palettes looked up |
 | LA, PA, RGBA | with transparency | the same, transparency left out |
 | CMYK, YCbCr, LAB | 8 bits a channel | RGB as Pillow converts it; LAB not for a network of grey images |
-| RGB, RGBA, CMYK | 16 bits a channel | the upper 8 bits of each |
+| RGB, RGBA, CMYK | 16 bits a channel | the upper 8 bits of each; with ``data.value_range`` a PNG is refused |
 | I;16, I;16B, I of PNG and PGM | grey of 16 bits | v // 257: 65535 becomes 255, 300 becomes 1, and what lies in 0..255 black |
 | I;16 of TIFF | grey of 12 bits | v * 255 // 4095 |
 | I of TIFF and others | 32 bits, or 16 with a sign | refused: no largest value is known |
@@ -177,6 +177,8 @@ def to_uint8(image: PIL.Image.Image, in_chans: int, value_range: Range | None = 
     Raises:
         ValueError: The range of its mode is not known, Pillow can't convert it, or it has another number of channels.
     """
+    if value_range is not None and not _is_deep(image) and any(";16" in str(tile.args) for tile in getattr(image, "tile", ())):
+        raise ValueError("colours of 16 bits can't be scaled by data.value_range in a PNG: save it as TIFF")
     image.load()
     highest, inverted = _range(image) if value_range is None or not _is_deep(image) else (0, False)
     # exif_transpose takes as long as decoding a small image, so only where there is something to read the orientation from

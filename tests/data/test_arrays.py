@@ -71,6 +71,17 @@ def test_pages_and_planes_of_a_tiff_are_its_channels(tmp_path, options):
     assert np.array_equal(decode(path, 5, value_range=(0, 4000)), scaled(values, (0, 4000)))
 
 
+@pytest.mark.parametrize(("photometric", "said"), [
+    ("miniswhite", "zero is white in it: save it with zero as black"),
+    ("palette", "its values stand for the colours of a palette: save it as grey or RGB"),
+])  # fmt: skip
+def test_values_that_are_no_brightness_are_refused(tmp_path, photometric, said):
+    colours = {"colormap": np.zeros((3, 256), np.uint16)} if photometric == "palette" else {}
+    path = save(tmp_path / "a.tif", image(1, np.uint8)[..., 0], photometric=photometric, **colours)
+    with pytest.raises(InputError, match=said):
+        decode(path, 1, value_range=(0, 200))
+
+
 def test_grey_and_colour_become_what_the_network_takes(tmp_path):
     grey, colour = image(1)[..., 0], image(3)
     assert np.array_equal(decode(save(tmp_path / "a.npy", grey), 3), np.repeat(scaled(grey, None)[..., None], 3, axis=2))

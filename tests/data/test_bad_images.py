@@ -2,8 +2,11 @@ import csv
 import json
 import signal
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pictures import write_images
@@ -11,6 +14,7 @@ from pictures import write_images
 import cct_lightning
 from cct_lightning import ImageDataModule, InputError
 from cct_lightning.data import bad_images, memory
+from cct_lightning.data.folders import Split
 from cct_lightning.runs.sitting import Sitting
 
 SMALL = (
@@ -101,6 +105,20 @@ def test_r07b_skip_refuses_more_than_one_percent_and_a_class_without_images(phot
     (split / "val/class0001/0.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"No image of 1 class\(es\) of val can be used: .*val/class0001/0\.png"):
         module(split, on_bad_image="skip")
+
+
+def test_skip_looks_for_lost_classes_only_where_there_are_any(photos):
+    files = sorted(photos.glob("*/*.png"))
+    files[0].write_bytes(b"")
+    alike = (np.arange(len(files)) > 0).astype(int)  # the bad one is like no other
+    numbers = Split(files, alike, values=np.arange(len(files), dtype=np.float32)[:, None])
+    for split in (numbers, replace(numbers, values=None)):
+        splits = {"train": (split, np.arange(len(files)))}
+        images = bad_images.Readable(bad_images.used_images({"train": split}, splits), 3, 100.0, "photos")
+        with nullcontext() if split.values is not None else pytest.raises(InputError, match=r"No image of 1 class\(es\)"):
+            kept, bad = images.leave_out(splits, None)
+            assert [one.number for one in bad] == [0]
+            assert kept["train"][1].tolist() == list(range(1, len(files)))
 
 
 def test_r07b_headers_of_images_that_are_left_out_decide_nothing(photos, monkeypatch):

@@ -150,6 +150,8 @@ def test_r07_sixteen_bits_of_colour_keep_the_upper_eight(tmp_path):
     framed = [struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)) for kind, content in chunks]
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
     assert decode(tmp_path / "a.png", 3).tolist() == [[[0, 0, 1], [128, 255, 1]]]
+    with pytest.raises(InputError, match=r"colours of 16 bits can't be scaled by data\.value_range in a PNG: save it as TIFF"):
+        decode(tmp_path / "a.png", 3, value_range=(0, 4095))
 
 
 REFUSED = {
