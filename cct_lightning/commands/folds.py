@@ -79,7 +79,7 @@ def _prepare_new(rest: Sequence[str]) -> Asked:
     for option in typed.options:
         if option.key in (*SEARCHES, "print_config", "data.fold"):
             raise InputError(f"{option.name} is for one run: leave it out with --folds, which says which images each is tested on.")
-    count, jobs = (_count(typed.last(name) or ("1" if name == "jobs" else "0"), name, least) for name, least in (("folds", 2), ("jobs", 1)))
+    count, jobs = typed.number("folds", 0, 2), typed.number("jobs", 1)
     words = [*typed.alone, *(word for option in typed.options if option.key not in (*OWN, *FLAGS) for word in option.words)]
     given = [word for option in typed.options if option.key in FLAGS for word in option.words]
     request = finetune.prepare([*words, *given])
@@ -95,12 +95,6 @@ def _check_devices(request: Request) -> None:
             raise InputError(f"--folds trains each fold on one device: leave {key} out. --jobs N trains N folds side by side.")
 
 
-def _count(value: str, name: str, least: int) -> int:
-    if not value.isdecimal() or int(value) < least:
-        raise InputError(f"--{name} {value}: it takes a whole number, {least} or more.")
-    return int(value)
-
-
 def _prepare_resumed(rest: Sequence[str]) -> Asked:
     typed = read_words(rest, "resume")
     if len(typed.alone) != 1 or (root := _folder(typed.alone[0])) is None:
@@ -109,11 +103,11 @@ def _prepare_resumed(rest: Sequence[str]) -> Asked:
     count, words = said.get("folds"), said.get("words")
     if not isinstance(count, int) or count < 2 or not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise InputError(f"{root / RECORD} is damaged: the folds can't go on. Begin anew with cct finetune DIR --folds N.")
-    jobs, given = 1, list[Option]()
+    jobs, given = typed.number("jobs", 1), list[Option]()
     for option in typed.options:
         if option.key == "jobs":
-            jobs = _count(option.value or "0", "jobs", 1)
-        elif option.key in WHERE or option.key in FLAGS:
+            continue
+        if option.key in WHERE or option.key in FLAGS:
             given.append(option)
         else:
             raise InputError(f"{option.name} would make other folds of these, which go on as they are. What may differ: {', '.join(WHERE)}.")
@@ -166,7 +160,7 @@ def run(asked: Asked) -> tuple[Path, "FoldsSummary"]:
     jobs = plan.jobs(seed)
     if (summary := FoldsSummary.read(plan.root)) is None:
         with allowing(asked.request.permissions.imports):
-            summary = _conclude(plan, jobs)
+            summary = _conclude(plan, jobs, keys.get("data.root"))
     else:
         print(f"{plan.root} is finished: {plan.folds} folds, all tested.")
     return plan.root, summary
@@ -224,11 +218,11 @@ def train(job: "Job", words: Sequence[str], given: Sequence[str]) -> None:
     carry_out(finetune.prepare([words[0], *usual, *words[1:], *given, *place]))
 
 
-def _conclude(plan: "Plan", jobs: Sequence["Job"]) -> "FoldsSummary":
+def _conclude(plan: "Plan", jobs: Sequence["Job"], images: str | None) -> "FoldsSummary":
     from cct_lightning.studies.folds import collect, join, sum_up
     from cct_lightning.studies.folds_report import FILES, as_text, write_report
 
-    found, own_test = collect(jobs)
+    found, own_test = collect(jobs, images)
     report = found.report()
     wrong = found.wrong_labels()
     summary = sum_up(found, report, wrong_labels=len(wrong), **join(plan.root, found, own_test))

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -256,11 +256,12 @@ def divided(read: Read, source: Source, options: DataOptions, fold: tuple[int, i
     return divide(read, *shares, str(source.root), fold, source.class_names)["test"]
 
 
-def collect(jobs: Sequence[Job]) -> tuple[OutOfFold, Split | None]:
+def collect(jobs: Sequence[Job], root: str | None = None) -> tuple[OutOfFold, Split | None]:
     """Has each network classify the images of its fold, as `cct predict` does, in 32 bits and without a temperature.
 
     Args:
         jobs: Of all folds, which have ended.
+        root: Where the images lie now; None: where the first fold read them.
 
     Returns:
         What was found, and the data set's own test images, which are in no fold.
@@ -270,6 +271,7 @@ def collect(jobs: Sequence[Job]) -> tuple[OutOfFold, Split | None]:
     """
     runs = [job.run for job in jobs if job.run is not None]
     options = options_of(dict(runs[0].config))
+    options = options if root is None else replace(options, root=root)
     source = Source(options)
     read = source.read()
     train = read["train"]

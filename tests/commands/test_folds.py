@@ -59,7 +59,8 @@ def stopped(photos, monkeypatch, capfd):
 
 def test_every_image_is_tested_once_by_the_network_that_has_not_seen_it_also_after_a_stop(cct, photos, stopped):
     first = json.loads(next(stopped.glob("runs/fold1/finetune/*/summary.json")).read_text())
-    outcome = cct("resume", stopped)
+    photos = photos.rename(photos.with_name("moved"))
+    outcome = cct("resume", stopped, "--data.root", photos)
     assert outcome.code == 0, outcome.err
     assert "2 folds, of which 1 are there" in outcome.out
     assert "16 images, each tested once, by the network that has not seen it" in outcome.out
