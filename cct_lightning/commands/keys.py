@@ -190,6 +190,17 @@ def read_names(key: str, value: object) -> list[str] | None:
     return found
 
 
+def read_typed(key: str, value: str | None) -> Any:
+    """Returns what was typed for a key: text as it is where the key takes nothing else, as 010 for a name; otherwise as a recipe's.
+
+    Raises:
+        InputError: It is no YAML.
+    """
+    if value in (None, "", "null") or key not in known_keys() or not set(known_keys()[key].type.split(" | ")) <= {"str", "None"}:
+        return read_yaml(value or "null", f"--{key}")
+    return value
+
+
 def check_keys(given: dict[str, str]) -> None:
     """Refuses keys that don't exist; ``given`` maps each to where it stands."""
     for key in unknown_keys(list(given)):

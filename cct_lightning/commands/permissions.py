@@ -36,6 +36,14 @@ class Permissions(NamedTuple):
                 raise InputError(f"--{IMPORT} {name}: give the name of a package or module, such as mycode or mycode.callbacks.")
         return cls(tuple(given[IMPORT]), tuple(Path(os.path.abspath(Path(path).expanduser())) for path in given[PATH]))
 
+    @property
+    def words(self) -> list[str]:
+        """What allows the same when it is typed."""
+        return [
+            *(word for name in self.imports for word in (f"--{IMPORT}", name)),
+            *(word for path in self.paths for word in (f"--{PATH}", str(path))),
+        ]
+
     def check_places(self, keys: Mapping[str, Any], where: str) -> None:
         """Refuses places outside the run's folder in what a file says of callbacks, loggers and other parts of the trainer.
 

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cct_lightning.commands.keys import check_keys, check_value, flatten
+from cct_lightning.commands.keys import check_keys, check_value, flatten, read_typed
 from cct_lightning.commands.recipes import RECIPES, find_recipe, header, read_recipe
-from cct_lightning.commands.words import CONFIG, Typed, read_words
+from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.errors import InputError, RunError, did_you_mean
-from cct_lightning.plain_yaml import read_yaml
 from cct_lightning.studies.options import Keys, Study, check_once, read_study
 from cct_lightning.studies.plan import Job, Plan, missing
 from cct_lightning.wording import duration
@@ -96,8 +95,8 @@ def prepare(arguments: Sequence[str]) -> Request:
             check_value(option.key, option.value, "command line")
             if option.adds:
                 raise InputError(f"{option.name}+= can't be said of a study: put it into a recipe of your own, and lay that over with -c.")
-            fixed[option.key] = read_yaml(option.value or "null", option.name)
-    study = replace(study, fixed={**study.fixed, **fixed}, seeds=_count(typed, "seeds", study.seeds))
+            fixed[option.key] = read_typed(option.key, option.value)
+    study = replace(study, fixed={**study.fixed, **fixed}, seeds=typed.number("seeds", study.seeds))
     check_once(study, typed.alone[0])
     keys: dict[str, Any] = {}
     for path in recipes:
@@ -107,7 +106,7 @@ def prepare(arguments: Sequence[str]) -> Request:
     out = typed.last("out")
     root = Path(out).expanduser() if out else Path("studies", f"{study.name}-{name}")
     only_plan, looks = (any(option.key == name for option in typed.options) for name in ("plan", "look"))
-    return Request(study, recipes, root, _count(typed, "jobs", 1), only_plan, looks, {**keys, **study.fixed})
+    return Request(study, recipes, root, typed.number("jobs", 1), only_plan, looks, {**keys, **study.fixed})
 
 
 def _find(name: str) -> Path:
@@ -117,15 +116,6 @@ def _find(name: str) -> Path:
     if name in known:
         return known[name]
     raise InputError(f"{name}: neither a file nor a study.{did_you_mean(name, known)}")
-
-
-def _count(typed: Typed, name: str, default: int) -> int:
-    value = typed.last(name)
-    if value is None:
-        return default
-    if not value.isdecimal() or int(value) < 1:
-        raise InputError(f"--{name} {value}: it takes a whole number, 1 or more.")
-    return int(value)
 
 
 def _check(study: Study, where: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cct_lightning.commands import fit as fitting
 from cct_lightning.commands import resume as resuming
-from cct_lightning.commands.keys import check_keys, check_value, groups, known_keys
+from cct_lightning.commands.keys import check_keys, check_value, groups, known_keys, read_typed
 from cct_lightning.commands.permissions import FLAGS, Permissions
 from cct_lightning.commands.ranges import as_number
 from cct_lightning.commands.recipes import find_recipe, read_recipe
@@ -119,17 +119,17 @@ def prepare(arguments: Sequence[str]) -> Request:
     for key in ("trainer.devices", "trainer.num_nodes"):
         if str(usual.get(key, 1)) != "1":
             raise InputError(f"{key}={plain(usual[key])}: a trial is one process on one device; --jobs N has several side by side.")
-    out = typed.last("out")
+    out, permissions = typed.last("out"), Permissions.read(typed)
     root = Path(out).expanduser() if out else Path("tuning", "-".join(path.stem for path in recipes))
     search = Search(
         space, {key: _usual(key, usual) for key in space}, fixed, recipes, names, root, *_judged_by(usual),
-        int(_usual("seed_everything", usual) or 0), str(_usual("task", usual)),
+        int(_usual("seed_everything", usual) or 0), str(_usual("task", usual)), permissions.words,
     )  # fmt: skip
     minutes = typed.last("minutes")
     number = None if minutes is None else as_number(minutes)
     if minutes is not None and (number is None or not 0 < number < float("inf")):
         raise InputError(f"--minutes {minutes}: it takes a number above 0.")
-    return Request(search, _count(typed, "trials", TRIALS), number, _count(typed, "jobs", 1), Permissions.read(typed))
+    return Request(search, typed.number("trials", TRIALS), number, typed.number("jobs", 1), permissions)
 
 
 def _check_as_run(typed: Typed, space: Mapping[str, Numbers | Choices]) -> None:
@@ -172,7 +172,7 @@ def _fixed(typed: Typed) -> dict[str, Any]:
         check_value(option.key, option.value, "command line")
         if option.adds:
             raise InputError(f"{option.name}+= can't be said of a search: put it into a recipe of your own, and lay that over with -c.")
-        fixed[option.key] = read_yaml(option.value or "null", option.name)
+        fixed[option.key] = read_typed(option.key, option.value)
     return fixed
 
 
@@ -198,15 +198,6 @@ def _by_task(search: "Search") -> "Search":
 
     monitor = task_class(search.task).measures[0]
     return replace(search, monitor=monitor, mode="min" if monitor.endswith("loss") else "max")
-
-
-def _count(typed: Typed, name: str, default: int) -> int:
-    value = typed.last(name)
-    if value is None:
-        return default
-    if not value.isdecimal() or int(value) < 1:
-        raise InputError(f"--{name} {value}: it takes a whole number, 1 or more.")
-    return int(value)
 
 
 def main(arguments: list[str]) -> None:
@@ -278,4 +269,4 @@ def train(job: "Job", search: "Search", permissions: Permissions = Permissions()
         keys = {**job.keys, "trainer.default_root_dir": str(job.folder)}
         fit(list(search.recipes), keys, allow_import=permissions.imports, allow_path=permissions.paths, watch=watch)
     else:
-        carry_out(replace(resuming.prepare([str(begun.path)]), permissions=permissions, watch=watch))
+        carry_out(replace(resuming.prepare([str(begun.path), *permissions.words]), watch=watch))

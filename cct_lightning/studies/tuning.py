@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cct_lightning.data.fingerprint import differences, digest_of, read_rows
 from cct_lightning.errors import InputError
+from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.options import Watch
 from cct_lightning.studies.options import Keys
 from cct_lightning.studies.plan import Job
@@ -70,6 +72,7 @@ class Search:
         mode: ``max`` where more of it is better.
         seed: Of all trials, and of what is tried.
         task: What is learned.
+        allowed: What was typed that allows trials more than a file may, such as ``--allow-import mine``.
     """
 
     space: Space
@@ -82,6 +85,7 @@ class Search:
     mode: Literal["max", "min"] = "max"
     seed: int = 0
     task: str = DEFAULT
+    allowed: Sequence[str] = ()
 
     @property
     def storage(self) -> str:
@@ -202,13 +206,21 @@ class Search:
         return told
 
     def tell(self, result: Result) -> Outcome:
-        """Keeps what came of a run; one that was stopped stays open, and goes on the next time."""
+        """Keeps what came of a run; one that was stopped stays open, and goes on the next time.
+
+        Raises:
+            InputError: No further one would tell anything: it was trained on other images than those before, or validated nothing.
+        """
         states, number = _optuna().trial.TrialState, int(result.job.arm)
         if result.stopped:
             return self._outcome(self._frozen(number))
-        value = self._value(result.job) if result.error is None else None
+        value, useless = (self._value(result.job), self._useless(result.job)) if result.error is None else (None, None)
         trial = self._open(number)
         trial.set_user_attr("seconds", result.seconds)
+        if useless is not None:
+            trial.set_user_attr("error", useless.partition("\n")[0])
+            self.study.tell(number, state=states.FAIL)
+            raise InputError(useless)
         if value is None:
             trial.set_user_attr("error", result.error or f"it measured no {self.monitor}")
             self.study.tell(number, state=states.FAIL)
@@ -224,6 +236,29 @@ class Search:
             return None
         found = [value for _, value in run.column(self.monitor) if math.isfinite(value)]
         return (max if self.mode == "max" else min)(found) if found else None
+
+    def _useless(self, job: Job) -> str | None:
+        """Says why a trial can't be compared with others, nor any that would come."""
+        if (run := job.run) is None:
+            return None
+        if not run.column(self.monitor):
+            return (
+                f"{run.path} measured no {self.monitor}, by which trials are judged: set images aside for that (--data.val_fraction 0.1),\n"
+                "  or judge by another measure (--checkpoint.monitor)."
+            )
+        rows = read_rows(run.images_file)
+        if not rows or (before := self.study.user_attrs.get("images")) == (now := digest_of(rows)):
+            return None
+        if before is None:
+            self.study.set_user_attr("images", now)
+            return None
+        of_before = (outcome.run_dir for outcome in self.outcomes if outcome.state in ("finished", "stopped early") and outcome.run_dir)
+        first = next(of_before, run.path)
+        told = next(differences(read_rows(RunFolder(first).images_file), rows), "they come in another order")
+        return (
+            f"{run.path}: the images are not those of the trials before: {told}. They can't be compared: put the images back,\n"
+            "  or give another folder with --out DIR."
+        )
 
     def _outcome(self, trial: "FrozenTrial") -> Outcome:
         states = _optuna().trial.TrialState

@@ -61,7 +61,7 @@ def command(search: Search, outcome: Outcome) -> str:
     words = [word for name in search.names for word in ("-c", name)]
     for key, value in {**search.fixed, **outcome.keys}.items():
         words += [f"--{key}", plain(value)]
-    return shlex.join(["cct", "fit", *words])
+    return shlex.join(["cct", "fit", *words, *search.allowed])
 
 
 def as_text(search: Search) -> list[str]:

@@ -9,6 +9,8 @@ import cct_lightning
 from cct_lightning.commands.tune import _by_task, prepare
 from cct_lightning.runs.watching import Watched
 from cct_lightning.studies.space import Choices, Numbers
+from cct_lightning.studies.tuning import Outcome
+from cct_lightning.studies.tuning_report import command
 
 RATE = ("--key", "model.optim.lr=1e-4..1e-2:log")
 SMALL = ("--data.per_class", 12, "--data.batch_size", 40, "--trainer.max_epochs", 2, "--trainer.callbacks", "null")
@@ -21,7 +23,10 @@ def rows(folder):
 
 @pytest.mark.slow
 def test_trials_are_runs_that_never_see_the_test_images_and_go_on_where_they_were_stopped(cct, tmp_path, monkeypatch):
-    words = ("tune", "-c", "digits", *RATE, "--key", "model.num_heads=2,3", "--trials", 3, *SMALL)
+    elsewhere = {"class_path": "lightning.pytorch.profilers.SimpleProfiler", "init_args": {"dirpath": str(tmp_path / "times"), "filename": "all"}}
+    (tmp_path / "profiled.yaml").write_text(yaml.safe_dump({"trainer": {"profiler": elsewhere}}))
+    recipes = ("-c", "digits", "-c", "profiled.yaml", "--allow-path", tmp_path / "times", "--out", "tuning/digits")
+    words = ("tune", *recipes, *RATE, "--key", "model.num_heads=2,3", "--trials", 3, *SMALL)
     end = Watched.on_validation_end
 
     def interrupted(self, trainer, pl_module):
@@ -76,7 +81,7 @@ def test_a_search_from_python_is_the_same(tmp_path, monkeypatch):
     assert 0 <= tuned.value <= 1
     assert tuned.folder.name == "here"
     assert (tuned.folder / "report.html").is_file()
-    assert tuned.command.endswith(f"--model.pooling {tuned.keys['model.pooling']}")
+    assert tuned.command.endswith(f"--model.pooling {tuned.keys['model.pooling']} --allow-import mine")
 
 
 def test_what_is_typed_is_what_is_searched():
@@ -88,6 +93,16 @@ def test_what_is_typed_is_what_is_searched():
     assert (search.monitor, search.mode, search.seed) == ("val/loss", "min", 0)
     assert (request.trials, request.minutes, request.jobs) == (20, 1.5, 1)
     assert search.fixed["data.root"] == "a b"
+
+
+def test_what_is_fixed_and_allowed_is_typed_again(tmp_path):
+    words = ["-c", "digits", *RATE, "--data.root", "010", "--data.per_class", "012", "--allow-import", "mine", "--allow-path", str(tmp_path)]
+    search = prepare(words).search
+    assert search.fixed == {"data.root": "010", "data.per_class": 10}  # a name stays, a number is YAML's
+    outcome = Outcome(0, "finished", {"model.optim.lr": 1e-3}, 0.9, 1.0, 1.0, None)
+    assert command(search, outcome).endswith(
+        f"--data.root 010 --data.per_class 10 --model.optim.lr 0.001 --allow-import mine --allow-path {tmp_path}"
+    )
 
 
 def test_a_task_without_classes_is_judged_by_its_own_measure(tmp_path):

@@ -36,8 +36,8 @@ def search(tmp_path, database):
     return Search(SPACE, USUAL, {"trainer.max_epochs": 5}, (recipe,), ("mine.yaml",), tmp_path / "tuning")
 
 
-def carry(search, trials, processes=1, until=float("inf")):
-    call = partial(searched.pretend, search=replace(search))
+def carry(search, trials, processes=1, until=float("inf"), **leaves):
+    call = partial(searched.pretend, search=replace(search), **leaves)
     return [search.tell(result) for result in carry_out(search.jobs(trials, until), call, processes)]
 
 
@@ -67,6 +67,21 @@ def test_the_keys_that_count_are_told_of_ten_trials(search):
     assert importance["model.optim.lr"] > 0.8 > importance["model.depth"]
     assert sum(importance.values()) == pytest.approx(1)
     assert "comes from (fANOVA): model.optim.lr " in "\n".join(as_text(search))
+
+
+def test_trials_of_other_images_end_the_search(search):
+    carry(search, 2, content="one")
+    with pytest.raises(InputError, match=r"0003.* the images are not those of the trials before: a\.png has the same size and other content"):
+        carry(replace(search), 5, content="other")
+    assert [outcome.state for outcome in search.outcomes] == ["finished", "finished", "failed"]
+    assert search.outcomes[2].error.startswith(str(search.root / "trials" / "0003"))
+    assert [outcome.state for outcome in carry(search, 5, content="one")] == ["finished", "finished"]
+
+
+def test_a_trial_that_validates_nothing_ends_the_search(search):
+    with pytest.raises(InputError, match="measured no val/accuracy, by which trials are judged: set images aside for that"):
+        carry(search, 5, measure="train/loss")
+    assert [outcome.state for outcome in search.outcomes] == ["failed"]
 
 
 def test_a_search_that_was_stopped_tries_the_same(search, tmp_path):
