@@ -2,22 +2,26 @@
 
 import numpy as np
 import PIL.Image
+from sklearn.datasets import load_digits
 
-NAMES = ["left", "right", "top"]
+NAMES = ["one", "two", "zero"]
+PLACES = {"zero": (8, 0), "one": (8, 8), "two": (0, 4)}
 
 
 def write_spots(folder, n=60):
-    """Writes dark images with bright spots at the left, the right or the top, a CSV with their names and one with numbers; returns the folder."""
+    """Writes images with up to three digits of people's hands, a CSV with their names and one with numbers; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = np.random.default_rng(0)
+    source, digits = np.random.default_rng(0), load_digits()
     labels, numbers = ["path,labels"], ["path,light,width"]
     for index in range(n):
-        pixels, marks = source.integers(0, 40, (16, 16)), [index & 1, index & 2, index & 4]
-        for mark, place in zip(marks, ((slice(5, 11), slice(0, 5)), (slice(5, 11), slice(11, 16)), (slice(0, 5), slice(5, 11))), strict=True):
-            pixels[place] += 200 if mark else 0
-        PIL.Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:03d}.png")
-        labels.append(f"{index:03d}.png,{';'.join(name for name, mark in zip(NAMES, marks, strict=True) if mark)}")
-        numbers.append(f"{index:03d}.png,{1000 + pixels.mean():.3f},{0.01 * sum(map(bool, marks[:2])):.3f}")
+        pixels, here = np.zeros((16, 16), np.uint8), [name for digit, name in enumerate(PLACES) if index >> digit & 1]
+        for name in here:
+            down, right = PLACES[name]
+            alike = digits.images[digits.target == list(PLACES).index(name)]
+            pixels[down : down + 8, right : right + 8] = 15 * alike[source.integers(len(alike))]
+        PIL.Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+        labels.append(f"{index:03d}.png,{';'.join(here)}")
+        numbers.append(f"{index:03d}.png,{1000 + pixels.mean():.3f},{0.01 * len(here):.3f}")
     (folder / "labels.csv").write_text("\n".join(labels))
     (folder / "numbers.csv").write_text("\n".join(numbers))
     return folder

@@ -5,7 +5,7 @@ from statistics import mean, stdev
 
 import pytest
 from cct_lightning.callbacks import Throughput
-from pictures import write_images
+from pictures import write_photos
 
 import cct_lightning
 from cct_lightning import InputError
@@ -28,8 +28,8 @@ def probabilities(network, path):
 @pytest.fixture
 def photos(tmp_path):
     """Two classes of eight images, two more in a test folder."""
-    write_images(tmp_path / "photos" / "train", 2, 8, 24)
-    write_images(tmp_path / "photos" / "test", 2, 2, 24)
+    write_photos(tmp_path / "photos" / "train", 8, 48)
+    write_photos(tmp_path / "photos" / "test", 2, 48, first=8)
     return tmp_path / "photos"
 
 
@@ -111,7 +111,7 @@ def test_folds_do_not_go_on_with_other_images(cct, photos):
         (("--folds", "2", "--find-lr"), "--find-lr is for one run"),
         (("--folds", "2", "--data.fold", "1/2"), "--data.fold is for one run"),
         (("--folds", "2", "--trainer.devices", "2"), "--folds trains each fold on one device"),
-        (("--folds", "9"), "9 folds need 9 images of each class, one to test on in each; there are fewer of 2 class(es): class0000 8, class0001 8."),
+        (("--folds", "9"), "9 folds need 9 images of each class, one to test on in each; there are fewer of 2 class(es): flower 8, temple 8."),
     ],
 )
 def test_folds_that_can_not_be_had_are_refused_before_a_training(cct, photos, words, said):
