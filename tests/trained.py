@@ -15,7 +15,7 @@ from cct_lightning.weights.trained import read_run
 NAMES = ["cat, tabby", 'a "dog"', "two\nlines"]  # what a CSV has to quote
 
 
-def write_checkpoint(path: Path, crop_pct: float = 1.0, recipe: bool = True, fit: str | None = None, **changes: object) -> Path:
+def write_checkpoint(path: Path, recipe: bool = True, data: dict[str, object] | None = None, **changes: object) -> Path:
     """Writes a checkpoint of three classes with random weights, 16 x 16 pixels."""
     torch.manual_seed(0)
     model = {"arch": "cct_2_3x2_32", "num_classes": 3, "class_names": NAMES, "image_size": (16, 16), "mean": [0.4] * 3, "std": [0.2] * 3}
@@ -31,7 +31,7 @@ def write_checkpoint(path: Path, crop_pct: float = 1.0, recipe: bool = True, fit
         "model": module.model_config,
         "class_names": module.class_names,
         "grid_size": list(module.model.encoder.grid_size),
-        "recipe": {"data": {"crop_pct": crop_pct, **({"fit": fit} if fit else {})}} if recipe else None,
+        "recipe": {"data": {"crop_pct": 1.0, **(data or {})}} if recipe else None,
         "seed": 0,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

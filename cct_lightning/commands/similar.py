@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
         for one in found.nearest:
             write(one)
     if picture is not None:
-        write_picture(picture, predictor, file.path, found.nearest)
+        write_picture(picture, predictor, file.path, others, found.nearest)
     written = "".join(f"; written to {path}" for path in (out, picture) if path is not None)
     bad = f", {len(found.errors):,} more could not be read: {some([one.path or '' for one in found.errors])}" if found.errors else ""
     print(f"{len(found.nearest):,} of {found.looked_at:,} image(s){bad}{written}", file=sys.stdout if out else sys.stderr)

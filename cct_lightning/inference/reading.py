@@ -28,7 +28,7 @@ def read_batches(items: Iterable[Item], batch_size: Callable[[], int], read: Cal
         read: Reads one.
     """
     waiting: deque[Future[Seen]] = deque()
-    source = _expand(items)
+    source = expand(items)
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
     def read_ahead() -> None:
@@ -45,7 +45,8 @@ def read_batches(items: Iterable[Item], batch_size: Callable[[], int], read: Cal
         pool.shutdown(cancel_futures=True)
 
 
-def _expand(items: Iterable[Item]) -> Iterator[One]:
+def expand(items: Iterable[Item]) -> Iterator[One]:
+    """Yields the images that items stand for: folders, globs and shards each for many."""
     for item in items:
         check_item(item)
         if isinstance(item, str | Path):
@@ -54,9 +55,14 @@ def _expand(items: Iterable[Item]) -> Iterator[One]:
             yield item
 
 
+def path_of(item: One) -> str | None:
+    """Returns an image's file, or its place in a shard; None where it comes from none."""
+    return item.path if isinstance(item, Found) else str(item) if isinstance(item, Packed | Own) else None
+
+
 def read_image(item: One, preprocessing: Preprocessing, max_megapixels: float) -> Seen:
     """Returns the path, and pixels of the network's size, uint8 (H, W, C), or why there are none."""
-    path, error = item if isinstance(item, Found) else (str(item) if isinstance(item, Packed | Own) else None, None)
+    path, error = path_of(item), item.error if isinstance(item, Found) else None
     if error is not None:
         return path, error
     try:

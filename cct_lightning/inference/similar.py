@@ -10,8 +10,9 @@ import numpy as np
 
 from cct_lightning.data.files import Array
 from cct_lightning.errors import InputError, check_range
-from cct_lightning.inference.items import Embedding, Item
+from cct_lightning.inference.items import Embedding, Item, to_pixels
 from cct_lightning.inference.predictor import Predictor
+from cct_lightning.inference.reading import expand, path_of
 from cct_lightning.wording import percent, printable, shortened
 
 if TYPE_CHECKING:
@@ -116,16 +117,28 @@ def draw_similar(image: Array, nearest: Sequence[Similar], images: Sequence[Arra
     return draw_sheet(f"The {len(nearest)} most similar", [image, *images], captions)
 
 
-def write_picture(path: Path, predictor: Predictor, image: str, nearest: Sequence[Similar]) -> None:
-    """Draws an image and those that are like it into a file.
+def write_picture(path: Path, predictor: Predictor, image: str, among: Iterable[Item], nearest: Sequence[Similar]) -> None:
+    """Draws an image and those that are like it into a file; of other channels than 1 and 3 their mean.
+
+    Args:
+        path: The file.
+        predictor: With which they were found.
+        image: The one.
+        among: Where they were looked for.
+        nearest: They.
 
     Raises:
         InputError: The file can't be written.
     """
-    from cct_lightning.data.files import decode
+    wanted = {one.path for one in nearest}
+    found = {path_of(item): item for item in expand([image, *among]) if path_of(item) in (wanted | {image})}
+    how = predictor.preprocessing
 
-    channels = min(predictor.preprocessing.in_chans, 3)
-    pixels = [decode(Path(one), channels, predictor.max_megapixels) for one in (image, *(one.path or "" for one in nearest))]
+    def pixels_of(name: str | None) -> Array:
+        pixels = to_pixels(found[name], how.in_chans, predictor.max_megapixels, how.value_range)
+        return pixels if pixels.shape[2] in (1, 3) else pixels.mean(axis=2, keepdims=True).astype(np.uint8)
+
+    pixels = [pixels_of(one) for one in (image, *(one.path for one in nearest))]
     try:
         draw_similar(pixels[0], nearest, pixels[1:], Path(image).name).savefig(path, dpi=120, bbox_inches="tight", facecolor="white")
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
+from doors import pack
 from pictures import write_photos
 from trained import NAMES, write_checkpoint, write_export
 
@@ -43,6 +44,20 @@ def test_the_nearest_by_cosine_come_first_and_a_copy_before_all(cct, best, photo
     assert rows[0]["class"] == opened.predict(image).class_name in NAMES
     with PIL.Image.open(tmp_path / "found.png") as picture:
         assert picture.width > 500
+
+
+def test_a_picture_shows_images_of_a_shard_and_of_many_channels(cct, best, photos, tmp_path):
+    shard = pack(photos, tmp_path / "doors")["webdataset"]
+    outcome = cct("similar", best, photos / "temple" / "2.png", shard, "-n", 3, "--out", "found.csv", "--picture", "found.png")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "found.csv").read_text().splitlines()[1].startswith(f"{shard}/00010.png,1,")  # itself; flower has eight
+    deep = write_checkpoint(tmp_path / "deep.ckpt", in_chans=5, mean=[0.5] * 5, std=[0.2] * 5, data={"value_range": [0, 4000]})
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).integers(0, 4000, (20, 20, 5), np.uint16))
+    outcome = cct("similar", deep, "0.npy", "1.npy", "2.npy", "3.npy", "--out", "bands.csv", "--picture", "bands.png")
+    assert outcome.code == 0, outcome.err
+    with PIL.Image.open(tmp_path / "bands.png") as picture:
+        assert picture.width > 300
 
 
 def test_rows_on_the_screen_are_lines_of_json_where_asked(cct, best, photos):

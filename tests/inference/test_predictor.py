@@ -68,14 +68,14 @@ def test_probabilities_are_those_of_the_module_that_was_trained(best, photos):
 def test_the_share_that_is_seen_comes_from_the_recipe_and_can_be_changed(tmp_path):
     image = pixels(1, 32)[0]
     seen = {share: fit(image, (16, 16), share)[None] for share in (0.5, 1.0)}
-    best = write_checkpoint(tmp_path / "best.ckpt", crop_pct=0.5)
+    best = write_checkpoint(tmp_path / "best.ckpt", data={"crop_pct": 0.5})
     for opened, share in ((cct_lightning.load(best), 0.5), (cct_lightning.load(best, crop_pct=1.0), 1.0)):
         assert opened.predict(image).probability == pytest.approx(opened.probabilities(seen[share]).max(), abs=1e-6)
 
 
 def test_images_of_other_proportions_are_fitted_as_in_the_training(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
-    best = write_checkpoint(tmp_path / "best.ckpt", fit="pad")
+    best = write_checkpoint(tmp_path / "best.ckpt", data={"fit": "pad"})
     for opened, mode in ((cct_lightning.load(best), "pad"), (cct_lightning.load(best, fit="squash"), "squash")):
         seen = fit(image, (16, 16), fitting=Fitting.of(mode, [0.4] * 3))
         assert opened.predict(image).probability == pytest.approx(opened.probabilities(seen[None]).max(), abs=1e-6)

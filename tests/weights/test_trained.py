@@ -15,7 +15,7 @@ from cct_lightning.weights.trained import build, read_saved
 
 @pytest.fixture
 def best(tmp_path):
-    return write_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt", crop_pct=0.5)
+    return write_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt", data={"crop_pct": 0.5})
 
 
 def test_preprocessing_survives_json():
