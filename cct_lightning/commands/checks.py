@@ -186,6 +186,21 @@ def check_test_images(given: Given) -> None:
         raise no_test_images(place, "val" in own)
 
 
+def check_one_device(given: Given, what: str) -> None:
+    """Refuses several devices where runs come one after another or side by side: each process of such a run would begin all of them anew.
+
+    Args:
+        given: Values by key.
+        what: One of the runs, for the message.
+
+    Raises:
+        InputError: Names the key.
+    """
+    for key in ("trainer.devices", "trainer.num_nodes"):
+        if str(given.get(key, 1)) != "1":
+            raise InputError(f"{key}={given[key]}: {what} is one process on one device; --jobs N has several side by side.")
+
+
 def check_outliers(folder: Path) -> None:
     """Refuses a folder of images of none of the classes that is not there, or holds none.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cct_lightning.commands import finetune, resume
+from cct_lightning.commands.checks import check_one_device
 from cct_lightning.commands.fit import SEARCHES
 from cct_lightning.commands.permissions import FLAGS
 from cct_lightning.commands.requests import Request
@@ -85,14 +86,8 @@ def _prepare_new(rest: Sequence[str]) -> Asked:
     request = finetune.prepare([*words, *given])
     if request.task not in (None, DEFAULT):
         raise InputError(f"--folds is for images of one class each, and task={request.task} is asked for.")
-    _check_devices(request)
+    check_one_device(request.keys, "a fold")
     return Asked(request, tuple(words), count, jobs, given=tuple(given))
-
-
-def _check_devices(request: Request) -> None:
-    for key in ("trainer.devices", "trainer.num_nodes"):
-        if str(request.keys.get(key, 1)) != "1":
-            raise InputError(f"--folds trains each fold on one device: leave {key} out. --jobs N trains N folds side by side.")
 
 
 def _prepare_resumed(rest: Sequence[str]) -> Asked:
@@ -117,7 +112,7 @@ def _prepare_resumed(rest: Sequence[str]) -> Asked:
     root_given = next((option.value for option in reversed(given) if option.key == "data.root" and option.value), None)
     words = [root_given or words[0], *words[1:]]
     request = finetune.prepare([*words, *flags])
-    _check_devices(request)
+    check_one_device(request.keys, "a fold")
     return Asked(request, tuple(words), count, jobs, root, tuple(flags))
 
 

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cct_lightning.commands.checks import check_one_device
 from cct_lightning.commands.keys import check_keys, check_value, flatten, read_typed
+from cct_lightning.commands.permissions import FLAGS, Permissions
 from cct_lightning.commands.recipes import RECIPES, find_recipe, header, read_recipe
 from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.errors import InputError, RunError, did_you_mean
@@ -39,7 +41,7 @@ checked and not assumed. STUDY is one of those below or a file of yours:
   --look                       also measure what the networks do with their tokens (entropy of the weights, accuracy without the heaviest patches,
                                a linear probe, ...), and draw the maps of all arms on the same images; analysis.csv
   --plan                       say how many runs are missing and about how long they take, after twenty steps of the baseline
-  --key value                  a key of all runs, as in `cct fit --help`
+  --key value                  a key of all runs, as in `cct fit --help`; --allow-import and --allow-path likewise
 
 What was stopped goes on when the same is typed again, runs that were inside an epoch included. A run that fails is told and ends nothing else.
 Written: results.csv (a row for each run), results.md, pictures, report.html; the runs lie below runs/ and tuning/, each as in runs/<recipe>/<time>.
@@ -58,6 +60,7 @@ class Request:
         only_plan: Whether to say what there is to do, and no more.
         looks: Whether to look at the networks, too.
         keys: All keys of the recipes and the study, for what is computed of them beforehand.
+        permissions: What is allowed to all runs.
     """
 
     study: Study
@@ -67,6 +70,7 @@ class Request:
     only_plan: bool
     looks: bool
     keys: Mapping[str, Any]
+    permissions: Permissions = Permissions()
 
 
 def study_paths() -> dict[str, Path]:
@@ -90,7 +94,7 @@ def prepare(arguments: Sequence[str]) -> Request:
         raise InputError(f"study needs a recipe that all runs begin with: cct study {typed.alone[0]} -c digits. `cct recipes` lists them.")
     fixed: dict[str, Any] = {}
     for option in typed.options:
-        if option.key not in (*OWN, CONFIG):
+        if option.key not in (*OWN, *FLAGS, CONFIG):
             check_keys({option.key: "command line"})
             check_value(option.key, option.value, "command line")
             if option.adds:
@@ -101,12 +105,12 @@ def prepare(arguments: Sequence[str]) -> Request:
     keys: dict[str, Any] = {}
     for path in recipes:
         keys |= read_recipe(path, trains=True)
-    _check(study, typed.alone[0])
+    _check(study, typed.alone[0], keys)
     name = "-".join(path.stem for path in recipes)
     out = typed.last("out")
     root = Path(out).expanduser() if out else Path("studies", f"{study.name}-{name}")
     only_plan, looks = (any(option.key == name for option in typed.options) for name in ("plan", "look"))
-    return Request(study, recipes, root, typed.number("jobs", 1), only_plan, looks, {**keys, **study.fixed})
+    return Request(study, recipes, root, typed.number("jobs", 1), only_plan, looks, {**keys, **study.fixed}, Permissions.read(typed))
 
 
 def _find(name: str) -> Path:
@@ -118,14 +122,16 @@ def _find(name: str) -> Path:
     raise InputError(f"{name}: neither a file nor a study.{did_you_mean(name, known)}")
 
 
-def _check(study: Study, where: str) -> None:
+def _check(study: Study, where: str, recipe: Keys) -> None:
     """Refuses keys that no run would take before the first one begins."""
+    check_one_device({**recipe, **flatten(dict(study.fixed))}, "a run of a study")
     groups: list[Keys] = [study.fixed, *study.arms.values(), *study.cells, *study.trials, *([{study.pad: 1.0}] if study.pad else [])]
     for keys in groups:
         flat = flatten(dict(keys))
         check_keys(dict.fromkeys(flat, where))
         for key, value in flat.items():
             check_value(key, value, where)
+        check_one_device(flat, "a run of a study")
 
 
 def main(arguments: list[str]) -> None:
@@ -196,24 +202,26 @@ def _compute(jobs: Sequence[Job], what: str, request: Request) -> int:
     if not jobs:
         return 0
     print(f"{what}: {len(jobs)}, of which {len(jobs) - len(todo)} are there", flush=True)
-    for number, result in enumerate(carry_out(todo, partial(train, recipes=request.recipes), request.jobs), 1 + len(jobs) - len(todo)):
+    call = partial(train, recipes=request.recipes, permissions=request.permissions)
+    for number, result in enumerate(carry_out(todo, call, request.jobs), 1 + len(jobs) - len(todo)):
         print(line(number, len(jobs), result), flush=True)
         failed += result.error is not None
     return failed
 
 
-def train(job: Job, recipes: Sequence[Path]) -> None:
+def train(job: Job, recipes: Sequence[Path], permissions: Permissions = Permissions()) -> None:
     """Trains a run of a study, or goes on with it."""
     from cct_lightning.runs.postponed import postpone
 
     postpone()
     from cct_lightning.commands.calls import fit, resume
 
-    begun = job.run
+    begun, (imports, paths) = job.run, permissions
     if begun is not None and begun.last.is_file():
-        resume(begun.path)
+        resume(begun.path, allow_import=imports, allow_path=paths)
     else:
-        fit(list(recipes), {**job.keys, "trainer.default_root_dir": str(job.folder), "trainer.callbacks+": "StartRecord"})
+        keys = {**job.keys, "trainer.default_root_dir": str(job.folder), "trainer.callbacks+": "StartRecord"}
+        fit(list(recipes), keys, allow_import=imports, allow_path=paths)
 
 
 def _padding(request: Request) -> dict[str, Keys]:
@@ -259,7 +267,8 @@ def _probe(job: Job, request: Request) -> tuple[float, str, str]:
         "trainer.enable_checkpointing": False, "trainer.enable_progress_bar": False, "trainer.default_root_dir": str(job.folder),
     }  # fmt: skip
     with into(job.folder / "log.txt"):
-        summary = fit(list(request.recipes), {**job.keys, **short}).summary
+        imports, paths = request.permissions
+        summary = fit(list(request.recipes), {**job.keys, **short}, allow_import=imports, allow_path=paths).summary
     asked = {**request.keys, **flatten(dict(job.keys))}
     steps, epochs = asked.get("trainer.max_steps", -1), asked.get("trainer.max_epochs")
     if steps in (-1, None):

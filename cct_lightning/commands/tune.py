@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cct_lightning.commands import fit as fitting
 from cct_lightning.commands import resume as resuming
+from cct_lightning.commands.checks import check_one_device
 from cct_lightning.commands.keys import check_keys, check_value, groups, known_keys, read_typed
 from cct_lightning.commands.permissions import FLAGS, Permissions
 from cct_lightning.commands.ranges import as_number
@@ -116,9 +117,7 @@ def prepare(arguments: Sequence[str]) -> Request:
     from cct_lightning.studies.tuning import Search
 
     usual |= fixed
-    for key in ("trainer.devices", "trainer.num_nodes"):
-        if str(usual.get(key, 1)) != "1":
-            raise InputError(f"{key}={plain(usual[key])}: a trial is one process on one device; --jobs N has several side by side.")
+    check_one_device(usual, "a trial")
     out, permissions = typed.last("out"), Permissions.read(typed)
     root = Path(out).expanduser() if out else Path("tuning", "-".join(path.stem for path in recipes))
     search = Search(

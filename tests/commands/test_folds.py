@@ -110,7 +110,7 @@ def test_folds_do_not_go_on_with_other_images(cct, photos):
         (("--folds", "2", "--jobs", "0"), "--jobs 0: it takes a whole number, 1 or more."),
         (("--folds", "2", "--find-lr"), "--find-lr is for one run"),
         (("--folds", "2", "--data.fold", "1/2"), "--data.fold is for one run"),
-        (("--folds", "2", "--trainer.devices", "2"), "--folds trains each fold on one device"),
+        (("--folds", "2", "--trainer.devices", "2"), "trainer.devices=2: a fold is one process on one device; --jobs N has several"),
         (("--folds", "9"), "9 folds need 9 images of each class, one to test on in each; there are fewer of 2 class(es): flower 8, temple 8."),
     ],
 )

@@ -4,6 +4,7 @@ import re
 import signal
 
 import pytest
+import yaml
 from cct_lightning.callbacks import StartRecord
 
 from cct_lightning.commands.study import prepare, study_paths
@@ -35,7 +36,7 @@ def rows(folder):
 
 
 @pytest.mark.slow
-def test_a_study_compares_what_its_runs_found_and_goes_on_where_it_was_stopped(cct, mine, monkeypatch):
+def test_a_study_compares_what_its_runs_found_and_goes_on_where_it_was_stopped(cct, mine, tmp_path, monkeypatch):
     record = StartRecord.on_train_batch_start
 
     def interrupted(self, trainer, pl_module, batch, batch_idx):
@@ -43,9 +44,14 @@ def test_a_study_compares_what_its_runs_found_and_goes_on_where_it_was_stopped(c
         if type(pl_module.model.pooling).__name__ == "SeqPool" and trainer.global_step == 1:
             signal.raise_signal(signal.SIGINT)
 
+    elsewhere = {"class_path": "lightning.pytorch.profilers.SimpleProfiler", "init_args": {"dirpath": str(tmp_path / "times"), "filename": "all"}}
+    (tmp_path / "profiled.yaml").write_text(yaml.safe_dump({"trainer": {"profiler": elsewhere}}))
+    recipes = ("-c", "digits", "-c", "profiled.yaml", "--allow-path", tmp_path / "times", "--out", mine)
+    words = ("study", "mine.yaml", *recipes)
+
     with monkeypatch.context() as patched:
         patched.setattr(StartRecord, "on_train_batch_start", interrupted)
-        outcome = cct("study", "mine.yaml", "-c", "digits")
+        outcome = cct(*words)
     assert outcome.code == 130
     assert "[1/6] mean, seed 0: " in outcome.out
     assert "[2/6] broken, seed 0: FAILED, num_heads=3 does not divide embed_dim=32" in outcome.out
@@ -53,7 +59,7 @@ def test_a_study_compares_what_its_runs_found_and_goes_on_where_it_was_stopped(c
     assert "stopped; the same command goes on" in outcome.err
     assert [row["arm"] for row in rows(mine)] == ["mean"]
 
-    outcome = cct("study", "mine.yaml", "-c", "digits", "--seeds", 3)
+    outcome = cct(*words, "--seeds", 3)
     assert outcome.code == 1  # the arm that fails, tried again
     assert "9, of which 1 are there" in outcome.out
     assert "3 of the runs failed" in outcome.err
@@ -70,7 +76,7 @@ def test_a_study_compares_what_its_runs_found_and_goes_on_where_it_was_stopped(c
     assert page.count("data:image/png") == 2  # seeds, and accuracy over the training
     assert re.search(r"\| seqpool \| [\d.]+ ± [\d.]+ % \| 3 \| [+-][\d.]+ \|", table)
 
-    outcome = cct("study", "mine.yaml", "-c", "digits", "--seeds", 3, "--model.embed_dim", 64)
+    outcome = cct(*words, "--seeds", 3, "--model.embed_dim", 64)
     assert outcome.code == 2
     assert "holds runs of another fixed" in outcome.err
 
@@ -98,6 +104,7 @@ def test_a_plan_trains_nothing_and_says_how_much_there_is(cct, mine):
     ("words", "said"),
     [
         ((), "study takes one study"),
+        (("poolings", "-c", "digits", "--trainer.devices", "2"), "trainer.devices=2: a run of a study is one process on one device; --jobs N"),
         (("poolings", "x", "-c", "digits"), "and 2 words were given"),
         (("poolings",), "study needs a recipe"),
         (("pooling", "-c", "digits"), "neither a file nor a study. Did you mean poolings?"),
