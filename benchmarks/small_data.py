@@ -67,6 +67,7 @@ def pretrained(*words: str, images: str = CIFAR, **keys: str) -> Phase:
 
 PRETRAINED, TEACHER = "--model.pretrained", "--model.teacher"
 SCRATCH = {**QUIET, "--data.image_size": "64", "--model.arch": "cct_2_3x2_32", PRETRAINED: "null"}
+FIFTY = {"--data.per_class": "25"}
 PATCHES = {"model__arch": "cvt_2_4_32", "model__whiten": "none"}
 CNN = {"model__arch": "timm/resnet10t", "model__whiten": "none", "data__image_size": "64"}
 MAE, ALL = ("-c", "pretrain_mae"), ("fit", "-c", "cifar10_cct2")
@@ -76,6 +77,9 @@ ROWS: dict[str, list[Phase]] = {
     "photos, from nothing": [Phase(("finetune", f"DIR/{PHOTOS}"), SCRATCH)],
     "photos, weights inside": [Phase(("finetune", f"DIR/{PHOTOS}"), QUIET)],
     "photos, pre-trained on themselves": [THEMSELVES, Phase(("finetune", f"DIR/{PHOTOS}"), QUIET, PRETRAINED)],
+    "50 photos, from nothing": [Phase(("finetune", f"DIR/{PHOTOS}"), SCRATCH | FIFTY)],
+    "50 photos, weights inside": [Phase(("finetune", f"DIR/{PHOTOS}"), QUIET | FIFTY)],
+    "50 photos, pre-trained on all 245": [THEMSELVES, Phase(("finetune", f"DIR/{PHOTOS}"), QUIET | FIFTY, PRETRAINED)],
     "500 labels": [few(50, 800)],
     "500 labels, pre-trained": [pretrained(), few(50, 800, PRETRAINED)],
     "5,000 labels": [few(500, 2000)],
