@@ -18,7 +18,8 @@ STAND_INS = {
     "cifar100": (100, 32, False), "vit_lite": (10, 32, False), "cvt": (10, 32, False), "flowers102": (102, 64, False),
     "imagenet": (3, 64, False), "image_folder": (3, 64, False), "finetune": (3, 64, False),
     "pretrain": (10, 32, False), "pretrain_mpp": (10, 32, False), "pretrain_mae": (10, 32, False), "cifar10_few": (10, 32, False),
-    **dict.fromkeys(("cifar10_cct2", "cifar10_cpu_2min", "cifar10_cpu_10min", "cifar10_1min", "cifar10_3min", "cifar10_9min"), (10, 32, False)),
+    **dict.fromkeys(("cifar10_cct2", "cifar10_weights", "cifar10_cpu_2min", "cifar10_cpu_10min"), (10, 32, False)),
+    **dict.fromkeys(("cifar10_1min", "cifar10_3min", "cifar10_9min"), (10, 32, False)),
 }  # fmt: skip
 # of those that have a command of their own
 COMMANDS = {
