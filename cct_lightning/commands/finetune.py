@@ -1,6 +1,6 @@
 """``cct finetune``: a fit of the default recipe on a folder or a table, with what the weights say about the network and its images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -9,8 +9,10 @@ from typing import Any
 from cct_lightning.commands.fit import FLAGS, apart
 from cct_lightning.commands.fit import prepare as prepare_fit
 from cct_lightning.commands.keys import read_names
+from cct_lightning.commands.ranges import as_number
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.words import read_words
+from cct_lightning.data.options import DataOptions
 from cct_lightning.data.places import dataset_of
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
@@ -20,6 +22,8 @@ from cct_lightning.weights.sources import card
 
 INSIDE = "cct_2_3x2_32_cifar10"  # weights inside the package, which a fine-tuning begins with where they suit
 SIDE = 64  # pixels: the size they are given unless another is asked for, and the largest that they are taken for
+STEPS = 200  # that few images are trained for at least: 50 photographs were told apart in 60 % after 30, and in 74 % after 240 (benchmarks/README.md)
+SHARES = {name: getattr(DataOptions, name) for name in ("fraction", "val_fraction", "test_fraction")}  # where nothing else is said
 FEW = 5000  # images: a convention, from where on a larger network at a larger size is taken to be worth its time
 # Keys of the network that say nothing against them.
 ALIKE = ("pooling", "drop_path", "attn_drop", "proj_drop")
@@ -47,17 +51,52 @@ def prepare(arguments: list[str]) -> Request:
     task = next((name for name, kind in KINDS.items() if table and kind == table.kind), DEFAULT)
     own = [*recipes, *(["--task", task] if task != DEFAULT else []), "--data.dataset", dataset, "--data.root", root, *keys]
     request = prepare_fit(["-c", "finetune", *own], "finetune")
-    size = _size_for_inside(request)
     learned = "" if task == DEFAULT else f"task: {task}, since the images of {root} have {KINDS_IN_WORDS[KINDS[task] or '']}"
-    if size is None:
-        return replace(request, told=learned)
-    count = len(table.splits["train"]) if table else _count_images(place)
-    if size == "" and count > FEW:
-        return replace(request, told=learned)
+    counted = {**{name: len(split) for name, split in table.splits.items()}, "classes": len(table.class_names)} if table else _count_images(place)
+    weights, from_where = _weights(request, counted["train"])
+    epochs, how_long = _epochs(request, {option.key for option in read_words(keys, "finetune", (*FLAGS, "calibrate")).options}, counted)
+    told = "\n".join(filter(None, (learned, from_where, how_long)))
+    return replace(prepare_fit(["-c", "finetune", *weights, *epochs, *own], "finetune") if weights or epochs else request, told=told)
+
+
+def _weights(request: Request, count: int) -> tuple[list[str], str]:
+    """Chooses weights where none are named, by the number of images; and says what a run begins with."""
+    size = _size_for_inside(request)
+    if size is None or (size == "" and count > FEW):
+        return [], "" if "model.pretrained" in own_keys(request) else from_scratch(request)
     chosen = ["--model.pretrained", INSIDE, *(["--data.image_size", str(SIDE)] if size == "" else [])]
     why = f"{count:,} images are few: up to {FEW:,}" if size == "" else f"images of {size} pixels are small: up to {SIDE}"
-    told = f"weights: {INSIDE}, inside the package, at {size or SIDE} pixels ({why}); --model.pretrained null starts from nothing"
-    return replace(prepare_fit(["-c", "finetune", *chosen, *own], "finetune"), told="\n".join(filter(None, (learned, told))))
+    return chosen, f"weights: {INSIDE}, inside the package, at {size or SIDE} pixels ({why}); --model.pretrained null starts from nothing"
+
+
+def _epochs(request: Request, typed: Set[str], counted: Mapping[str, int]) -> tuple[list[str], str]:
+    """Chooses more epochs than the recipe's where these would be fewer than ``STEPS``; and says so.
+
+    Args:
+        request: What was asked for.
+        typed: The keys that were typed.
+        counted: Images of each split that there is, before any is set aside, and classes.
+    """
+    own = typed | _set_by_user(request).keys()
+    if own & {"trainer.max_epochs", "trainer.max_steps", "trainer.max_time"}:
+        return [], ""
+    shares = {name: as_number(request.keys.get(f"data.{name}", default)) for name, default in SHARES.items()}
+    images = counted["train"] * (shares["fraction"] or 1)
+    images *= 1 - (shares["test_fraction"] or 0) if not counted.keys() & {"val", "test"} else 1
+    images *= 1 - (shares["val_fraction"] or 0) if "val" not in counted else 1
+    if (most := as_number(request.keys.get("data.per_class"))) is not None:
+        images = min(images, most * counted["classes"])
+    batch, usual = as_number(request.keys.get("data.batch_size")) or 1, as_number(request.keys.get("trainer.max_epochs")) or 1
+    each = max(int(images // batch), 1)
+    if each * usual >= STEPS:
+        return [], ""
+    epochs = -(-STEPS // each)
+    keys = {
+        "trainer.max_epochs": epochs, "trainer.check_val_every_n_epoch": max(int(epochs // usual), 1),
+        "model.schedule.warmup_epochs": round((as_number(request.keys.get("model.schedule.warmup_epochs")) or 0) * epochs / usual),
+    }  # fmt: skip
+    words = [word for key, value in keys.items() if key not in own for word in (f"--{key}", str(value))]
+    return words, f"epochs: {epochs:,}, since {usual:g} of {each} step{'s' * (each > 1)} each would be few; --trainer.max_epochs N says otherwise"
 
 
 def _targets(keys: list[str]) -> list[str] | None:
@@ -85,12 +124,14 @@ def _size_for_inside(request: Request) -> str | None:
     return size
 
 
-def _count_images(place: Path) -> int:
-    """Counts the training images of a folder, as far as one more than are few."""
+def _count_images(place: Path) -> dict[str, int]:
+    """Counts the training images of a folder, as far as one more than are few, and the classes; of other splits tells that they are there."""
     from cct_lightning.data.folders import class_folders, class_images, split_folder
 
-    found = (image for folder in class_folders(split_folder(place, "train") or place) for image in class_images(folder))
-    return sum(1 for _ in islice(found, FEW + 1))
+    folders = list(class_folders(split_folder(place, "train") or place))
+    found = (image for folder in folders for image in class_images(folder))
+    others = {name: 0 for name in ("val", "test") if split_folder(place, name) is not None}
+    return {"train": sum(1 for _ in islice(found, FEW + 1)), "classes": len(folders), **others}
 
 
 def _set_by_user(request: Request) -> Mapping[str, Any]:

@@ -149,8 +149,8 @@ def run(asked: Asked) -> tuple[Path, "FoldsSummary"]:
     plan = Plan(asked.root or _new_folder(asked.request), asked.words, asked.count, digest)
     plan.record()
     seed = int(keys.get("seed_everything", 0))
-    if asked.root is None and (asked.request.told or "model.pretrained" not in finetune.own_keys(asked.request)):
-        print(asked.request.told or finetune.from_scratch(asked.request))
+    if asked.root is None and asked.request.told:
+        print(asked.request.told)
     _compute(plan, asked, seed)
     jobs = plan.jobs(seed)
     if (summary := FoldsSummary.read(plan.root)) is None:

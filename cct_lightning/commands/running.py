@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cct_lightning.commands.evaluate import recipe_of, task_of
-from cct_lightning.commands.finetune import from_scratch, own_keys
+from cct_lightning.commands.finetune import own_keys
 from cct_lightning.commands.messages import quieten, raised_by_lightning, raised_while_restoring
 from cct_lightning.commands.parser import CLI
 from cct_lightning.commands.requests import Request
@@ -115,7 +115,6 @@ def _with_source(request: Request, place: Path) -> tuple[list[str], Opened | Non
     if request.told and is_first_rank():
         print(request.told)
     if (source := own.get("model.pretrained")) is None:
-        print(from_scratch(request))
         return [*request.words], None
     opened = None if source.startswith("timm/") else open_weights(locate(source), source)
     path = place / "source.yaml"

@@ -201,6 +201,36 @@ def test_the_weights_inside_are_taken_where_nothing_says_against_them(photos, we
     assert (None if value == "null" else value, keys["data.image_size"]) == found
 
 
+@pytest.mark.parametrize(("words", "epochs", "every", "warmup"), [
+    ((), "200", "6", "20"),  # of twelve, some are set aside, and the rest is a step
+    (("--data.batch_size", "2"), "50", "1", "5"),
+    (("--data.batch_size", "2", "--data.val_fraction", "0.3", "--model.schedule.warmup_epochs", "2"), "67", "2", "2"),
+    (("--data.batch_size", "2", "--data.per_class", "2", "--trainer.check_val_every_n_epoch", "9"), "100", "9", "10"),
+    (("--data.batch_size", "1"), 30, None, 3),
+    (("--trainer.max_epochs", "30"), "30", None, 3),
+    (("--trainer.max_steps", "5"), 30, None, 3),
+    (("-c", "mine.yaml"), 7, None, 3),
+])  # fmt: skip
+def test_few_images_are_seen_more_often(photos, tmp_path, monkeypatch, words, epochs, every, warmup):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("trainer: {max_epochs: 7}\n")
+    request = prepare([str(photos), *words])
+    keys = request.keys
+    found = (keys["trainer.max_epochs"], keys.get("trainer.check_val_every_n_epoch"), keys["model.schedule.warmup_epochs"])
+    assert found == (epochs, every, warmup)
+    assert (f"epochs: {epochs}, since 30 of" in request.told) == (every is not None)
+
+
+def test_images_of_a_table_with_splits_are_counted_too(tmp_path):
+    lines = ["path,label,split", *(f"{number}.png,{'ab'[number % 2]},train" for number in range(70)), "70.png,a,val"]
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    for number in range(71):
+        (tmp_path / f"{number}.png").touch()
+    request = prepare([str(tmp_path / "mine.csv")])
+    assert request.keys["trainer.max_epochs"] == "100"
+    assert "epochs: 100, since 30 of 2 steps each would be few; --trainer.max_epochs N says otherwise" in request.told.splitlines()
+
+
 def test_a_recipe_of_other_images_brings_all_but_these(photos, tmp_path):
     (tmp_path / "own.yaml").write_text("data: {dataset: cifar10, root: elsewhere, batch_size: 7}\n")
     keys = prepare([str(photos), "-c", str(tmp_path / "own.yaml"), "--data.crop_pct", "0.9"]).keys
