@@ -14,6 +14,7 @@ from cct_lightning.commands.keys import check_keys, check_value, flatten, read_t
 from cct_lightning.commands.permissions import FLAGS, Permissions
 from cct_lightning.commands.recipes import RECIPES, find_recipe, header, read_recipe
 from cct_lightning.commands.words import CONFIG, read_words
+from cct_lightning.data.options import DataOptions
 from cct_lightning.errors import InputError, RunError, did_you_mean
 from cct_lightning.studies.options import Keys, Study, check_once, read_study
 from cct_lightning.studies.plan import Job, Plan, missing
@@ -273,6 +274,10 @@ def _probe(job: Job, request: Request) -> tuple[float, str, str]:
     steps, epochs = asked.get("trainer.max_steps", -1), asked.get("trainer.max_epochs")
     if steps in (-1, None):
         steps = (summary.steps_per_epoch or 0) * int(epochs or 0)
-    on_cpu = summary.device.startswith("CPU")
-    each = (summary.cpu_seconds if on_cpu else summary.seconds) / max(summary.steps, 1)
-    return int(steps) * each, f"by {summary.steps} steps of {job.arm}, validation and test left out", "CPU" if on_cpu else "GPU"
+    import torch
+
+    on_cpu, speed = summary.device.startswith("CPU"), summary.images_per_second
+    each = asked.get("data.batch_size", DataOptions.batch_size) / speed if speed else summary.seconds / max(summary.steps, 1)
+    seconds = max(summary.seconds - summary.steps * each, 0.0) + int(steps) * each  # what comes before the first step comes once
+    how = f"by {summary.steps} steps of {job.arm}, validation and test left out"
+    return (seconds * torch.get_num_threads(), how, "CPU") if on_cpu else (seconds, how, "GPU")
