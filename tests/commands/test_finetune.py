@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from doors import pack
-from pictures import write_images
+from pictures import write_images, write_photos
 from safetensors.torch import save_file
 
 from cct_lightning import LitClassifier, create_model
@@ -256,10 +256,10 @@ def test_many_images_are_trained_from_scratch_unless_small_ones_are_asked_for(ph
     assert "at 32 pixels (images of 32 pixels are small: up to 64)" in small.told
 
 
-@pytest.mark.parametrize("dataset", ["webdataset"])
-def test_files_of_many_images_do_as_well(cct, photos, weights, tmp_path, monkeypatch, dataset):
+@pytest.mark.parametrize("dataset", ["webdataset", "parquet"])
+def test_files_of_many_images_do_as_well(cct, weights, tmp_path, monkeypatch, dataset):
     monkeypatch.setenv("CCT_HOME", str(tmp_path / "home"))
-    place = pack(photos, tmp_path / "packed")[dataset]
+    place = pack(write_photos(tmp_path / "real", 6, 60), tmp_path / "packed")[dataset]
     assert cct("finetune", place, "--model.pretrained", weights, *QUICK).code == 0
     configuration = configuration_of(tmp_path)
     assert (configuration["data"]["dataset"], configuration["data"]["root"]) == (dataset, str(place))
