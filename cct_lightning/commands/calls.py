@@ -16,7 +16,7 @@ from cct_lightning.commands import pretrain as pretraining
 from cct_lightning.commands import resume as resuming
 from cct_lightning.commands import tune as tuning
 from cct_lightning.commands.keys import flatten
-from cct_lightning.commands.permissions import IMPORT, PATH
+from cct_lightning.commands.permissions import Permissions
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.running import train
 from cct_lightning.commands.tune import Tuned
@@ -286,7 +286,7 @@ def _allowed(imports: Sequence[str], paths: Sequence[str | PathLike[str]]) -> li
     for name, given in (("allow_import", imports), ("allow_path", paths)):
         if isinstance(given, str | PathLike):
             raise InputError(f"{name}={given!r} is one: give a list, such as {name}=[{str(given)!r}].")
-    return [f"--{IMPORT}={name}" for name in imports] + [f"--{PATH}={path}" for path in paths]
+    return Permissions(tuple(imports), tuple(map(Path, paths))).words
 
 
 def _words(keys: Mapping[str, Any] | None) -> list[str]:

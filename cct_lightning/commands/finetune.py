@@ -47,14 +47,15 @@ def prepare(arguments: list[str]) -> Request:
 
     read_all = DATASETS[dataset].read_all
     recipes, keys = apart(rest, "finetune")
-    table = read_all(place, _targets(keys)) if read_all else folder_class_names(place) and None
+    typed = read_words(keys, "finetune", (*FLAGS, "calibrate"))
+    table = read_all(place, read_names("data.targets", typed.last("data.targets"))) if read_all else folder_class_names(place) and None
     task = next((name for name, kind in KINDS.items() if table and kind == table.kind), DEFAULT)
     own = [*recipes, *(["--task", task] if task != DEFAULT else []), "--data.dataset", dataset, "--data.root", root, *keys]
     request = prepare_fit(["-c", "finetune", *own], "finetune")
     learned = "" if task == DEFAULT else f"task: {task}, since the images of {root} have {KINDS_IN_WORDS[KINDS[task] or '']}"
     counted = {**{name: len(split) for name, split in table.splits.items()}, "classes": len(table.class_names)} if table else _count_images(place)
     weights, from_where = _weights(request, counted["train"])
-    epochs, how_long = _epochs(request, {option.key for option in read_words(keys, "finetune", (*FLAGS, "calibrate")).options}, counted)
+    epochs, how_long = _epochs(request, {option.key for option in typed.options}, counted)
     told = "\n".join(filter(None, (learned, from_where, how_long)))
     return replace(prepare_fit(["-c", "finetune", *weights, *epochs, *own], "finetune") if weights or epochs else request, told=told)
 
@@ -97,11 +98,6 @@ def _epochs(request: Request, typed: Set[str], counted: Mapping[str, int]) -> tu
     }  # fmt: skip
     words = [word for key, value in keys.items() if key not in own for word in (f"--{key}", str(value))]
     return words, f"epochs: {epochs:,}, since {usual:g} of {each} step{'s' * (each > 1)} each would be few; --trainer.max_epochs N says otherwise"
-
-
-def _targets(keys: list[str]) -> list[str] | None:
-    """Returns the columns that were asked for as targets."""
-    return read_names("data.targets", read_words(keys, "finetune", (*FLAGS, "calibrate")).last("data.targets"))
 
 
 def _size_for_inside(request: Request) -> str | None:

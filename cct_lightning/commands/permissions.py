@@ -39,10 +39,7 @@ class Permissions(NamedTuple):
     @property
     def words(self) -> list[str]:
         """What allows the same when it is typed."""
-        return [
-            *(word for name in self.imports for word in (f"--{IMPORT}", name)),
-            *(word for path in self.paths for word in (f"--{PATH}", str(path))),
-        ]
+        return [*(f"--{IMPORT}={name}" for name in self.imports), *(f"--{PATH}={path}" for path in self.paths)]
 
     def check_places(self, keys: Mapping[str, Any], where: str) -> None:
         """Refuses places outside the run's folder in what a file says of callbacks, loggers and other parts of the trainer.

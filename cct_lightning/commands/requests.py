@@ -36,7 +36,7 @@ class Request:
         accepts_images: Whether the run that goes on may do so with other images than it was trained on.
         calibrates: Whether they then fit a temperature to the validation images.
         rejects: The threshold of "none of these" that they then choose on them.
-        told: What is said of weights that nobody named, for finetune.
+        told: What is said of the task, weights and epochs that nobody named, for finetune.
         watch: Is told each validation of a training, which it may end.
     """
 

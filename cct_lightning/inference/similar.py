@@ -130,8 +130,8 @@ def write_picture(path: Path, predictor: Predictor, image: str, among: Iterable[
     Raises:
         InputError: The file can't be written.
     """
-    wanted = {one.path for one in nearest}
-    found = {path_of(item): item for item in expand([image, *among]) if path_of(item) in (wanted | {image})}
+    wanted = {image, *(one.path for one in nearest)}
+    found = {name: item for item in expand([image, *among]) if (name := path_of(item)) in wanted}
     how = predictor.preprocessing
 
     def pixels_of(name: str | None) -> Array:

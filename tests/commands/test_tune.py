@@ -81,7 +81,7 @@ def test_a_search_from_python_is_the_same(tmp_path, monkeypatch):
     assert 0 <= tuned.value <= 1
     assert tuned.folder.name == "here"
     assert (tuned.folder / "report.html").is_file()
-    assert tuned.command.endswith(f"--model.pooling {tuned.keys['model.pooling']} --allow-import mine")
+    assert tuned.command.endswith(f"--model.pooling {tuned.keys['model.pooling']} --allow-import=mine")
 
 
 def test_what_is_typed_is_what_is_searched():
@@ -101,7 +101,7 @@ def test_what_is_fixed_and_allowed_is_typed_again(tmp_path):
     assert search.fixed == {"data.root": "010", "data.per_class": 10}  # a name stays, a number is YAML's
     outcome = Outcome(0, "finished", {"model.optim.lr": 1e-3}, 0.9, 1.0, 1.0, None)
     assert command(search, outcome).endswith(
-        f"--data.root 010 --data.per_class 10 --model.optim.lr 0.001 --allow-import mine --allow-path {tmp_path}"
+        f"--data.root 010 --data.per_class 10 --model.optim.lr 0.001 --allow-import=mine --allow-path={tmp_path}"
     )
 
 
