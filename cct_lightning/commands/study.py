@@ -16,7 +16,7 @@ from cct_lightning.commands.recipes import RECIPES, find_recipe, header, read_re
 from cct_lightning.commands.words import CONFIG, read_words
 from cct_lightning.data.options import DataOptions
 from cct_lightning.errors import InputError, RunError, did_you_mean
-from cct_lightning.studies.options import Keys, Study, check_once, read_study
+from cct_lightning.studies.options import Keys, Study, check_once, read_study, with_rates
 from cct_lightning.studies.plan import Job, Plan, missing
 from cct_lightning.wording import duration
 
@@ -30,7 +30,8 @@ checked and not assumed. STUDY is one of those below or a file of yours:
   values: [class_token, seqpool, mean]           such as {shallow: {model.depth: 2}, deep: {model.depth: 6}}
   baseline: class_token                          held against the others; the first where it is left out
   seeds: 5                                       reported; 3 where it is left out
-  tune: {model.optim.lr: [1.0e-3, 2.0e-3]}       chosen for each arm, by validation images and by other seeds than those reported
+  tune: {learning_rate: [0.5, 1, 2]}             chosen for each arm, by validation images and by other seeds than those reported; factors on the
+                                                 recipe's rate, and values of any other key
   across: {data.fraction: [0.1, 1.0]}            a comparison for each value
   fixed: {data.val_fraction: 0.1}                the same for all
   pad: model.mlp_ratio                           raised in smaller arms until they have the weights of the largest
@@ -101,11 +102,12 @@ def prepare(arguments: Sequence[str]) -> Request:
             if option.adds:
                 raise InputError(f"{option.name}+= can't be said of a study: put it into a recipe of your own, and lay that over with -c.")
             fixed[option.key] = read_typed(option.key, option.value)
-    study = replace(study, fixed={**study.fixed, **fixed}, seeds=typed.number("seeds", study.seeds))
-    check_once(study, typed.alone[0])
     keys: dict[str, Any] = {}
     for path in recipes:
         keys |= read_recipe(path, trains=True)
+    study = replace(study, fixed={**study.fixed, **fixed}, seeds=typed.number("seeds", study.seeds))
+    study = with_rates(study, {**keys, **flatten(dict(study.fixed))})
+    check_once(study, typed.alone[0])
     _check(study, typed.alone[0], keys)
     name = "-".join(path.stem for path in recipes)
     out = typed.last("out")

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from cct_lightning.errors import InputError, check_range, did_you_mean
 from cct_lightning.plain_yaml import read_yaml_file
+from cct_lightning.training.options import OptimConfig
 
+RATE = "learning_rate"  # in tune: factors on the recipe's own rate, whatever its optimizer
+OPTIMIZER, MATRICES, ALL = "model.optim.name", "model.optim.muon_lr", "model.optim.lr"
 TUNING_SEED = 1000  # seeds of the runs that choose a value begin here, those that are reported at 0
 Keys = Mapping[str, Any]
 
@@ -24,7 +27,8 @@ class Study:
         arms: Keys of each arm over the recipe's, by its name.
         baseline: The arm that the others are held against.
         across: Keys whose values make a comparison each, such as shares of the data.
-        tune: Keys whose value is chosen for each arm, by validation images and by seeds that are not reported.
+        tune: Keys whose value is chosen for each arm, by validation images and by seeds that are not reported; in a file also learning_rate, see
+            :func:`with_rates`.
         tune_seeds: Number of these.
         fixed: Keys over the recipe's, the same for all.
         pad: Key that is raised in smaller arms until they have the weights of the largest, such as model.mlp_ratio; None: they stay smaller.
@@ -120,6 +124,35 @@ def _arms(path: Path, factor: str, values: Any) -> dict[str, Keys]:
 def _check_lists(path: Path, name: str, values: Any) -> None:
     if not isinstance(values, dict) or not all(isinstance(chosen, list) and chosen for chosen in values.values()):
         raise InputError(f"{path}: {name} holds keys with a list of values each, such as {name}: {{model.optim.lr: [1.0e-3, 2.0e-3]}}.")
+
+
+def with_rates(study: Study, keys: Keys) -> Study:
+    """Turns factors on the learning rate, such as ``tune: {learning_rate: [0.5, 1, 2]}``, into values of the key that holds the recipe's rate.
+
+    That key is model.optim.muon_lr with Muon, the rate of the matrices, and model.optim.lr with any other optimizer.
+
+    Args:
+        study: As its file says it.
+        keys: All keys of the recipe and of ``fixed``.
+
+    Raises:
+        InputError: A factor is no number above 0; arms or comparisons differ in the optimizer; the rate of Muon is tuned of another optimizer.
+    """
+    if not {RATE, MATRICES} & set(study.tune):
+        return study
+    if any(OPTIMIZER in group for group in (*study.arms.values(), study.across, study.tune)):
+        raise InputError(f"tune: {RATE} and {MATRICES} go by one optimizer, and the study compares {OPTIMIZER}: tune {ALL}, or make one for each.")
+    name = keys.get(OPTIMIZER, OptimConfig.name)
+    if MATRICES in study.tune and name != "muon":
+        raise InputError(f"tune: {MATRICES} is the rate of muon, and the recipe's optimizer is {name}: {RATE}: [0.5, 1, 2] suits any recipe.")
+    if RATE not in study.tune:
+        return study
+    for factor in study.tune[RATE]:
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
+            raise InputError(f"tune: {RATE}: {factor!r} is no factor on the recipe's rate: numbers above 0, such as {RATE}: [0.5, 1, 2].")
+    key, usual = (MATRICES, OptimConfig.muon_lr) if name == "muon" else (ALL, OptimConfig.lr)
+    rates = [float(f"{factor * keys.get(key, usual):.6g}") for factor in study.tune[RATE]]
+    return replace(study, tune={key if name == RATE else name: rates if name == RATE else values for name, values in study.tune.items()})
 
 
 def check_once(study: Study, where: str) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from cct_lightning.commands.study import study_paths
 from cct_lightning.errors import InputError
-from cct_lightning.studies.options import read_study, slug, told
+from cct_lightning.studies.options import read_study, slug, told, with_rates
 
 
 def write(tmp_path, text):
@@ -57,6 +57,34 @@ def test_the_shipped_studies_are_studies_and_say_what_was_expected(name):
     assert lines[1].startswith(f"#   cct study {name} -c ")
     assert lines[0].startswith("# ")
     assert lines[0].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("keys", "tuned"),
+    [
+        ({"model.optim.name": "muon", "model.optim.muon_lr": 0.024, "model.optim.lr": 0.012}, {"model.optim.muon_lr": [0.012, 0.024, 0.048]}),
+        ({"model.optim.name": "muon"}, {"model.optim.muon_lr": [0.01, 0.02, 0.04]}),
+        ({"model.optim.lr": 0.003}, {"model.optim.lr": [0.0015, 0.003, 0.006]}),
+    ],
+)
+def test_factors_are_on_the_rate_that_the_recipes_optimizer_takes(tmp_path, keys, tuned):
+    study = read_study(write(tmp_path, "factor: a.b\nvalues: [1, 2]\ntune: {learning_rate: [0.5, 1, 2], c.d: [3]}\n"))
+    assert with_rates(study, keys).tune == {**tuned, "c.d": [3]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tune: {learning_rate: [1, x]}", "learning_rate: 'x' is no factor on the recipe's rate"),
+        ("tune: {learning_rate: [0]}", "learning_rate: 0 is no factor"),
+        ("tune: {learning_rate: [1]}\nacross: {model.optim.name: [sgd, lamb]}", "and the study compares model.optim.name"),
+        ("tune: {model.optim.muon_lr: [0.1]}", "is the rate of muon, and the recipe's optimizer is adamw"),
+    ],
+)
+def test_a_rate_without_effect_is_not_tuned(tmp_path, text, said):
+    with pytest.raises(InputError) as error:
+        with_rates(read_study(write(tmp_path, f"factor: a.b\nvalues: [1, 2]\n{text}\n")), {})
+    assert said in str(error.value)
 
 
 def test_a_name_becomes_a_folder_that_every_system_takes():
