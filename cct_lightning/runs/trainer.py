@@ -153,7 +153,7 @@ class Parts:
         if search is not None:
             bar = [ProgressBar()] if given["enable_progress_bar"] is not False else []
             alone = {"callbacks": [*bar, KeepConfig(setting, folder)], "logger": False, "enable_checkpointing": False}
-            self.trainer = Trainer(**{**given, **alone, **LENGTHS[search]})
+            self.trainer = _made({**given, **alone, **LENGTHS[search]})
             make_ours(self.trainer)
             return
         if setting.keeps_checkpoints and data.has_validation and given["limit_val_batches"] != 0:
@@ -164,7 +164,7 @@ class Parts:
         loggers = [*as_list(given["logger"]), MetricsFile(folder.path, name="", version="")]
         given["logger"] = loggers if self.tracker is None else [*loggers, self.tracker]
         given["callbacks"] = self._callbacks(setting, folder, as_list(given["callbacks"]))
-        self.trainer = Trainer(**given)
+        self.trainer = _made(given)
         make_ours(self.trainer, opened)
         self.ranks.attach(self.trainer)
 
@@ -178,6 +178,18 @@ class Parts:
         if setting.keeps_checkpoints:
             callbacks.append(RunCheckpoint(folder.checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True))
         return callbacks if setting.trainer["fast_dev_run"] else [*callbacks, KeepConfig(setting, folder)]
+
+
+def _made(given: Mapping[str, Any]) -> Trainer:
+    """Makes the trainer. Lightning raises TypeError for devices that its accelerator can't count."""
+    try:
+        return Trainer(**given)
+    except TypeError as error:
+        if "`devices`" not in str(error):
+            raise
+        raise InputError(
+            f"trainer.devices={given['devices']}: {error}\n  It takes a number, or auto; on GPUs also a list of theirs, such as [0, 2]."
+        ) from None
 
 
 def check_devices(trainer: Trainer) -> None:

@@ -30,6 +30,14 @@ def test_r19_more_devices_than_cores_are_refused_on_a_cpu(cct, tmp_path):
     assert not list(tmp_path.glob("runs/*/*"))
 
 
+@pytest.mark.parametrize("devices", ["many", "-3", "[0,0]"])
+def test_devices_that_are_no_number_are_refused(cct, devices):
+    outcome = cct("fit", "-c", "digits", "-c", "smoke", "--trainer.accelerator", "cpu", "--trainer.devices", devices)
+    assert outcome.code == 2
+    assert "error: trainer.devices=" in outcome.err
+    assert "It takes a number, or auto" in outcome.err
+
+
 @pytest.mark.parametrize(("devices", "refused"), [(1, False), (2, False), (3, True)])
 def test_as_many_devices_as_cores_are_taken(monkeypatch, devices, refused):
     from lightning.pytorch import Trainer
