@@ -30,8 +30,8 @@ checked and not assumed. STUDY is one of those below or a file of yours:
   values: [class_token, seqpool, mean]           such as {shallow: {model.depth: 2}, deep: {model.depth: 6}}
   baseline: class_token                          held against the others; the first where it is left out
   seeds: 5                                       reported; 3 where it is left out
-  tune: {learning_rate: [0.5, 1, 2]}             chosen for each arm, by validation images and by other seeds than those reported; factors on the
-                                                 recipe's rate, and values of any other key
+  tune: {learning_rate: [0.5, 1, 2]}             chosen for each arm, by validation images and by other seeds than those reported; factors on all
+                                                 rates of the recipe, and values of any other key
   across: {data.fraction: [0.1, 1.0]}            a comparison for each value
   fixed: {data.val_fraction: 0.1}                the same for all
   pad: model.mlp_ratio                           raised in smaller arms until they have the weights of the largest
@@ -128,7 +128,13 @@ def _find(name: str) -> Path:
 def _check(study: Study, where: str, recipe: Keys) -> None:
     """Refuses keys that no run would take before the first one begins."""
     check_one_device({**recipe, **flatten(dict(study.fixed))}, "a run of a study")
-    groups: list[Keys] = [study.fixed, *study.arms.values(), *study.cells, *study.trials, *([{study.pad: 1.0}] if study.pad else [])]
+    groups: list[Keys] = [
+        study.fixed,
+        *study.arms.values(),
+        *study.cells,
+        *map(study.keys_of, study.trials),
+        *([{study.pad: 1.0}] if study.pad else []),
+    ]
     for keys in groups:
         flat = flatten(dict(keys))
         check_keys(dict.fromkeys(flat, where))

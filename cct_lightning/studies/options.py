@@ -27,13 +27,14 @@ class Study:
         arms: Keys of each arm over the recipe's, by its name.
         baseline: The arm that the others are held against.
         across: Keys whose values make a comparison each, such as shares of the data.
-        tune: Keys whose value is chosen for each arm, by validation images and by seeds that are not reported; in a file also learning_rate, see
-            :func:`with_rates`.
+        tune: Keys whose value is chosen for each arm, by validation images and by seeds that are not reported; learning_rate, which is no key, stands
+            for factors on all rates of the recipe.
         tune_seeds: Number of these.
         fixed: Keys over the recipe's, the same for all.
         pad: Key that is raised in smaller arms until they have the weights of the largest, such as model.mlp_ratio; None: they stay smaller.
         seeds: How many are reported.
         expected: What was expected before anything was measured, in a sentence, to be shown beside what was found.
+        rates: The recipe's learning rates by key, where they are tuned: see ``with_rates``.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Study:
     pad: str | None = None
     seeds: int = 3
     expected: str | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Keys]:
@@ -57,6 +59,11 @@ class Study:
     def trials(self) -> list[Keys]:
         """The keys that are tried for each arm: every combination of ``tune``; none where nothing is."""
         return _combinations(self.tune) if self.tune else []
+
+    def keys_of(self, trial: Keys) -> Keys:
+        """Returns the keys that tuned values set: those of all rates for a factor on them."""
+        keys = {key: value for key, value in trial.items() if key != RATE}
+        return keys | {key: float(f"{trial[RATE] * rate:.6g}") for key, rate in self.rates.items() if RATE in trial}
 
 
 def _combinations(values: Mapping[str, Sequence[Any]]) -> list[Keys]:
@@ -82,7 +89,7 @@ def read_study(path: Path) -> Study:
     found = read_yaml_file(path)
     if not isinstance(found, dict):
         raise InputError(f"{path} is no study: it should hold factor and values, such as factor: model.pooling, values: [seqpool, class_token].")
-    known = [option.name for option in fields(Study) if option.name not in ("name", "arms")] + ["values"]
+    known = [option.name for option in fields(Study) if option.name not in ("name", "arms", "rates")] + ["values"]
     for name in found:
         if name not in known:
             raise InputError(f"{path}: {name!r} is no part of a study.{did_you_mean(name, known)}")
@@ -127,9 +134,7 @@ def _check_lists(path: Path, name: str, values: Any) -> None:
 
 
 def with_rates(study: Study, keys: Keys) -> Study:
-    """Turns factors on the learning rate, such as ``tune: {learning_rate: [0.5, 1, 2]}``, into values of the key that holds the recipe's rate.
-
-    That key is model.optim.muon_lr with Muon, the rate of the matrices, and model.optim.lr with any other optimizer.
+    """Adds the rates that ``tune: {learning_rate: [0.5, 1, 2]}`` multiplies: model.optim.lr, and with Muon model.optim.muon_lr as well.
 
     Args:
         study: As its file says it.
@@ -145,14 +150,11 @@ def with_rates(study: Study, keys: Keys) -> Study:
     name = keys.get(OPTIMIZER, OptimConfig.name)
     if MATRICES in study.tune and name != "muon":
         raise InputError(f"tune: {MATRICES} is the rate of muon, and the recipe's optimizer is {name}: {RATE}: [0.5, 1, 2] suits any recipe.")
-    if RATE not in study.tune:
-        return study
-    for factor in study.tune[RATE]:
+    for factor in study.tune.get(RATE, ()):
         if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
             raise InputError(f"tune: {RATE}: {factor!r} is no factor on the recipe's rate: numbers above 0, such as {RATE}: [0.5, 1, 2].")
-    key, usual = (MATRICES, OptimConfig.muon_lr) if name == "muon" else (ALL, OptimConfig.lr)
-    rates = [float(f"{factor * keys.get(key, usual):.6g}") for factor in study.tune[RATE]]
-    return replace(study, tune={key if name == RATE else name: rates if name == RATE else values for name, values in study.tune.items()})
+    rates = {ALL: keys.get(ALL, OptimConfig.lr)} | ({MATRICES: keys.get(MATRICES, OptimConfig.muon_lr)} if name == "muon" else {})
+    return replace(study, rates=rates) if RATE in study.tune else study
 
 
 def check_once(study: Study, where: str) -> None:
@@ -163,7 +165,8 @@ def check_once(study: Study, where: str) -> None:
     """
     places: dict[str, list[str]] = {}
     for place, keys in {
-        "across": study.across, "tune": study.tune, "fixed": study.fixed, "pad": [study.pad] if study.pad else [],
+        "across": study.across, "tune": [*study.rates, *(key for key in study.tune if key != RATE)],
+        "fixed": [key for key in study.fixed if key not in study.rates], "pad": [study.pad] if study.pad else [],
         "the seeds": ["seed_everything"], "values": {key for arm in study.arms.values() for key in arm},
     }.items():  # fmt: skip
         for key in keys:

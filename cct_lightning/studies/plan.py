@@ -78,7 +78,7 @@ class Plan:
                     for arm in study.arms:
                         place = self.root / "tuning" / slug(told(cell)) / slug(arm) / slug(told(trial)) / f"seed{seed}"
                         # The test images are for what is reported alone; validation images are set aside where the recipe has none.
-                        keys = {**self._keys(arm, cell, seed), **trial, "trainer.limit_test_batches": 0}
+                        keys = {**self._keys(arm, cell, seed), **study.keys_of(trial), "trainer.limit_test_batches": 0}
                         jobs.append(Job(arm, cell, seed, keys, place, trial))
         return jobs
 
@@ -94,8 +94,9 @@ class Plan:
                 for arm in study.arms:
                     tuned = chosen.get((arm, tuple(cell.items())), None if study.tune else {})
                     if tuned is not None:
-                        place = self.root / "runs" / slug(told(cell)) / slug(arm) / f"seed{seed}"
-                        jobs.append(Job(arm, cell, seed, {**self._keys(arm, cell, seed), **tuned}, place))
+                        place = self.root / "runs" / slug(told(cell)) / slug(arm)
+                        place = (place / slug(told(tuned)) if tuned else place) / f"seed{seed}"  # where the choice changes, so does the run
+                        jobs.append(Job(arm, cell, seed, {**self._keys(arm, cell, seed), **study.keys_of(tuned)}, place))
         return jobs
 
     def _keys(self, arm: str, cell: Keys, seed: int) -> dict[str, Any]:

@@ -98,16 +98,17 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return x.mT if is_tall else x
 
 
-# Layers, inner convolutions, and the stages of timm's networks of convolutions.
-INSIDE = r"\bblocks\.\d+\..*weight$|\bconvs\.[1-9]\d*\.weight$|^encoder\.model\.(?:layer|stages\.|s)\d.*weight$"
+# Layers, poolings, inner convolutions, and the stages of timm's networks of convolutions.
+INSIDE = r"\bblocks\.\d+\..*weight$|^pooling\..*weight$|\bconvs\.[1-9]\d*\.weight$|^encoder\.model\.(?:layer|stages\.|s)\d.*weight$"
+PARTS = {"qkv": 3, "kv": 2}  # matrices in one
 
 
 def muon_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Divides the trainable parameters: matrices of the layers (queries, keys and values apart), inner convolutions, the rest."""
+    """Divides the trainable parameters: matrices of layers and poolings (queries, keys and values apart), inner convolutions, the rest."""
     groups: dict[str, dict[str, Any]] = {
         "decay": {},  # first: what is logged as the learning rate is the first group's
         "no_decay": {"weight_decay": 0.0},
-        "qkv": {"muon": True, "parts": 3, "lr": config.muon_lr},
+        **{name: {"muon": True, "parts": parts, "lr": config.muon_lr} for name, parts in PARTS.items()},
         "matrix": {"muon": True, "lr": config.muon_lr},
     }
     skip: set[str] = getattr(model, "no_weight_decay", set)()
@@ -115,8 +116,9 @@ def muon_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
         if not parameter.requires_grad:
             continue
         inside = re.search(INSIDE, name) is not None
-        if inside and parameter.ndim >= 2:
-            kind = "qkv" if name.endswith("qkv.weight") else "matrix"
+        if inside and parameter.ndim >= 2 and len(parameter) > 1:  # a single row, such as the score of sequence pooling, is a vector
+            last = name.split(".")[-2]
+            kind = last if last in PARTS else "matrix"
         else:
             kind = "no_decay" if parameter.ndim < 2 or name.endswith(".bias") or name in skip else "decay"
         groups[kind].setdefault("params", []).append(parameter)

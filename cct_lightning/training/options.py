@@ -13,8 +13,8 @@ class OptimConfig:
     Args:
         name: Any optimizer of timm's, by its name there: adamw, sgd, lamb, lion, ...; muon is our own, see muon_lr.
         lr: Highest learning rate.
-        muon_lr: Highest learning rate of the matrices inside the transformer layers, and of all convolutions but the first, where name is muon;
-            lr is that of AdamW for all the rest.
+        muon_lr: Highest learning rate of the matrices in transformer layers and poolings, and of all convolutions but the first, where name is
+            muon; lr is that of AdamW for all the rest.
         momentum: Of muon, sgd and others that have one.
         betas: Decay rates of the averages of AdamW and its kin; null: the optimizer's own, 0.9 and 0.999 for AdamW.
         weight_decay: Weight decay of matrices and convolutions; norms and biases never decay.

@@ -2,7 +2,7 @@ import pytest
 
 from cct_lightning.commands.study import study_paths
 from cct_lightning.errors import InputError
-from cct_lightning.studies.options import read_study, slug, told, with_rates
+from cct_lightning.studies.options import check_once, read_study, slug, told, with_rates
 
 
 def write(tmp_path, text):
@@ -60,16 +60,20 @@ def test_the_shipped_studies_are_studies_and_say_what_was_expected(name):
 
 
 @pytest.mark.parametrize(
-    ("keys", "tuned"),
+    ("keys", "doubled"),
     [
-        ({"model.optim.name": "muon", "model.optim.muon_lr": 0.024, "model.optim.lr": 0.012}, {"model.optim.muon_lr": [0.012, 0.024, 0.048]}),
-        ({"model.optim.name": "muon"}, {"model.optim.muon_lr": [0.01, 0.02, 0.04]}),
-        ({"model.optim.lr": 0.003}, {"model.optim.lr": [0.0015, 0.003, 0.006]}),
+        (
+            {"model.optim.name": "muon", "model.optim.muon_lr": 0.024, "model.optim.lr": 0.011},
+            {"model.optim.lr": 0.022, "model.optim.muon_lr": 0.048},
+        ),
+        ({"model.optim.name": "muon"}, {"model.optim.lr": 0.0011, "model.optim.muon_lr": 0.04}),
+        ({"model.optim.lr": 0.003}, {"model.optim.lr": 0.006}),
     ],
 )
-def test_factors_are_on_the_rate_that_the_recipes_optimizer_takes(tmp_path, keys, tuned):
-    study = read_study(write(tmp_path, "factor: a.b\nvalues: [1, 2]\ntune: {learning_rate: [0.5, 1, 2], c.d: [3]}\n"))
-    assert with_rates(study, keys).tune == {**tuned, "c.d": [3]}
+def test_a_factor_is_on_all_rates_that_the_recipes_optimizer_takes(tmp_path, keys, doubled):
+    study = with_rates(read_study(write(tmp_path, "factor: a.b\nvalues: [1, 2]\ntune: {learning_rate: [1, 2], c.d: [3]}\n")), keys)
+    assert study.trials == [{"learning_rate": 1, "c.d": 3}, {"learning_rate": 2, "c.d": 3}]
+    assert study.keys_of(study.trials[1]) == {**doubled, "c.d": 3}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,14 @@ def test_a_rate_without_effect_is_not_tuned(tmp_path, text, said):
     with pytest.raises(InputError) as error:
         with_rates(read_study(write(tmp_path, f"factor: a.b\nvalues: [1, 2]\n{text}\n")), {})
     assert said in str(error.value)
+
+
+def test_a_rate_that_an_arm_sets_is_not_tuned_as_well(tmp_path):
+    study = read_study(
+        write(tmp_path, "factor: model.optim.lr\nvalues: [0.1, 0.2]\ntune: {learning_rate: [1, 2]}\nfixed: {model.optim.muon_lr: 0.1}\n")
+    )
+    with pytest.raises(InputError, match=r"model\.optim\.lr is set by tune and by values"):
+        check_once(with_rates(study, {"model.optim.name": "muon"}), "here")
 
 
 def test_a_name_becomes_a_folder_that_every_system_takes():

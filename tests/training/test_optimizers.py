@@ -118,6 +118,25 @@ def test_muon_takes_the_matrices_of_the_layers_and_the_inner_convolutions():
     assert kinds["norm.weight"] == kinds["blocks.0.mlp.fc1.bias"] == (False, 1, 1e-3, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("pooling", "matrices"),
+    [
+        ("class_token", {}),
+        ("seqpool", {}),
+        ("mean", {}),
+        ("multi_query", {"v": 1}),
+        ("map", {"pool.q": 1, "pool.kv": 2, "pool.proj": 1, "pool.mlp.fc1": 1, "pool.mlp.fc2": 1}),
+        ("class_attention", {f"blocks.{i}.{part}": 1 for i in (0, 1) for part in ("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")}),
+    ],
+)
+def test_muon_takes_the_matrices_of_every_pooling(pooling, matrices):
+    model = create_model("cct_2_3x2_32", pooling=pooling)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = create_optimizer(model, OptimConfig("muon")).param_groups
+    found = {names[p]: g["parts"] for g in groups if g["muon"] for p in g["params"] if names[p].startswith("pooling.")}
+    assert found == {f"pooling.{name}.weight": parts for name, parts in matrices.items()}
+
+
 def test_muon_takes_the_inner_convolutions_of_timms_networks():
     model = create_model("timm/test_resnet", num_classes=2, image_size=32)
     names = {parameter: name for name, parameter in model.named_parameters()}
