@@ -76,6 +76,22 @@ def put_launcher(trainer: Trainer) -> Launcher | None:
     return ours
 
 
+def validate_at_end(trainer: Trainer) -> None:
+    """Has a run that is given in steps validate after its last one, wherever in an epoch that is: Lightning 2.6 ends there without."""
+    inner, steps = trainer.fit_loop.epoch_loop, trainer.max_steps
+    theirs = inner._should_check_val_fx
+
+    def is_due(data_fetcher: Any) -> bool:
+        return theirs(data_fetcher) or (trainer.enable_validation and 0 < steps <= trainer.global_step)
+
+    inner._should_check_val_fx = is_due  # type: ignore[method-assign]
+
+
+def put_off_end(trainer: Trainer, steps: int) -> None:
+    """Sets how many steps there are: a run that was stopped in the validation after its last step would be taken for done."""
+    trainer.fit_loop.epoch_loop.max_steps = steps
+
+
 def mend_loops(trainer: Trainer, validating: bool) -> None:
     """Corrects the counters with which Lightning 2.6 would go on wrongly; ``validating`` where the stop was in a validation."""
     loop, inner = trainer.fit_loop, trainer.fit_loop.epoch_loop

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cct_lightning.data.bad_images import table_of
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.run_folder import LEFT_OUT, RunFolder, replacing
-from cct_lightning.runs.lightning_private import inside_epoch, logged_step, mend_loops, unlogged
+from cct_lightning.runs.lightning_private import inside_epoch, logged_step, mend_loops, put_off_end, unlogged
 from cct_lightning.runs.metrics_file import MetricsFile
 from cct_lightning.runs.resumption import check_states
 from cct_lightning.runs.stopping import Stopping
@@ -50,6 +50,7 @@ class Sitting(Callback):
         self._began = (time.perf_counter(), cpu_seconds())
         self._found: dict[str, Any] | None = None  # what a checkpoint says, until it is used
         self._longer = False  # whether the run was given more epochs than the checkpoint's had
+        self._put_off = False  # whether the validation after the last step is to come
 
     def start_clock(self) -> None:
         """Counts from now on."""
@@ -95,6 +96,9 @@ class Sitting(Callback):
         check_states(trainer, checkpoint, self.folder.last)
         self._found = found = checkpoint[STATE]
         self.number, self.measures, self._before = found["number"] + 1, found["measures"], (found["seconds"], found["cpu_seconds"])
+        if found["validating"] and checkpoint["global_step"] == trainer.max_steps:
+            put_off_end(trainer, trainer.max_steps + 1)
+            self._put_off = True
         self._longer = (checkpoint[KEY]["recipe"]["trainer"]["max_epochs"] or trainer.max_epochs) != trainer.max_epochs
 
     def _measure_speed(self, trainer: Trainer) -> None:
@@ -123,6 +127,11 @@ class Sitting(Callback):
                 assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
                 for group, rate, base in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, scheduler.base_lrs, strict=True):
                     group["lr"] = base * rate(scheduler.last_epoch)  # what is loaded is the rate of the shorter run at this step
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._put_off:
+            self._put_off = False
+            put_off_end(trainer, trainer.max_steps - 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._found is not None:  # there was nothing left to train

@@ -22,7 +22,7 @@ from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.checkpointing import BestCheckpoint, RunCheckpoint, WholeFileIO
-from cct_lightning.runs.lightning_private import own_signals
+from cct_lightning.runs.lightning_private import own_signals, validate_at_end
 from cct_lightning.runs.metrics_file import MetricsFile
 from cct_lightning.runs.options import CheckpointConfig, WandbConfig
 from cct_lightning.runs.ranks import Ranks
@@ -166,6 +166,7 @@ class Parts:
         given["callbacks"] = self._callbacks(setting, folder, as_list(given["callbacks"]))
         self.trainer = _made(given)
         make_ours(self.trainer, opened)
+        validate_at_end(self.trainer)
         self.ranks.attach(self.trainer)
 
     def _callbacks(self, setting: Setting, folder: RunFolder, given: Sequence[Callback]) -> list[Callback]:

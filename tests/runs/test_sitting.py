@@ -73,6 +73,7 @@ CASES = {
     "files": ("image_folder", FILES, (0, 2), (1, 1)),
     # in steps, ending inside an epoch, with validations inside epochs: a stop behind one, and one in another
     "steps": ("digits", ("--trainer.max_epochs", -1, "--trainer.max_steps", 11, "--trainer.val_check_interval", 2), (0, 2), (1, 1)),
+    "end": ("digits", ("--trainer.max_epochs", -1, "--trainer.max_steps", 11), (0, 2), (2, 2)),  # the second in the validation after the last step
     "unvalidated": ("digits", ("--data.val_fraction", 0, "--trainer.callbacks+=EMA"), (0, 3), (2, 0)),
 }  # fmt: skip
 
@@ -334,6 +335,17 @@ def test_the_help_names_what_may_differ(cct):
     assert "cct resume RUN [--extend-to EPOCHS] [--accept-changed-data] [--key value]" in outcome.out
     for key in WHERE:
         assert f"  --{key} " in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"), [((), [3, 5]), (("--trainer.check_val_every_n_epoch", 9), [5]), (("--trainer.val_check_interval", 2), [1, 3, 5])]
+)
+def test_a_run_in_steps_is_validated_after_the_last(fit, words, steps):
+    _, run = fit("--trainer.max_epochs", -1, "--trainer.max_steps", 6, "--wandb.mode", "disabled", *words)  # of 4 an epoch
+    assert [int(row["step"]) for row in measured(run) if row["val/loss"]] == steps
+    assert json.loads((run / "summary.json").read_text())["val_accuracy_last"] == float(
+        [row for row in measured(run) if row["val/loss"]][-1]["val/accuracy"]
+    )
 
 
 def test_runs_in_steps_are_not_extended(fit, cct):
