@@ -29,22 +29,24 @@ from cct_lightning.weights.trained import build, read_run
 FILE = "analysis.json"  # in the run's folder
 IMAGES = 1000  # of the test that are looked at, and
 PROBED = 4000  # of the training for the linear probe
-KEPT = (0.05, 0.1, 0.25, 0.5)  # shares of the tokens that are kept, or removed
-SHIFTS = (1, 2, 4)  # pixels
+KEPT = (0.05, 0.1, 0.25, 0.5)  # shares of the patches that are kept, or removed
+SHIFTS = (0, 1, 2, 4)  # pixels
 TOKENS = 4000  # that the similarity of two networks is computed over
 BATCH = 250
 Measures = dict[str, float]
 # What each measure is, for the reader of a table.
 MEANING = {
-    "entropy": "how evenly the pooling weighs the patches: 1 all alike, 0 one alone",
+    "entropy": "how evenly the pooling weighs the patches: 1 all alike, 0 one alone; of several heads or queries the mean of their weights is meant",
     "top_tenth": "weight that the heaviest tenth of the patches has",
-    "token_moves": "how far the class token moves in a layer, over its length: mean over the layers",
-    "keep": "accuracy where the layers are given the heaviest patches alone",
-    "remove": "accuracy where the heaviest patches are taken away before the layers",
-    "shift": "accuracy where the image is shifted, in four directions",
-    "probe": "accuracy of a linear classifier on the mean of the patches",
-    "calibration_error": "of the test, 15 bins",
-    "cka": "how alike the patches' features are to the baseline's of the same seed: linear CKA, 1 alike",
+    "token_moves": "how far the class token turns in a layer: 1 less the cosine of its state before and behind, mean over the layers",
+    "keep": "accuracy where the layers are given so many patches alone, the heaviest; of a mean those that say most for its class",
+    "keep_random": "the same with as many that are drawn",
+    "remove": "accuracy where so many patches are taken away before the layers, the heaviest",
+    "remove_random": "the same with as many that are drawn",
+    "shift": "accuracy where the image is shifted by so many pixels, the mean of four directions; 0 is the images as they are",
+    "probe": "accuracy of a linear classifier on the mean of the last patches, whether the network reads them or not",
+    "calibration_error": "of the whole test, 15 bins",
+    "cka": "how alike the last patches' features are to the baseline's of the same seed: linear CKA, 1 alike",
 }
 
 
@@ -137,7 +139,7 @@ def _weights(model: ImageClassifier, images: Tensor) -> Measures:
 
 
 def _token_moves(model: ImageClassifier, images: Tensor) -> Measures:
-    """How far the class token moves from layer to layer."""
+    """How far the class token turns from layer to layer: a norm may set its length anew, and its mean says nothing behind one."""
     encoder = model.encoder
     if encoder.class_token == "none" or not isinstance(encoder, ViTEncoder):
         return {}
@@ -145,7 +147,8 @@ def _token_moves(model: ImageClassifier, images: Tensor) -> Measures:
     for (batch,) in _batches(images):
         _, kept = encoder.intermediates(batch, range(len(encoder.blocks)), norm=False, stop_early=False)
         states = [encoder.embed(batch)[:, 0], *(tokens[:, 0] for tokens in kept)]
-        steps = [(after - before).norm(dim=1) / before.norm(dim=1).clamp(min=1e-6) for before, after in pairwise(states)]
+        centred = [state - state.mean(dim=1, keepdim=True) for state in states]
+        steps = [1 - F.cosine_similarity(before, after) for before, after in pairwise(centred)]
         moved.append(torch.stack(steps).mean(dim=0))
     return {"token_moves": float(torch.cat(moved).mean())}
 
@@ -171,13 +174,15 @@ def _tokens_left_out(model: ImageClassifier, images: Images) -> Measures:
     if not isinstance(model.encoder, ViTEncoder):
         return {}
     found: dict[str, list[Tensor]] = {}
+    draws = torch.Generator().manual_seed(0)  # the same for all networks of as many patches
     for (batch,) in _batches(images.test):
         order = heaviest(model, batch)
+        drawn = torch.rand(order.shape, generator=draws).argsort(dim=1)
         N = order.shape[1]
-        for share in KEPT:
-            k = max(round(share * N), 1)
-            found.setdefault(f"keep_{share:g}", []).append(classify_some(model, batch, order[:, :k]))
-            found.setdefault(f"remove_{share:g}", []).append(classify_some(model, batch, order[:, k:]))
+        for k in sorted({max(round(share * N), 1) for share in KEPT if N > 1}):
+            for name, patches in (("", order), ("_random", drawn)):
+                found.setdefault(f"keep{name}_{k}", []).append(classify_some(model, batch, patches[:, :k]))
+                found.setdefault(f"remove{name}_{k}", []).append(classify_some(model, batch, patches[:, k:]))
     return {name: accuracy(logits, images.test_targets) for name, logits in found.items()}
 
 
@@ -195,7 +200,7 @@ def _shifted(model: ImageClassifier, images: Images) -> Measures:
             continue
         right = [
             accuracy([model(shifted(batch, down, across)) for (batch,) in _batches(images.test)], images.test_targets)
-            for down, across in ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels))
+            for down, across in {(pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)}
         ]
         found[f"shift_{pixels}"] = sum(right) / len(right)
     return found
@@ -227,7 +232,7 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
 
 
 def patch_features(model: ImageClassifier, images: Tensor, count: int = TOKENS) -> Tensor:
-    """Returns the finished patches of images as rows, (n, D), about as many as asked and of evenly spaced places."""
+    """Returns the finished patches of images as rows, (n, D), as many as asked at most; which are drawn, the same of all networks."""
     with torch.no_grad():
         rows = torch.cat([model.encoder(batch).patches.flatten(0, 1) for (batch,) in _batches(images)])
-    return rows[:: max(len(rows) // count, 1)]
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]]

@@ -8,6 +8,8 @@ from cct_lightning.side_files import read_json
 from cct_lightning.studies.plan import START, Job
 from cct_lightning.wording import some
 
+NONE = "no images"  # of a run that wrote no batch down
+
 
 @dataclass(frozen=True)
 class Start:
@@ -19,7 +21,7 @@ class Start:
         unequal: Those of them whose initial values differ.
         own: Tensors of the arm alone.
         lacking: Tensors of the baseline alone.
-        batches: What differs of the first batches: images, targets, indices.
+        batches: What differs of the first batches: images, targets, indices; or that none was written down.
         seeds: Number of seeds that were looked at.
     """
 
@@ -79,7 +81,9 @@ def _compare(arm: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any
         unequal |= {name for name in alike if mine[name] != theirs[name]}
         own |= mine.keys() - alike
         lacking |= theirs.keys() - alike
+        if not base["batches"] or not other["batches"]:
+            batches.add(NONE)
         for left, right in zip(base["batches"], other["batches"], strict=False):
             batches |= {part for part in left if left[part] != right.get(part)}
-    ordered = tuple(part for part in ("images", "targets", "indices") if part in batches)
+    ordered = tuple(part for part in ("images", "targets", "indices", NONE) if part in batches)
     return Start(arm, len(shared), tuple(sorted(unequal)), tuple(sorted(own)), tuple(sorted(lacking)), ordered, len(pairs))

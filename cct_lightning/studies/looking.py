@@ -17,7 +17,7 @@ from cct_lightning.evaluation.drawings import INK
 from cct_lightning.evaluation.pictures import denormalize, show_image
 from cct_lightning.networks.attention_maps import look
 from cct_lightning.run_folder import replacing
-from cct_lightning.studies.analysis import MEANING, Images, Measures, analyse, linear_cka, network_of, patch_features
+from cct_lightning.studies.analysis import IMAGES, MEANING, Images, Measures, analyse, linear_cka, network_of, patch_features
 from cct_lightning.studies.options import slug, told
 from cct_lightning.studies.pictures import save
 from cct_lightning.studies.plan import Job, Plan
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CSV = "analysis.csv"
 SHOWN = 8  # images whose maps are drawn
+NOTE = f"means over the seeds; accuracies are those of up to {IMAGES:,} test images, each with a standard error of up to 1.6 points"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def as_text(found: Found) -> list[str]:
     if not rows:
         return []
     kinds = dict.fromkeys(_kind(row[0]) for row in rows)
-    heading = f"what the networks do with their tokens{f', {told(found.cell.keys)}' if found.cell.keys else ''}, means over the seeds:"
+    heading = f"what the networks do with their tokens{f', {told(found.cell.keys)}' if found.cell.keys else ''}, {NOTE}:"
     lines = [heading, *table(header, rows, left=("measure",)), *(f"  {kind}: {MEANING[kind]}" for kind in kinds)]
     return lines + [f"  {arm} can't be looked at: {why}" for arm, why in found.left_out.items()]
 

@@ -10,7 +10,7 @@ from cct_lightning.evaluation.drawings import BLUE, GREY, INK, ORANGE, PALE
 from cct_lightning.evaluation.measures import measure_of
 from cct_lightning.studies.options import told
 from cct_lightning.studies.results import Cell
-from cct_lightning.studies.statistics import interval
+from cct_lightning.studies.statistics import Comparison
 from cct_lightning.wording import printable, shortened
 
 if TYPE_CHECKING:
@@ -26,13 +26,16 @@ def _axes(width: float, height: float, title: str) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+    return figure, _styled(figure.add_subplot(), title)
+
+
+def _styled(axes: "Axes", title: str) -> "Axes":
     axes.set_title(title, loc="left", color=INK, fontsize=11, pad=10)
     axes.tick_params(length=0, labelsize=8.5, colors=INK)
     axes.set_axisbelow(True)
     for name, spine in axes.spines.items():
         spine.set(visible=name == "bottom", color=GREY, linewidth=0.8)
-    return figure, axes
+    return axes
 
 
 def _percents(axes: "Axes", of: str) -> None:
@@ -51,24 +54,43 @@ def _titled(text: str) -> str:
 
 
 def draw_seeds(cell: Cell) -> "Figure":
-    """Draws a row for each arm: every seed a dot, joined with the baseline's of the same seed; the mean, and where it lies with 95 %."""
+    """Draws a row for each arm: every seed a dot, and the mean; beside it each seed's difference to the baseline, and where their mean lies."""
+    from matplotlib.figure import Figure
+
     rows = [row for row in cell.rows if row.values]
-    title = f"{_titled(cell.measure)}{f', {told(cell.keys)}' if cell.keys else ''}: every seed, mean and 95 % interval"
-    figure, axes = _axes(6.4, 0.9 + 0.42 * len(rows), title)
-    for place, row in enumerate(rows):
-        values = list(row.values.values())
-        if (found := interval(values)) is not None:
-            axes.plot([max(found[0], 0), min(found[1], 1)], [place, place], color=BLUE, linewidth=5, alpha=0.25, solid_capstyle="butt", zorder=2)
-        axes.plot([row.mean] * 2, [place - 0.26, place + 0.26], color=BLUE, linewidth=2, zorder=3)
-        axes.scatter(values, [place] * len(values), s=20, facecolor="white", edgecolor=INK, linewidth=0.9, zorder=4)
     base = next((row for row in rows if row.difference is None), None)
-    if base is not None:
-        axes.axvline(base.mean, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    axes.set_yticks(range(len(rows)), [_name(row.arm) for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("dashed: mean of the baseline", color=GREY, fontsize=8)
-    _percents(axes, "x")
+    is_paired = base is not None and len(rows) > 1
+    figure = Figure(figsize=(9.2 if is_paired else 6.4, 1.1 + 0.42 * len(rows)), layout="constrained")
+    left, *right = figure.subplots(1, 1 + is_paired, sharey=True, squeeze=False)[0]
+    _styled(left, f"{_titled(cell.measure)}{f', {told(cell.keys)}' if cell.keys else ''}: every seed, and the mean")
+    for place, row in enumerate(rows):
+        _dots(left, place, list(row.values.values()), row.mean)
+    _percents(left, "x")
+    for axes in right:
+        _differences(_styled(axes, f"Above {_name(base.arm) if base else ''}, in points, with 95 % interval"), rows, base)
+    left.set_yticks(range(len(rows)), [_name(row.arm) for row in rows])
+    left.set_ylim(len(rows) - 0.5, -0.5)
     return figure
+
+
+def _differences(axes: "Axes", rows: Sequence[Comparison], base: Comparison | None) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axes.axvline(0, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for place, row in enumerate(rows):
+        if base is None or row.difference is None:
+            continue
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [place, place], color=BLUE, linewidth=5, alpha=0.25, solid_capstyle="butt", zorder=2)
+        _dots(axes, place, [value - base.values[seed] for seed, value in row.values.items() if seed in base.values], row.difference)
+    axes.tick_params(labelleft=False)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.3g}" if abs(value) > 1e-9 else "0"))
+    axes.grid(axis="x", color=PALE, linewidth=0.8)
+
+
+def _dots(axes: "Axes", place: int, values: Sequence[float], middle: float) -> None:
+    axes.plot([middle] * 2, [place - 0.26, place + 0.26], color=BLUE, linewidth=2, zorder=3)
+    axes.scatter(values, [place] * len(values), s=20, facecolor="white", edgecolor=INK, linewidth=0.9, zorder=4)
 
 
 def draw_training(cell: Cell) -> "Figure | None":

@@ -6,7 +6,7 @@ from pathlib import Path
 from cct_lightning.run_folder import replacing
 from cct_lightning.runs.page_parts import details, document, escape, figure, html_table, picture
 from cct_lightning.studies.analysis import MEANING
-from cct_lightning.studies.looking import Found, table_of
+from cct_lightning.studies.looking import NOTE, Found, table_of
 from cct_lightning.studies.options import slug, told
 from cct_lightning.studies.pictures import draw_across, draw_seeds, draw_training, save
 from cct_lightning.studies.plan import Plan
@@ -31,7 +31,7 @@ def write_report(plan: Plan, cells: Sequence[Cell], found: Sequence[Found] = ())
         name = slug(told(cell.keys))
         shown = []
         for kind, drawing, caption in (
-            ("seeds", draw_seeds(cell), "Each dot is a run; the bar holds the mean with a probability of 95 %."),
+            ("seeds", draw_seeds(cell), "Each dot is a run; the bar holds the mean difference with a probability of 95 %."),
             ("training", draw_training(cell), "Validation accuracy on the way, the mean over the seeds."),
         ):
             if drawing is not None:
@@ -72,7 +72,8 @@ def _looked(found: Found, room: int) -> str:
     header, rows = table_of(found)
     image = picture(found.picture, room)[0] if found.picture is not None else ""
     heading = f"What the networks look at{f', {told(found.cell.keys)}' if found.cell.keys else ''}"
-    kinds = "".join(f"<li>{escape(name)}: {escape(said)}</li>\n" for name, said in MEANING.items())
+    kinds = f"<li>{escape(NOTE)}</li>\n" + "".join(f"<li>{escape(name)}: {escape(said)}</li>\n" for name, said in MEANING.items())
+    kinds += "".join(f"<li>{escape(arm)} can't be looked at: {escape(why)}</li>\n" for arm, why in found.left_out.items())
     shown = f'<div class="pictures">{figure(image, "The same test images, a row for each arm.")}</div>\n' if image else ""
     return f'<section><h2>{escape(heading)}</h2>\n{shown}{html_table(header, rows, WORDS)}<ul class="soft">\n{kinds}</ul>\n</section>\n'
 

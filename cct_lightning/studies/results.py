@@ -16,6 +16,7 @@ from cct_lightning.studies.statistics import BOOTSTRAP_FROM, Comparison, compare
 from cct_lightning.wording import percent, table
 
 EFFECT = 0.005  # of an accuracy: the difference that a note tells the number of seeds for
+SURE = "p < 0.05 against each, after Holm's correction over all pairs"
 CSV, MARKDOWN = "results.csv", "results.md"
 
 
@@ -111,7 +112,7 @@ def as_text(cell: Cell) -> list[str]:
 
 
 def as_markdown(plan: Plan, cells: Sequence[Cell]) -> str:
-    """Writes all comparisons as Markdown; an arm is bold where it is above every other beyond doubt."""
+    """Writes all comparisons as Markdown; an arm is bold where it is above every other, p < 0.05."""
     study = plan.study
     lines = [f"# {study.name}: {study.factor}", "", f"Baseline: {study.baseline}. Recipe: {', '.join(path.stem for path in plan.recipe)}."]
     lines += [f"Expected before it was measured: {study.expected}"] if study.expected else []
@@ -139,15 +140,15 @@ def notes(cell: Cell) -> list[str]:
         return ["  No run of the baseline has ended: nothing can be compared yet."]
     spreads = {row.arm: row.spread for row in cell.rows if row.spread}
     if cell.winner is not None:
-        told_notes.append(f"  {cell.winner} is above every other arm beyond doubt.")
+        told_notes.append(f"  {cell.winner} is above every other arm: {SURE}.")
     elif spreads:
-        told_notes.append("  No arm is above every other beyond doubt.")
+        told_notes.append(f"  No arm is above every other: {SURE}.")
     if spreads:
         widest = max(spreads.values(), key=float)
         needed = seeds_needed(widest, EFFECT)
         count = f"{needed} seeds" if needed is not None else "more than 1,000 seeds"
         told_notes.append(f"  To see a difference of {100 * EFFECT:g} points with a probability of 80 % takes {count} where pairs spread most.")
-    elif len(cell.rows) > 1:
+    elif any(row.pairs == 1 for row in cell.rows):
         told_notes.append("  One seed tells no spread: no difference can be told from chance.")
     if cell.edges:
         told_notes.append(f"  At the edge of what was tried, so perhaps not at its best: {', '.join(cell.edges)}.")

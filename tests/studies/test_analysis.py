@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from cct_lightning import POOLINGS, create_model
-from cct_lightning.studies.analysis import classify_some, heaviest, linear_cka, shifted
+from cct_lightning import POOLINGS, Tokens, create_model
+from cct_lightning.studies.analysis import _token_moves, _tokens_left_out, classify_some, heaviest, linear_cka, patch_features, shifted
 
 
 def images(n=3):
@@ -52,3 +54,29 @@ def test_features_are_alike_whatever_their_rotation_and_scale_and_not_beyond():
     assert linear_cka(features, torch.randn(500, 8, generator=generator)) < 0.1
     half = torch.cat((features[:, :4], torch.randn(500, 4, generator=generator)), dim=1)
     assert linear_cka(features, half) == pytest.approx(0.5, abs=0.1)
+
+
+def test_features_are_compared_at_all_places():
+    model = create_model("cvt_2_4_32").eval()
+    ramp = torch.arange(32.0).expand(100, 3, 32, 32)  # what a patch holds tells its column
+    model.encoder.forward = lambda batch: Tokens(prefix=batch[:, 0, :0], patches=batch[:, 0, ::4, ::4].reshape(len(batch), 64, 1))
+    columns = patch_features(model, ramp, 800).flatten()
+    assert len(columns) == 800
+    assert set(columns.tolist()) == set(range(0, 32, 4))
+
+
+def test_a_class_token_moves_where_it_turns_and_not_where_it_grows():
+    model = create_model("cct_2_3x2_32", pooling="class_token").eval()
+    layers = [torch.tensor(state).expand(250, 65, 2) for state in ([3.0, -3.0], [-9.0, 9.0])]  # longer, then turned round
+    model.encoder.embed = lambda batch: torch.tensor([1.0, -1.0]).expand(len(batch), 65, 2)
+    model.encoder.intermediates = lambda batch, *_, **__: (None, [state[: len(batch)] for state in layers])
+    assert _token_moves(model, images()) == {"token_moves": pytest.approx((0 + 2) / 2)}
+
+
+def test_as_many_patches_are_drawn_as_are_the_heaviest():
+    model = create_model("cct_2_3x2_32", image_size=16).eval()  # 16 patches
+    shown = SimpleNamespace(test=torch.randn(20, 3, 16, 16), test_targets=torch.zeros(20, dtype=torch.long))
+    with torch.no_grad():
+        found = _tokens_left_out(model, shown)
+        assert found == _tokens_left_out(model, shown)
+    assert sorted(found) == sorted(f"{kind}_{count}" for kind in ("keep", "keep_random", "remove", "remove_random") for count in (1, 2, 4, 8))

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from cct_lightning.commands.study import prepare, study_paths
 from cct_lightning.errors import InputError
 from cct_lightning.studies.options import Study
 from cct_lightning.studies.padding import num_parameters, padding
@@ -26,3 +27,11 @@ def test_a_key_that_changes_no_size_can_not_pad():
         padding(replace(STUDY, pad="model.drop_path"), {**RECIPE, "model.drop_path": 0.01})
     with pytest.raises(InputError, match=r"pad=model.position: it takes a key that is a number"):
         padding(replace(STUDY, pad="model.position"), RECIPE)
+
+
+@pytest.mark.parametrize("name", study_paths())
+def test_every_arm_of_a_shipped_study_is_a_network(name):
+    command = study_paths()[name].read_text().splitlines()[1]
+    request = prepare(command.removeprefix("#   cct study ").split())
+    sizes = {arm: num_parameters({**request.keys, **keys}) for arm, keys in request.study.arms.items()}
+    assert min(sizes.values()) > 100_000
