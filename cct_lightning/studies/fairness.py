@@ -8,7 +8,7 @@ from cct_lightning.side_files import read_json
 from cct_lightning.studies.plan import START, Job
 from cct_lightning.wording import some
 
-NONE = "no images"  # of a run that wrote no batch down
+NONE = "no images known"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Start:
         unequal: Those of them whose initial values differ.
         own: Tensors of the arm alone.
         lacking: Tensors of the baseline alone.
-        batches: What differs of the first batches: images, targets, indices; or that none was written down.
+        batches: What differs of the first batches: images, targets, indices; or that no run wrote any down.
         seeds: Number of seeds that were looked at.
     """
 
@@ -43,7 +43,9 @@ class Start:
         if not self.seeds:
             return f"{self.arm}: not known, no run wrote down what it began with"
         parts = [f"{self.shared} shared tensors equal at the start" if not self.unequal else f"UNEQUAL at the start: {_names(self.unequal)}"]
-        parts += [f"other {' and '.join(self.batches)} in the first batches" if self.batches else "the same batches"]
+        parts += [
+            f"{'' if NONE in self.batches else 'other '}{' and '.join(self.batches)} in the first batches" if self.batches else "the same batches"
+        ]
         parts += [f"of its own {_names(self.own)}"] if self.own else []
         parts += [f"without {_names(self.lacking)}"] if self.lacking else []
         return f"{self.arm}: {'; '.join(parts)}"
@@ -81,9 +83,9 @@ def _compare(arm: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any
         unequal |= {name for name in alike if mine[name] != theirs[name]}
         own |= mine.keys() - alike
         lacking |= theirs.keys() - alike
-        if not base["batches"] or not other["batches"]:
-            batches.add(NONE)
         for left, right in zip(base["batches"], other["batches"], strict=False):
             batches |= {part for part in left if left[part] != right.get(part)}
+    if pairs and not any(base["batches"] and other["batches"] for base, other in pairs):  # all stopped before they did
+        batches.add(NONE)
     ordered = tuple(part for part in ("images", "targets", "indices", NONE) if part in batches)
     return Start(arm, len(shared), tuple(sorted(unequal)), tuple(sorted(own)), tuple(sorted(lacking)), ordered, len(pairs))

@@ -42,6 +42,16 @@ def test_each_seed_is_held_against_its_own(tmp_path):
     assert start.seeds == 2
 
 
+def test_batches_that_no_run_wrote_down_are_not_the_same(tmp_path):
+    runs = [
+        job(tmp_path, arm, {"model.a": [[2], "x"]}, [batch()] if seed and arm == "base" else [], seed) for arm in ("base", "arm") for seed in (0, 1)
+    ]
+    (start,) = compare_starts(runs, "base")
+    assert start.told() == "arm: 1 shared tensors equal at the start; no images known in the first batches"
+    (again,) = compare_starts([*runs, *(job(tmp_path, arm, {"model.a": [[2], "x"]}, [batch()], 2) for arm in ("base", "arm"))], "base")
+    assert again.is_equal
+
+
 def test_a_run_without_a_record_is_not_taken_for_an_equal_one(tmp_path):
     (start,) = compare_starts([job(tmp_path, "base", {"model.a": [[2], "x"]}, []), job(tmp_path, "arm", None, [])], "base")
     assert start.told() == "arm: not known, no run wrote down what it began with"
