@@ -166,7 +166,7 @@ def write_tables(plan: Plan, cells: Sequence[Cell]) -> None:
 
 
 def as_csv(plan: Plan, cells: Sequence[Cell]) -> str:
-    """Writes a row for each run that has ended, trials included."""
+    """Writes a row for each run that has ended, trials included; its folder as the study's has it, wherever that is moved."""
     names = (
         "test_accuracy", "val_accuracy", "num_parameters", "flops_per_image", "epochs", "steps", "seconds", "cpu_seconds", "cpu_seconds_at_350",
         "run_dir", "measure", "test_measure", "val_measure",
@@ -177,7 +177,8 @@ def as_csv(plan: Plan, cells: Sequence[Cell]) -> str:
     for job in [*plan.trials(), *(job for cell in cells for job in cell.jobs)]:
         if (summary := job.summary) is not None:
             purpose, values = ("trial", job.trial) if job.trial is not None else ("reported", _tuned(job, cells))
-            figures: list[Any] = [summary.get(name) for name in names]
+            assert job.run is not None
+            figures: list[Any] = [job.run.path.relative_to(plan.root).as_posix() if name == "run_dir" else summary.get(name) for name in names]
             writer.writerow([plan.study.name, purpose, told(job.cell), job.arm, job.seed, told(values) if values else "", *figures])
     return text.getvalue()
 

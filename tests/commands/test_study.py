@@ -66,7 +66,7 @@ def test_a_study_compares_what_its_runs_found_and_goes_on_where_it_was_stopped(c
     found = rows(mine)
     assert sorted((row["arm"], row["seed"]) for row in found) == [(arm, str(seed)) for arm in ("mean", "seqpool") for seed in range(3)]
     for row in found:
-        summary = json.loads((mine.parents[1] / row["run_dir"] / "summary.json").read_text())
+        summary = json.loads((mine / row["run_dir"] / "summary.json").read_text())
         assert (float(row["test_accuracy"]), summary["seed"]) == (summary["test_accuracy"], int(row["seed"]))
         assert summary["resumed"] == int((row["arm"], row["seed"]) == ("seqpool", "0"))
     assert "seqpool: 29 shared tensors equal at the start; the same batches; of its own pooling.score.bias" in outcome.out

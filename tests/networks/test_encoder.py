@@ -311,3 +311,14 @@ def test_timm_networks_that_do_not_fit_are_refused():
 def test_channels_and_tokenizers_combine():
     net = ViTEncoder(ConvTokenizer(5, 12, 3), (9, 13), depth=1, num_heads=3)
     assert net(torch.zeros(1, 5, 9, 13)).patches.shape == (1, net.grid_size[0] * net.grid_size[1], 12)
+
+
+def test_a_position_of_the_class_token_folds_into_the_token():
+    both, one = (create_model("cct_2_3x2_32", pooling="class_token", class_token_position=flag).eval() for flag in (True, False))
+    state = both.state_dict()
+    state["encoder.cls_token"] = state["encoder.cls_token"] + state.pop("encoder.cls_pos_embed")
+    assert state["encoder.cls_token"].norm() > 1
+    one.load_state_dict(state)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(both(images), one(images))
