@@ -16,7 +16,7 @@ from cct_lightning.studies.statistics import BOOTSTRAP_FROM, Comparison, compare
 from cct_lightning.wording import percent, table
 
 EFFECT = 0.005  # of an accuracy: the difference that a note tells the number of seeds for
-SURE = "p < 0.05 against each, after Holm's correction over all pairs"
+SURE = "with p < 0.05 against each, after Holm's correction over all pairs"
 CSV, MARKDOWN = "results.csv", "results.md"
 
 
@@ -140,9 +140,9 @@ def notes(cell: Cell) -> list[str]:
         return ["  No run of the baseline has ended: nothing can be compared yet."]
     spreads = {row.arm: row.spread for row in cell.rows if row.spread}
     if cell.winner is not None:
-        told_notes.append(f"  {cell.winner} is above every other arm: {SURE}.")
+        told_notes.append(f"  {cell.winner} is above every other arm {SURE}.")
     elif spreads:
-        told_notes.append(f"  No arm is above every other: {SURE}.")
+        told_notes.append(f"  No arm is above every other {SURE}.")
     if spreads:
         widest = max(spreads.values(), key=float)
         needed = seeds_needed(widest, EFFECT)
