@@ -92,7 +92,7 @@ def draw_maps(jobs: Mapping[str, Job], images: Images) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    chosen = images.test[:SHOWN]
+    chosen = spread(images.test, SHOWN)
     pixels = denormalize(chosen, images.mean, images.std)
     side, left, gap = 1.0, 1.7, 0.06
     figure = Figure((left + len(chosen) * (side + gap), (1 + len(jobs)) * (side + gap) + 0.3))
@@ -120,6 +120,11 @@ def draw_maps(jobs: Mapping[str, Job], images: Images) -> "Figure":
             axes.axis("off")
     figure.text(0.01, 1 - 0.06 / high, "A patch's weight over the heaviest one's, of each arm's first seed", va="top", fontsize=10, color=INK)
     return figure
+
+
+def spread(images: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns so many images from all places: they often lie class by class, and the first would be of one class."""
+    return images[:: max(len(images) // count, 1)][:count]
 
 
 def _name(arm: str) -> str:

@@ -5,6 +5,7 @@ import torch
 
 from cct_lightning import POOLINGS, Tokens, create_model
 from cct_lightning.studies.analysis import _token_moves, _tokens_left_out, classify_some, heaviest, linear_cka, patch_features, shifted
+from cct_lightning.studies.looking import spread
 
 
 def images(n=3):
@@ -80,3 +81,8 @@ def test_as_many_patches_are_drawn_as_are_the_heaviest():
         found = _tokens_left_out(model, shown)
         assert found == _tokens_left_out(model, shown)
     assert sorted(found) == sorted(f"{kind}_{count}" for kind in ("keep", "keep_random", "remove", "remove_random") for count in (1, 2, 4, 8))
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(1000, [0, 125, 250, 375, 500, 625, 750, 875]), (8, list(range(8))), (3, [0, 1, 2])])
+def test_the_images_of_maps_come_from_all_places(count, chosen):
+    assert spread(torch.arange(count), 8).tolist() == chosen
