@@ -39,7 +39,7 @@ MEANING = {
     "entropy": "how evenly the pooling weighs the patches: 1 all alike, 0 one alone; of several heads or queries the mean of their weights is meant",
     "top_tenth": "weight that the heaviest tenth of the patches has",
     "token_moves": "how far the class token turns in a layer: 1 less the cosine of its state before and behind, mean over the layers",
-    "keep": "accuracy where the layers are given so many patches alone, the heaviest; of a mean those that say most for its class",
+    "keep": "accuracy where the layers are given so many patches alone, the heaviest; of a mean those that count most, for or against, for its class",
     "keep_random": "the same with as many that are drawn",
     "remove": "accuracy where so many patches are taken away before the layers, the heaviest",
     "remove_random": "the same with as many that are drawn",
