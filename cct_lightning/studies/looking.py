@@ -124,7 +124,8 @@ def draw_maps(jobs: Mapping[str, Job], images: Images) -> "Figure":
 
 def spread(images: torch.Tensor, count: int) -> torch.Tensor:
     """Returns so many images from all places: they often lie class by class, and the first would be of one class."""
-    return images[:: max(len(images) // count, 1)][:count]
+    count = min(count, len(images))
+    return images[[place * len(images) // count for place in range(count)]]
 
 
 def _name(arm: str) -> str:
