@@ -11,9 +11,10 @@ from torch import Tensor
 
 
 class StartRecord(Callback):
-    """Writes start.json into the run's folder: a digest of each initial tensor of the network, and of the images and their order in the first steps.
+    """Writes start.json into the run's folder: shape and digest of each initial tensor of the network and whether it is a parameter, which a buffer
+    such as a table of sines is not, and digests of the images and their order in the first steps.
 
-    Two runs that differ in one thing alone have equal digests in all the rest: tensors of equal names and shapes, and batches. A run that goes on
+    Two runs that differ in one thing alone have equal digests in all the rest: tensors of equal names and kinds, and batches. A run that goes on
     keeps what its first sitting wrote.
 
     Args:
@@ -26,7 +27,12 @@ class StartRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0 and trainer.is_global_zero:
-            tensors = {name: [list(tensor.shape), digest(tensor)] for name, tensor in pl_module.state_dict().items() if name.startswith("model.")}
+            parameters = dict(pl_module.named_parameters())
+            tensors = {
+                name: [list(tensor.shape), digest(tensor), name in parameters]
+                for name, tensor in pl_module.state_dict().items()
+                if name.startswith("model.")
+            }
             self._started = {"tensors": tensors, "batches": []}
             self._write(trainer)
 

@@ -17,9 +17,9 @@ class Start:
 
     Attributes:
         arm: Its name.
-        shared: Tensors that it has in common with the baseline, by name and shape.
+        shared: Tensors that it has in common with the baseline, by name, shape, and whether they are parameters.
         unequal: Those of them whose initial values differ.
-        own: Tensors of the arm alone.
+        own: Tensors of the arm alone; those whose name the baseline has for a tensor of another kind are among the lacking, too.
         lacking: Tensors of the baseline alone.
         batches: What differs of the first batches: images, targets, indices; or that no run wrote any down.
         seeds: Number of seeds that were looked at.
@@ -46,8 +46,9 @@ class Start:
         parts += [
             f"{'' if NONE in self.batches else 'other '}{' and '.join(self.batches)} in the first batches" if self.batches else "the same batches"
         ]
-        parts += [f"of its own {_names(self.own)}"] if self.own else []
-        parts += [f"without {_names(self.lacking)}"] if self.lacking else []
+        other = [name for name in self.own if name in self.lacking]
+        own, lacking = ([name for name in names if name not in other] for names in (self.own, self.lacking))
+        parts += [f"{said} {_names(names)}" for said, names in (("with another", other), ("of its own", own), ("without", lacking)) if names]
         return f"{self.arm}: {'; '.join(parts)}"
 
 
@@ -70,6 +71,11 @@ def compare_starts(jobs: Sequence[Job], baseline: str) -> list[Start]:
     ]
 
 
+def _is_alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Tells whether two tensors have one shape, and are both parameters or both not (which records of early runs leave open)."""
+    return all(mine == theirs for mine, theirs in zip(one[::2], other[::2], strict=False))
+
+
 def _compare(arm: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Start:
     shared: set[str] = set()
     unequal: set[str] = set()
@@ -78,9 +84,9 @@ def _compare(arm: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any
     batches: set[str] = set()
     for base, other in pairs:
         mine, theirs = other["tensors"], base["tensors"]
-        alike = {name for name in mine.keys() & theirs.keys() if mine[name][0] == theirs[name][0]}
+        alike = {name for name in mine.keys() & theirs.keys() if _is_alike(mine[name], theirs[name])}
         shared |= alike
-        unequal |= {name for name in alike if mine[name] != theirs[name]}
+        unequal |= {name for name in alike if mine[name][1] != theirs[name][1]}
         own |= mine.keys() - alike
         lacking |= theirs.keys() - alike
         for left, right in zip(base["batches"], other["batches"], strict=False):

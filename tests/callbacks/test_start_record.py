@@ -29,10 +29,12 @@ def test_runs_that_differ_in_the_pooling_begin_alike_in_all_else(cct, tmp_path):
     shared = one["tensors"].keys() & other["tensors"].keys()
     assert "model.encoder.tokenizer.convs.0.weight" in shared
     assert all(one["tensors"][name] == other["tensors"][name] for name in shared)
-    assert cct(*WORDS, "--seed_everything", 1).code == 0
+    assert one["tensors"]["model.encoder.pos_embed"][2]
+    assert cct(*WORDS, "--seed_everything", 1, "--model.position", "sine").code == 0
     third = json.loads((max((tmp_path / "runs" / "digits").iterdir()) / "start.json").read_text())
     assert third["batches"][0]["indices"] != one["batches"][0]["indices"]
     assert third["tensors"]["model.head.weight"] != one["tensors"]["model.head.weight"]
+    assert not third["tensors"]["model.encoder.pos_embed"][2]
 
 
 def test_a_run_that_goes_on_keeps_what_it_began_with(cct, tmp_path):

@@ -24,7 +24,16 @@ def test_what_arms_share_is_told_apart_from_what_is_their_own(tmp_path):
     (start,) = compare_starts([base, same], "base")
     assert start.is_equal
     assert (start.shared, start.own, start.lacking, start.seeds) == (1, ("model.b", "model.c"), ("model.b",), 1)
-    assert start.told() == "same: 1 shared tensors equal at the start; the same batches; of its own b, c; without b"
+    assert start.told() == "same: 1 shared tensors equal at the start; the same batches; with another b; of its own c"
+
+
+def test_a_table_of_sines_is_not_taken_for_the_positions_that_are_learned(tmp_path):
+    base = job(tmp_path, "learned", {"model.a": [[2], "x", True], "model.b": [[2], "y", True], "model.c": [[2], "z", True]}, [batch()])
+    sine = job(tmp_path, "sine", {"model.a": [[2], "x", True], "model.b": [[2], "z", False]}, [batch()])
+    old = job(tmp_path, "old", {"model.a": [[2], "x"], "model.b": [[2], "y"], "model.c": [[2], "z"]}, [batch()])
+    told = [start.told() for start in compare_starts([base, sine, old], "learned")]
+    assert told[0] == "sine: 1 shared tensors equal at the start; the same batches; with another b; without c"
+    assert told[1] == "old: 3 shared tensors equal at the start; the same batches"
 
 
 def test_unequal_starts_and_batches_are_named(tmp_path):
