@@ -13,14 +13,15 @@ from cct_lightning.commands.checks import check_one_device
 from cct_lightning.commands.keys import check_keys, check_value, flatten, read_typed
 from cct_lightning.commands.permissions import FLAGS, Permissions
 from cct_lightning.commands.recipes import RECIPES, find_recipe, header, read_recipe
-from cct_lightning.commands.words import CONFIG, read_words
+from cct_lightning.commands.words import CONFIG, Typed, read_words
 from cct_lightning.data.options import DataOptions
 from cct_lightning.errors import InputError, RunError, did_you_mean
+from cct_lightning.plain_yaml import read_yaml
 from cct_lightning.studies.options import Keys, Study, check_once, read_study, with_rates
 from cct_lightning.studies.plan import Job, Plan, missing
 from cct_lightning.wording import duration
 
-OWN = ("seeds", "jobs", "out", "plan", "look")
+OWN = ("seeds", "tune", "jobs", "out", "plan", "look")
 HELP = """cct study STUDY -c RECIPE [--seeds N] [--jobs N] [--key value] ...
 
 Compares runs that differ in one thing: the same seeds, order of images, augmentation and initial values, as far as they share tensors, which is
@@ -38,6 +39,8 @@ checked and not assumed. STUDY is one of those below or a file of yours:
   expected: a sentence                           shown beside what is found
 
   --seeds N                    more or fewer than the file says; with more, what is there already is not computed again
+  --tune KEY=A,B,C             other values to choose from than the file's, such as learning_rate=0.5,1,2,4; what is there already is not computed
+                               again. --tune none takes the recipe's own
   --jobs N                     runs side by side, each on its share of the cores
   --out DIR                    where runs, tables and pictures are written (default: studies/<study>-<recipe>)
   --look                       also measure what the networks do with their tokens (entropy of the weights, accuracy without the heaviest patches,
@@ -105,7 +108,7 @@ def prepare(arguments: Sequence[str]) -> Request:
     keys: dict[str, Any] = {}
     for path in recipes:
         keys |= read_recipe(path, trains=True)
-    study = replace(study, fixed={**study.fixed, **fixed}, seeds=typed.number("seeds", study.seeds))
+    study = replace(study, fixed={**study.fixed, **fixed}, seeds=typed.number("seeds", study.seeds), tune=_tuned(study.tune, typed))
     study = with_rates(study, {**keys, **flatten(dict(study.fixed))})
     check_once(study, typed.alone[0])
     _check(study, typed.alone[0], keys)
@@ -114,6 +117,30 @@ def prepare(arguments: Sequence[str]) -> Request:
     root = Path(out).expanduser() if out else Path("studies", f"{study.name}-{name}")
     only_plan, looks = (any(option.key == name for option in typed.options) for name in ("plan", "look"))
     return Request(study, recipes, root, typed.number("jobs", 1), only_plan, looks, {**keys, **study.fixed}, Permissions.read(typed))
+
+
+def _tuned(tune: Mapping[str, Sequence[Any]], typed: Typed) -> Mapping[str, Sequence[Any]]:
+    """Returns what is tuned: as the study's file says, with what ``--tune`` says instead."""
+    for option in typed.options:
+        if option.key != "tune":
+            continue
+        key, equals, text = (option.value or "").partition("=")
+        values = [_as_number(value) for value in read_yaml(f"[{text}]", f"--tune {option.value}")]
+        if (key, equals) == ("none", ""):
+            tune = {}
+        elif not equals or not values or option.adds:
+            raise InputError(f"--tune {option.value}: it takes a key and its values, such as --tune learning_rate=0.5,1,2,4, or none.")
+        else:
+            tune = {**tune, key: values}
+    return tune
+
+
+def _as_number(value: Any) -> Any:
+    """Returns a number for 1e-3, which YAML takes for text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _find(name: str) -> Path:

@@ -14,6 +14,7 @@ from cct_lightning.side_files import read_json
 from cct_lightning.studies.options import TUNING_SEED, Keys, Study, slug, told
 
 RECORD = "study.json"  # in the study's folder: what its runs have in common
+GROWING = ("arms", "tune_seeds")  # parts of a study that may have more or less: each value has folders of its own
 START = "start.json"  # in a run's folder, see callbacks.StartRecord
 Cell = tuple[tuple[str, Any], ...]  # keys of one comparison with their values
 
@@ -70,8 +71,10 @@ class Plan:
         self.study, self.recipe, self.root, self.padding = study, list(recipe), root, padding or {}
 
     def trials(self) -> list[Job]:
-        """Returns the runs that choose values, none where nothing is tuned: all arms of a value and seed beside each other."""
+        """Returns the runs that choose values, none where there is no choice: all arms of a value and seed beside each other."""
         study, jobs = self.study, []
+        if len(study.trials) < 2:
+            return []
         for cell in study.cells:
             for seed in range(TUNING_SEED, TUNING_SEED + study.tune_seeds):
                 for trial in study.trials:
@@ -108,7 +111,9 @@ class Plan:
 
     def chosen(self) -> dict[tuple[str, Cell], Keys]:
         """Returns the values of highest validation accuracy, or the task's other measure, the mean over the seeds, of each arm whose trials have all
-        ended or failed."""
+        ended or failed; where there are no others, those."""
+        if len(self.study.trials) == 1:
+            return {(arm, tuple(cell.items())): self.study.trials[0] for cell in self.study.cells for arm in self.study.arms}
         scores: dict[tuple[str, Cell], dict[str, tuple[Keys, list[float]]]] = {}
         for job in self.trials():
             assert job.trial is not None
@@ -121,7 +126,7 @@ class Plan:
     def record(self) -> None:
         """Writes what the runs have in common, and refuses a folder whose runs had something else.
 
-        More seeds and further arms are welcome: only what is missing is computed.
+        More seeds, further arms and other values of what is tuned are welcome: only what is missing is computed.
 
         Raises:
             InputError: The folder holds runs of another study.
@@ -129,7 +134,7 @@ class Plan:
         path, now = self.root / RECORD, self._common()
         before = read_json(path)
         for name, value in now.items():
-            if name in before and name != "arms" and before[name] != value:
+            if name in before and name not in GROWING and before[name] != value and not (name == "tune" and _is_of_one(before[name], value)):
                 raise InputError(
                     f"{self.root} holds runs of another {name}: {_short(before[name])} there, {_short(value)} now. Runs that differ in it can't be "
                     "compared:\n  give another folder with --out DIR."
@@ -137,6 +142,7 @@ class Plan:
         for arm, keys in before.get("arms", {}).items():
             if arm in now["arms"] and now["arms"][arm] != keys:
                 raise InputError(f"{self.root} holds runs of the arm {arm} with other keys: {_short(keys)}. Give another folder with --out DIR.")
+        now["tune"] = now["tune"] or before.get("tune", {})
         now["arms"] = {**before.get("arms", {}), **now["arms"]}
         self.root.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -150,6 +156,11 @@ class Plan:
             "arms": {arm: {**keys, **self.padding.get(arm, {})} for arm, keys in study.arms.items()},
         }))  # fmt: skip
         return plain
+
+
+def _is_of_one(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Tells whether folders of tuned runs, which are named after the values, can stand beside each other: of the same keys, or of none."""
+    return before.keys() == now.keys() or not before or not now
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from cct_lightning.evaluation.measures import measure_of, measured
 from cct_lightning.run_folder import replacing
 from cct_lightning.studies.fairness import Start, compare_starts
-from cct_lightning.studies.options import Keys, Study, told
+from cct_lightning.studies.options import ALL, MATRICES, RATE, Keys, Study, told
 from cct_lightning.studies.plan import Job, Plan
 from cct_lightning.studies.statistics import BOOTSTRAP_FROM, Comparison, compare, seeds_needed, winner
 from cct_lightning.wording import percent, table
@@ -31,6 +31,7 @@ class Cell:
         jobs: The runs.
         tuned: Keys that were chosen for each arm.
         edges: Arms whose chosen value is the least or the largest that was tried.
+        further: What to type so that rates beyond these edges are tried, too.
         measure: "test accuracy" or "validation accuracy", or the task's other measure.
     """
 
@@ -40,6 +41,7 @@ class Cell:
     jobs: Sequence[Job]
     tuned: Mapping[str, Keys]
     edges: Sequence[str]
+    further: Sequence[str]
     measure: str
 
     @property
@@ -72,20 +74,26 @@ def collect(plan: Plan) -> list[Cell]:
         tuned = {arm: values for (arm, cell), values in chosen.items() if dict(cell) == dict(keys)}
         starts = compare_starts(mine, study.baseline)
         stage, title = "test" if is_tested else "validation", next((measure_of(summary).title for summary in done.values()), "accuracy")
-        cells.append(Cell(keys, compare(scores, study.baseline), starts, mine, tuned, _edges(study, tuned), f"{stage} {title}"))
+        edges, further = _edges(study, tuned)
+        cells.append(Cell(keys, compare(scores, study.baseline), starts, mine, tuned, edges, further, f"{stage} {title}"))
     return cells
 
 
-def _edges(study: Study, tuned: Mapping[str, Keys]) -> list[str]:
-    """Names the arms whose chosen number is the least or the largest of those that were tried."""
-    found = []
-    for arm, keys in tuned.items():
-        for key, value in keys.items():
-            tried = [number for number in study.tune.get(key, ()) if isinstance(number, int | float)]
-            if len(tried) > 1 and value in (min(tried), max(tried)):
-                found.append(arm)
-                break
-    return found
+def _edges(study: Study, tuned: Mapping[str, Keys]) -> tuple[list[str], list[str]]:
+    """Names the arms whose chosen number is the least or the largest of those that were tried, and what to type to try rates beyond it."""
+    found: set[str] = set()
+    further = []
+    for key, values in study.tune.items():
+        tried = sorted(number for number in values if isinstance(number, int | float) and not isinstance(number, bool))
+        if len(tried) < 2:
+            continue
+        at_low, at_high = ({arm for arm, keys in tuned.items() if keys[key] == end} for end in (tried[0], tried[-1]))
+        found |= at_low | at_high
+        if key in (RATE, MATRICES, ALL) and at_low | at_high:
+            below, above = tried[0] ** 2 / tried[1], tried[-1] ** 2 / tried[-2]
+            numbers = [*[f"{below:.4g}"] * bool(at_low), *map(str, tried), *[f"{above:.4g}"] * bool(at_high)]
+            further.append(f"--tune {key}={','.join(numbers)}")
+    return [arm for arm in tuned if arm in found], further
 
 
 def rows_of(cell: Cell) -> list[list[str]]:
@@ -151,7 +159,8 @@ def notes(cell: Cell) -> list[str]:
     elif any(row.pairs == 1 for row in cell.rows):
         told_notes.append("  One seed tells no spread: no difference can be told from chance.")
     if cell.edges:
-        told_notes.append(f"  At the edge of what was tried, so perhaps not at its best: {', '.join(cell.edges)}.")
+        more = f" The same with {' '.join(cell.further)} computes what is missing." if cell.further else ""
+        told_notes.append(f"  At the edge of what was tried, so perhaps not at its best: {', '.join(cell.edges)}.{more}")
     if missing := [row.arm for row in cell.rows if not row.values]:
         told_notes.append(f"  Without a run that ended: {', '.join(missing)}.")
     return [*told_notes, *(f"  {start.told()}." for start in cell.starts)]

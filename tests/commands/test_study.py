@@ -111,6 +111,13 @@ def test_a_plan_trains_nothing_and_says_how_much_there_is(cct, mine):
         (("poolings", "-c", "digits", "--seeds", "0"), "--seeds 0: it takes a whole number"),
         (("poolings", "-c", "digits", "--model.deph", "3"), "model.deph"),
         (("poolings", "-c", "digits", "--model.pooling", "mean"), "model.pooling is set by fixed and by values"),
+        (
+            ("poolings", "-c", "digits", "--tune", "learning_rate"),
+            "--tune learning_rate: it takes a key and its values, such as --tune learning_rate=0",
+        ),
+        (("poolings", "-c", "digits", "--tune", "learning_rate="), "--tune learning_rate=: it takes a key and its values"),
+        (("poolings", "-c", "digits", "--tune", "learning_rate=1,x"), "learning_rate: 'x' is no factor on the recipe's rate"),
+        (("poolings", "-c", "digits", "--tune", "model.optim.rl=1,2"), "there is no key 'model.optim.rl'"),
         (("poolings", "-c", "digits", "--trainer.callbacks+=EMA"), "--trainer.callbacks+= can't be said of a study"),
     ],
 )
@@ -123,6 +130,19 @@ def test_what_can_not_be_compared_is_refused_before_anything_is_read(cct, words,
 def test_what_is_typed_has_the_type_of_what_a_file_says():
     request = prepare(["poolings", "-c", "digits", "--model.depth", "3", "--trainer.max_epochs", "null", "--data.root=a b"])
     assert {"model.depth": 3, "trainer.max_epochs": None, "data.root": "a b"}.items() <= request.study.fixed.items()
+
+
+@pytest.mark.parametrize(
+    ("typed", "tune"),
+    [
+        ((), {"learning_rate": [0.5, 1, 2]}),
+        (("--tune", "learning_rate=0.5,1,2,4"), {"learning_rate": [0.5, 1, 2, 4]}),
+        (("--tune", "none"), {}),
+        (("--tune", "none", "--tune", "model.optim.weight_decay=1e-3,0.1"), {"model.optim.weight_decay": [0.001, 0.1]}),
+    ],
+)
+def test_what_is_tuned_may_be_typed(typed, tune):
+    assert prepare(["poolings", "-c", "digits", *typed]).study.tune == tune
 
 
 def test_an_arm_with_a_key_that_is_none_is_refused_before_the_first_run(cct, tmp_path):

@@ -54,6 +54,33 @@ def test_the_best_mean_on_validation_images_is_chosen_once_tried(recipe, tmp_pat
     assert [job.keys["model.optim.lr"] for job in mine.reported(mine.chosen())] == [0.3] * 4
 
 
+def test_other_values_to_choose_from_compute_what_is_missing(recipe, tmp_path):
+    mine = plan(TUNED, recipe, tmp_path)
+    mine.record()
+    for trial in mine.trials():
+        studied.pretend(trial)
+    for job in mine.reported(mine.chosen()):
+        studied.pretend(job)
+    more = plan(replace(TUNED, tune={"model.optim.lr": [0.1, 0.2, 0.3, 0.4]}), recipe, tmp_path)
+    more.record()
+    assert {job.trial["model.optim.lr"] for job in missing(more.trials())} == {0.4}
+    for trial in missing(more.trials()):
+        studied.pretend(trial)
+    assert [job.keys["model.optim.lr"] for job in missing(more.reported(more.chosen()))] == [0.4] * 4
+    assert missing(mine.reported(mine.chosen())) == []
+    untuned = plan(STUDY, recipe, tmp_path)
+    untuned.record()
+    assert len(missing(untuned.reported({}))) == 4
+    with pytest.raises(InputError, match="another tune"):  # folders are named after the last part of a key
+        plan(replace(TUNED, tune={"model.other.lr": [0.1, 0.2]}), recipe, tmp_path).record()
+
+
+def test_a_single_value_is_taken_without_a_trial(recipe, tmp_path):
+    mine = plan(replace(TUNED, tune={"model.optim.lr": [0.3]}), recipe, tmp_path)
+    assert mine.trials() == []
+    assert [job.keys["model.optim.lr"] for job in mine.reported(mine.chosen())] == [0.3] * 4
+
+
 def test_a_choice_without_validation_images_is_refused(recipe, tmp_path):
     mine = plan(TUNED, recipe, tmp_path)
     for trial in mine.trials():
@@ -82,7 +109,6 @@ def test_a_run_that_was_stopped_is_missing_and_known(recipe, tmp_path):
     [
         ({"fixed": {"data.val_fraction": 0.2}}, "another fixed"),
         ({"baseline": "bb"}, "another baseline"),
-        ({"tune": {"model.optim.lr": [0.1]}}, "another tune"),
         ({"arms": {"a": {}, "bb": {"model.depth": 4}}}, "the arm bb with other keys"),
     ],
 )
