@@ -70,6 +70,8 @@ def test_every_option_is_honoured(arch, pooling):
         ({"arch": "resnet"}, r"arch='resnet' is unknown"),
         ({"pooling": "seqpol"}, r"pooling='seqpol' is unknown\. Did you mean seqpool\?"),
         ({"arch": "vit_2_4_32", "image_size": 30}, r"image_size=30 is not a multiple of patch_size=4"),
+        ({"arch": "cct_2_3x2_32", "num_queries": 8}, "num_queries=8 can't be chosen for pooling=seqpool: take multi_query, or leave it out"),
+        ({"arch": "cct_2_3x2_32", "pooling": "multi_query", "num_queries": 0}, "num_queries=0"),
         ({"arch": "timm/vit_tiny_patch16_224", "position": "sine"}, r"position='sine' can't be chosen for arch=timm/vit_tiny_patch16_224"),
         ({"pretrained": "nowhere.pth"}, r"There is no file nowhere\.pth"),
     ],

@@ -7,7 +7,7 @@ from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.encoder import Encoder, ViTEncoder
 from cct_lightning.networks.options import ClassToken, NetworkOptions
-from cct_lightning.networks.poolings import POOLINGS
+from cct_lightning.networks.poolings import POOLINGS, MultiQueryPooling
 from cct_lightning.networks.presets import VARIANTS, Variant
 from cct_lightning.networks.tokenizers import ConvTokenizer, PatchTokenizer, Tokenizer
 
@@ -36,7 +36,10 @@ def create_network(options: NetworkOptions) -> ImageClassifier:
     kind = POOLINGS[pooling]
     encoder = _preset_encoder(variant, options, kind.class_token) if variant else _timm_encoder(options, kind.class_token)
     classes = options.num_classes if options.num_classes is not None else variant.num_classes if variant else 1000
-    return ImageClassifier(encoder, kind(encoder.embed_dim, encoder.num_heads), classes, options.head_hidden_dim)
+    queries = {} if options.num_queries is None else {"num_queries": options.num_queries}
+    if queries and not issubclass(kind, MultiQueryPooling):
+        raise InputError(f"num_queries={options.num_queries} can't be chosen for pooling={pooling}: take multi_query, or leave it out.")
+    return ImageClassifier(encoder, kind(encoder.embed_dim, encoder.num_heads, **queries), classes, options.head_hidden_dim)
 
 
 def _given(options: NetworkOptions, names: tuple[str, ...]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class NetworkOptions:
         arch: Network: a preset such as cct_7_3x1_32, or timm/NAME for a network of timm that returns tokens (a ViT) or a map of them (a ResNet).
         pooling: How tokens become one feature: class_token, masked_class_token, class_token_mean, class_attention, map,
             multi_query, seqpool or mean; null: the arch's.
+        num_queries: Queries of the pooling multi_query, each of which reads an equal part of the channels; null: 32, or as many of them as divide
+            embed_dim evenly.
         num_classes: Number of classes; 0: the network returns features.
         image_size: Side of square images, or height and width, pixels.
         in_chans: Channels of the images.
@@ -60,6 +62,7 @@ class NetworkOptions:
     arch: str
     _: KW_ONLY  # covers this class alone: a subclass says kw_only=True, or its fields become positional
     pooling: str | None = None
+    num_queries: int | None = None
     num_classes: int | None = None
     image_size: int | tuple[int, int] | None = None
     in_chans: int = 3
@@ -86,7 +89,7 @@ class NetworkOptions:
             )
         for name in ("drop_path", "attn_drop", "proj_drop"):
             check_range(name, getattr(self, name), 0, 1, exclusive="high")
-        for name in ("embed_dim", "depth", "num_heads", "kernel_size", "num_conv_layers", "hidden_channels", "head_hidden_dim"):
+        for name in ("embed_dim", "depth", "num_heads", "kernel_size", "num_conv_layers", "hidden_channels", "head_hidden_dim", "num_queries"):
             if (count := getattr(self, name)) is not None:
                 check_range(name, count, 1)
         if self.mlp_ratio is not None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from cct_lightning.errors import InputError
 from cct_lightning.networks.attention import attend
 from cct_lightning.networks.encoder import Tokens
 from cct_lightning.networks.initial_values import initialise
@@ -253,13 +254,24 @@ class MultiQueryPooling(Pooling):
     """Lets several learned queries read the patches, each its own part of the channels; neither queries nor keys are projected.
 
     Efficient probing of "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency" (arXiv 2506.10178), ``EfficientProbing`` in
-    billpsomas/efficient-probing: 32 queries, one linear map for the values, whose channels they share out. Here there are as many of the 32 as divide
-    D evenly. With one query and no map of the values it is sequence pooling, but for the scale of the scores.
+    billpsomas/efficient-probing: 32 queries, one linear map for the values, whose channels they share out. With one query and no map of the values it
+    is sequence pooling, but for the scale of the scores.
+
+    Args:
+        embed_dim: D.
+        num_heads: Not used.
+        num_queries: How many, each for D / num_queries channels; None: as many of 32 as divide D evenly.
+
+    Raises:
+        InputError: They don't divide D.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, num_queries: int = 32) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, num_queries: int | None = None) -> None:
         super().__init__(embed_dim, num_heads)
-        self.num_queries = math.gcd(num_queries, embed_dim)
+        self.num_queries = math.gcd(32, embed_dim) if num_queries is None else num_queries
+        if embed_dim % self.num_queries:
+            low = next(count for count in range(self.num_queries, 0, -1) if embed_dim % count == 0)
+            raise InputError(f"num_queries={num_queries} does not divide embed_dim={embed_dim}, of which each reads an equal part: take {low}.")
         self.queries = nn.Parameter(torch.zeros(1, self.num_queries, embed_dim))
         self.v = nn.Linear(embed_dim, embed_dim, bias=False)
         initialise(self, "pooling")

@@ -20,7 +20,7 @@ from cct_lightning.weights.sources import PUBLISHED
 # Of a network's description, what its tensors need; the rest is how it was trained.
 NETWORK = (
     "arch", "pooling", "position", "class_token_position", "residual_norm", "head_hidden_dim", "embed_dim", "depth", "num_heads", "mlp_ratio",
-    "kernel_size", "num_conv_layers", "hidden_channels",
+    "kernel_size", "num_conv_layers", "hidden_channels", "num_queries",
 )  # fmt: skip
 HEADS = {shape[2]: shape[0] for shape in SHAPES.values()}  # by width: all published networks of a width have as many
 
@@ -36,7 +36,7 @@ def describe(source: str | Opened, given: Mapping[str, str] = {}) -> dict[str, A
         return _of_timm(source)
     about, name = source.about, source.name
     if about is not None and about.get("model"):
-        return _of_ours(about)
+        return _of_ours(about, given)
     state = unwrap(source.content, name)
     if given.get("model.arch", "").startswith("timm/"):
         return _of_timm(given["model.arch"])
@@ -60,12 +60,15 @@ def _of_timm(arch: str) -> dict[str, Any]:
     return {"model": {"arch": arch, "residual_norm": None}, "data": data}
 
 
-def _of_ours(about: Mapping[str, Any]) -> dict[str, Any]:
+def _of_ours(about: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
     model, recipe = about["model"], about.get("recipe")
     said = recipe["data"] if recipe else about.get("preprocessing") or {}
     data = {name: model[name] for name in ("image_size", "in_chans", "mean", "std") if model[name] is not None}
+    network = {name: model.get(name) for name in NETWORK}
+    if given.get("model.pooling", model.get("pooling")) != model.get("pooling"):
+        network["num_queries"] = None  # of the pooling that is replaced
     return {
-        "model": {name: model.get(name) for name in NETWORK},
+        "model": network,
         "data": {**data, "crop_pct": said.get("crop_pct", 1.0), "fit": said.get("fit") or "crop", "value_range": said.get("value_range")},
     }
 
@@ -98,6 +101,7 @@ def _of_tensors(state: Mapping[str, Tensor], source: str, given: Mapping[str, st
     alike = [name for name, v in VARIANTS.items() if v.tokenizer == kind and all(getattr(v, key) == value for key, value in shape.items())]
     class_token = bool(_find(state, r"classifier\.class_emb|encoder\.cls_token"))
     pooling = _pooling(state, class_token)
+    queries = {"num_queries": state["pooling.queries"].shape[1]} if given.get("model.pooling", pooling) == pooling == "multi_query" else {}
     family = "cct" if kind == "conv" else "vit" if pooling == "class_token" else "cvt"
     arch = next((name for name in alike if name.startswith(family)), None)
     if arch is None:
@@ -108,14 +112,14 @@ def _of_tensors(state: Mapping[str, Tensor], source: str, given: Mapping[str, st
         shape = {}
     tables = _find(state, r"classifier\.positional_emb|encoder\.pos_embed")
     if not tables:
-        return {"arch": arch, "pooling": pooling, "position": "none", "residual_norm": None, **shape}, {"in_chans": in_chans}
+        return {"arch": arch, "pooling": pooling, **queries, "position": "none", "residual_norm": None, **shape}, {"in_chans": in_chans}
     table = tables[0]
     extra = _find(state, r"encoder\.cls_pos_embed")
     whole = torch.cat((*extra, table), dim=1)
     position = "sine" if torch.allclose(whole.float(), sine_table(whole.shape[1], embed_dim), atol=1e-5) else "learned"
     side = math.isqrt(table.shape[1] - int(class_token and not extra))
     size = side * kernel_size if patches else _pixels(ConvTokenizer(in_chans, embed_dim, kernel_size, num_conv_layers=len(convs)), side)
-    model = {"arch": arch, "pooling": pooling, "position": position, "residual_norm": None, **shape}
+    model = {"arch": arch, "pooling": pooling, **queries, "position": position, "residual_norm": None, **shape}
     return model, {"in_chans": in_chans, "image_size": size}
 
 

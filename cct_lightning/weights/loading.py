@@ -54,7 +54,7 @@ def create_model(options: ModelOptions) -> ImageClassifier:
     """
     model = create_network(options)
     if options.pretrained is not None:
-        allow = [part for part, given in (("head", options.num_classes), ("pooling", options.pooling)) if given is not None]
+        allow = [part for part, given in (("head", options.num_classes), ("pooling", options.pooling or options.num_queries)) if given is not None]
         model.load_report = load_weights(model, options.pretrained, allow, options.new_head, options.class_names)
     return model
 

@@ -26,7 +26,7 @@ FILES = {"safetensors": "model.safetensors", "onnx": "model.onnx", "torch-export
 # The largest of each size that a file may ask for. A network of sizes below these may still be too large: ``trained.build`` counts its weights.
 LARGEST = {
     "num_classes": 10**6, "image_size": 4096, "in_chans": 1024, "head_hidden_dim": 10**5, "embed_dim": 10**5, "depth": 1000, "num_heads": 10**4,
-    "mlp_ratio": 1000, "kernel_size": 1024, "num_conv_layers": 32, "hidden_channels": 10**5, "grid_size": 4096, "members": 1000,
+    "mlp_ratio": 1000, "kernel_size": 1024, "num_conv_layers": 32, "hidden_channels": 10**5, "num_queries": 10**5, "grid_size": 4096, "members": 1000,
 }  # fmt: skip
 
 

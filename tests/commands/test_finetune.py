@@ -16,7 +16,7 @@ from cct_lightning import LitClassifier, create_model
 from cct_lightning.commands.finetune import INSIDE, prepare
 from cct_lightning.networks.poolings import POOLINGS
 from cct_lightning.networks.presets import VARIANTS
-from cct_lightning.weights.files import KEY, open_weights
+from cct_lightning.weights.files import KEY, Opened, open_weights
 from cct_lightning.weights.inspection import describe
 from cct_lightning.weights.sources import PUBLISHED, card, sha256
 
@@ -85,6 +85,20 @@ def test_a_network_off_the_presets_is_read_off_its_tensors(pooling, tmp_path):
     images = torch.randn(2, 1, 28, 28)
     with torch.no_grad():
         assert torch.equal(model.eval()(images), source.eval()(images))
+
+
+def test_the_number_of_queries_comes_with_the_weights_and_leaves_with_the_pooling(tmp_path):
+    source = create_model("cct_2_3x2_32", pooling="multi_query", num_queries=8)
+    assert source.pooling.num_queries == 8
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    opened = open_weights(tmp_path / "weights.safetensors")
+    about = {**dict.fromkeys(("image_size", "in_chans", "mean", "std")), "arch": "cct_2_3x2_32", "pooling": "multi_query", "num_queries": 8}
+    ours = Opened(opened.name, opened.path, {**opened.content, KEY: {"model": about}})
+    for found in (opened, ours):
+        assert describe(found)["model"]["num_queries"] == 8
+        assert describe(found, {"model.pooling": "mean"})["model"].get("num_queries") is None
+    fewer = create_model("cct_2_3x2_32", pooling="multi_query", num_queries=4, pretrained=tmp_path / "weights.safetensors")
+    assert fewer.load_report.new == ["pooling.queries", "pooling.v.weight"]
 
 
 def test_the_published_weights_bring_their_normalisation(tmp_path):

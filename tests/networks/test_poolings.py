@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cct_lightning import POOLINGS, Tokens
+from cct_lightning.errors import InputError
 from cct_lightning.networks.poolings import ClassTokenPooling, MeanPooling, MultiQueryPooling, SeqPool
 
 
@@ -85,6 +86,8 @@ def test_queries_share_out_the_channels():
         expected.append((scores * values[:, :, number]).sum(dim=1))
     torch.testing.assert_close(pool(batch), torch.stack(expected, dim=1))
     assert MultiQueryPooling(48, 3, num_queries=6).num_queries == 6
+    with pytest.raises(InputError, match="num_queries=10 does not divide embed_dim=48, of which each reads an equal part: take 8"):
+        MultiQueryPooling(48, 3, num_queries=10)
 
 
 def test_one_query_that_maps_nothing_is_seqpool():
