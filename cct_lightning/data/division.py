@@ -85,7 +85,8 @@ def divide(
 ) -> Splits:
     """Says which images are for what: the set's own splits, and what is set aside of its training images where it brings none.
 
-    No image without a label is for the test. ``fraction`` and ``per_class`` choose among the labelled images, ``fraction`` among all where none is.
+    No image without a label is for the test, and no group of images is parted. ``fraction`` and ``per_class`` choose among the labelled images,
+    ``fraction`` among all where none is.
 
     Args:
         read: train, and val and test where the set has them.
@@ -107,14 +108,14 @@ def divide(
 
     def taken(share: float, purpose: str, among: Array) -> tuple[Array, Array]:
         if groups is not None:
-            out = groups_aside(targets, groups, among[targets[among] != UNLABELLED], share, split_seed, root)
+            out = groups_aside(targets, groups, among[targets[among] != UNLABELLED], share, split_seed, root, purpose)
         elif not len(out := set_aside(targets, among, share, purpose, split_seed)[0]):
             raise InputError(f"data.root={root}: no class has two images, so none can be set aside for {purpose}; give a {purpose} folder.")
         return out, np.setdiff1d(kept, out)
 
     train = read["train"]
     assert train is not None
-    targets, kept, groups = train.targets, np.arange(len(train)), None if fold is None else train.groups
+    targets, kept, groups = train.targets, np.arange(len(train)), train.groups
     labelled = kept[targets != UNLABELLED]
     splits: Splits = {}
     if fold is not None:

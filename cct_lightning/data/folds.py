@@ -117,22 +117,42 @@ def take_fold(targets: Array, groups: Array | None, among: Array, fold: tuple[in
     return chosen
 
 
-def groups_aside(targets: Array, groups: Array, among: Array, share: float, seed: int, root: str) -> Array:
+def groups_aside(targets: Array, groups: Array, among: Array, share: float, seed: int, root: str, purpose: str = "val") -> Array:
     """Returns about a share of the images, whole groups, that leaves images of every class to train on, sorted.
+
+    Args:
+        targets: Classes of all images, (n,).
+        groups: Likewise what they belong to.
+        among: Which of them have labels.
+        share: 0..1.
+        seed: Of the division.
+        root: For errors.
+        purpose: val or test, likewise.
 
     Raises:
         InputError: There is none.
     """
-    parts = min(max(round(1 / share), 2), len(np.unique(groups[among])))
-    placed = assign_folds(targets[among], groups[among], parts, seed)
-    for part in range(parts if parts > 1 else 0):
-        if set(targets[among[placed != part]].tolist()) == set(targets[among].tolist()) and (placed == part).any():
-            aside: Array = among[placed == part]
-            return aside
+    targets, groups = targets[among], groups[among]
+    parts = min(max(round(1 / share), 2), len(np.unique(groups)))
+    placed = assign_folds(targets, groups, parts, seed)
+    tries = [placed == part for part in range(parts if parts > 1 else 0)]
+    left = [_without_all_of_a_class(targets, groups, aside) for aside in tries]
+    # Rather a part that need give nothing back
+    for aside in [*(aside for aside, rest in zip(tries, left, strict=True) if np.array_equal(aside, rest)), *left]:
+        if aside.any():
+            return among[aside]  # type: ignore[no-any-return]
+    way = "trains without, and keeps the last epoch." if purpose == "val" else "tests on none."
     raise InputError(
-        f"data.root={root}: no group can be set aside for validation, since each has all training images of a class: --data.val_fraction 0 trains\n"
-        "  without, and keeps the last epoch."
+        f"data.root={root}: no group can be set aside for {purpose}, since each has all images of a class that are left:\n"
+        f"  --data.{purpose}_fraction 0 {way}"
     )
+
+
+def _without_all_of_a_class(targets: Array, groups: Array, aside: Array) -> Array:
+    """Gives back the groups that have all images of a class."""
+    while len(lost := np.setdiff1d(targets, targets[~aside])):
+        aside = aside & ~np.isin(groups, groups[aside & np.isin(targets, lost)])
+    return aside
 
 
 def heap_of(train: Split, val: Split | None) -> Split:

@@ -89,7 +89,8 @@ class DataOptions:
             to 2 GiB, others in memory up to 4 GiB. A named set whose resized images take more is resized one by one with auto and none.
         val_fraction: Share of each class of the training images that is set aside for validation, where the set brings none.
         test_fraction: Share set aside for the test before that, where the data set is one heap (digits, a folder without splits).
-        split_seed: Seed of these splits; apart from the run's, so that all runs are tested on the same images.
+        split_seed: Seed of these splits; apart from the run's, so that all runs are tested on the same images. The column group of a table, where
+            there is one, keeps images of a group together.
         fold: 2/5 tests on the second of five folds of all labelled images, of a val folder's, too, but not of a test folder's, and trains on the
             others; the column group of a table, where there is one, keeps images of a group in one fold. `cct finetune DIR --folds 5` trains all.
         fraction: Share of each class of the training images that is used. With several labels an image counts for its rarest, here and in other

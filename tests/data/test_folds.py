@@ -85,9 +85,27 @@ def test_folds_that_can_not_be_made_are_refused(targets, groups, folds, said):
 
 def test_no_group_is_set_aside_for_validation_that_is_all_of_a_class():
     targets, groups = np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3])
-    with pytest.raises(InputError, match=r"photos: no group can be set aside for validation.*--data.val_fraction 0"):
+    with pytest.raises(InputError, match=r"photos: no group can be set aside for val, (?s:.*)--data.val_fraction 0 trains"):
         divided(targets, (1, 2), groups)
     assert "val" not in divided(targets, (1, 2), groups, val_fraction=0)
+    with pytest.raises(InputError, match=r"photos: no group can be set aside for test, (?s:.*)--data.test_fraction 0 tests"):
+        divided(targets, None, targets)
+
+
+def test_no_group_is_parted_where_there_are_no_folds():
+    source = np.random.default_rng(0)
+    groups = source.integers(0, 60, 600)
+    parts = divided(np.arange(600) % 3, None, groups)
+    assert sum(len(set(groups[chosen])) for chosen in parts.values()) == len(set(groups))
+    assert {name: len(chosen) for name, chosen in parts.items()} == pytest.approx({"test": 120, "val": 96, "train": 384}, abs=25)
+
+
+def test_classes_of_one_image_stay_in_the_training_beside_groups():
+    targets = np.array([0] * 20 + [1] * 20 + list(range(2, 42)))
+    groups = np.concatenate([np.arange(40) // 2, np.arange(40, 80)])
+    parts = divided(targets, None, groups)
+    assert set(targets[parts["train"]]) == set(range(42))
+    assert set(targets[parts["test"]]) == set(targets[parts["val"]]) == {0, 1}
 
 
 @pytest.mark.parametrize("fold", ["0/5", "6/5", "1/1", "2", "1/5/2", "-1/5", "a"])
