@@ -16,7 +16,7 @@ from cct_lightning.commands.messages import quieten, raised_by_lightning, raised
 from cct_lightning.commands.parser import CLI
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.resume import check_checkpoint
-from cct_lightning.data.fingerprint import Past
+from cct_lightning.data.fingerprint import Past, Unseen
 from cct_lightning.errors import InputError, RunError
 from cct_lightning.run_folder import RunFolder, is_first_rank, recipe_name
 from cct_lightning.runs.full_disk import full_disk
@@ -84,6 +84,9 @@ def measure(request: Request) -> None:
         setting = cli.build(request.checkpoint.parent)
         stage: Stage = "test" if request.command == "test" else "val"
         images = setting.recipe["data"]
+        run = RunFolder(request.checkpoint.resolve().parent.parent)
+        further = ["val"] if stage == "test" and (request.calibrates or request.rejects is not None) else []
+        cli.datamodule.unseen = Unseen(run.path, run.images_file, [stage, *further])
         if told := evaluate(stage, setting.trainer, opened, cli.model, cli.datamodule, images, request.calibrates, request.rejects):
             print(told)
 

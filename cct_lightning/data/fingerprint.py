@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,6 +159,12 @@ def differences(before: Iterable[Row], now: Iterable[Row]) -> Iterator[str]:
     yield from (f"{printable(name)} is new" for name in there if name not in known)
 
 
+def _first(found: Sequence[str]) -> str:
+    """Tells the first of some differences, and how many more there are."""
+    more = len(found) - 1
+    return (found[0] if found else "they come in another order") + (f", and {more:,} more differ{'' if more > 1 else 's'}" if more > 0 else "")
+
+
 @dataclass(frozen=True)
 class Past:
     """What a run that goes on was trained on so far.
@@ -209,17 +215,47 @@ class Past:
             return None
         before = read_rows(self.listing)
         if digest_of(before) != self.digest:
-            told, more = f"which image it is can't be told, since {self.listing} is missing or of another state", 0
+            told = f"which image it is can't be told, since {self.listing} is missing or of another state"
         else:
-            found = list(differences(before, now.rows()))
-            told, more = found[0] if found else "they come in another order", len(found) - 1
-        told += f", and {more:,} more differ{'' if more > 1 else 's'}" if more > 0 else ""
+            told = _first(list(differences(before, now.rows())))
         if self.accepts:
             return f"{WENT_ON}{self.step} on with other images: {told}"
         raise InputError(
             f"The images in {now.base} are not those that {self.run} was trained on: {told}.\n"
             f"  Put them back, or say where they lie now (--data.root). To go on with what is there, which summary and config.yaml will say:\n"
             f"    cct resume {self.run} --accept-changed-data"
+        )
+
+
+class Unseen(NamedTuple):
+    """What a checkpoint's run was trained on, where images for a test are set aside of the same ones.
+
+    Attributes:
+        run: The run.
+        listing: File with the rows of its fingerprint.
+        splits: Which images shall be none of those it was trained on: test, val.
+    """
+
+    run: Path
+    listing: Path
+    splits: Collection[str]
+
+    def check(self, now: Fingerprint) -> None:
+        """Refuses images that are in part the run's, a tenth of them or more: of others, others are set aside.
+
+        Raises:
+            InputError: Names the first file that is different.
+        """
+        before, rows = read_rows(self.listing), list(now.rows())
+        if not before or digest_of(before) == digest_of(rows):
+            return
+        known, there = ([row.content or (row.name.rpartition("/")[2], row.size) for row in some if row.split != "class"] for some in (before, rows))
+        if 10 * sum(map(set(known).__contains__, there)) < len(there):
+            return  # a data set of its own
+        raise InputError(
+            f"The images in {now.base} are not those that {self.run} was trained on: {_first(list(differences(before, rows)))}.\n"
+            f"  {' and '.join(self.splits)} images are drawn from all of them, so that those drawn now would be among those it was trained on.\n"
+            "  Put them back, or give the new ones a folder of their own (--data.root DIR)."
         )
 
 

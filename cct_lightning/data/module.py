@@ -1,7 +1,7 @@
 """The LightningDataModule: which images are for what, and how they reach the device."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning as L
@@ -18,12 +18,12 @@ from cct_lightning.data.augment.per_image import SampleAugment
 from cct_lightning.data.bad_images import Bad, Readable, numbers_of, used_images
 from cct_lightning.data.division import Splits, count_classes, divide, hide_labels, subset
 from cct_lightning.data.files import Array
-from cct_lightning.data.fingerprint import Fingerprint, Past
+from cct_lightning.data.fingerprint import Fingerprint, Past, Unseen
 from cct_lightning.data.folders import UNLABELLED, Split, no_test_images
 from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, default_workers, make_loader
 from cct_lightning.data.memory import Cache, decode_splits, to_tensors, write_features
 from cct_lightning.data.options import DataOptions
-from cct_lightning.data.preparation import Fitting, normalize
+from cct_lightning.data.preparation import Fitting, normalize, per_channel
 from cct_lightning.data.proportions import what_is_cut_off
 from cct_lightning.data.source import Read, Source
 from cct_lightning.errors import InputError, check_range
@@ -33,18 +33,6 @@ from cct_lightning.randomness import generator
 BATCHED_PIXELS = 96  # longest side up to which images are augmented a batch at a time; above, albumentations is as fast and needs less memory
 Loader = DataLoader[Batch] | MemoryLoader
 Road = Literal["batch", "image"]  # how training images are augmented: a batch at a time or one by one, each with draws of its own
-
-
-def _per_channel(name: str, values: Sequence[float], channels: int) -> list[float]:
-    """Returns a mean or deviation for each channel: the average of the colours' for grey, grey's for every colour."""
-    for value in values:
-        check_range(f"data.{name}", value, 0, 1, exclusive="low" if name == "std" else "")
-    if len(values) == channels:
-        return list(values)
-    if len(values) not in (1, 3) or channels not in (1, 3):
-        way = "" if channels in (1, 3) else f": `cct check DATA --statistics --data.in_chans {channels}` measures them"
-        raise InputError(f"data.{name}={list(values)} has {len(values)} values, and the images {channels} channel(s): give {channels}{way}.")
-    return [round(sum(values) / len(values), 6)] * channels
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -74,8 +62,8 @@ class ImageDataModule(L.LightningDataModule):
         options.augment.check_channels(options.in_chans or len(about.mean))
         check_range("data.augment.shift", options.augment.shift, 0, min(self.image_size), exclusive="high")
         self.in_chans = options.in_chans or len(about.mean)
-        self.mean = _per_channel("mean", options.mean or about.mean, self.in_chans)
-        self.std = _per_channel("std", options.std or about.std, self.in_chans)
+        self.mean = per_channel("mean", options.mean or about.mean, self.in_chans)
+        self.std = per_channel("std", options.std or about.std, self.in_chans)
         self.class_names, self.kind = source.class_names, source.kind
         self.num_classes = len(self.class_names)
         self.batch_size, self.num_workers, self.cache = options.batch_size, options.num_workers, options.cache
@@ -90,6 +78,7 @@ class ImageDataModule(L.LightningDataModule):
         self._position = (0, 0)  # epoch and batch where the next training begins
         self._road: Road | None = None  # that the run has taken
         self.past: Past | None = None  # of a run that goes on
+        self.unseen: Unseen | None = None  # of a checkpoint that is measured
         self.fingerprint: Fingerprint | None = None  # of what a training reads
         self.bad: list[Bad] = []  # images that are left out since they can't be read
         self.accepted: list[str] = []  # what became of the images while the run was stopped, where that was accepted
@@ -118,6 +107,8 @@ class ImageDataModule(L.LightningDataModule):
         """Reads the images and divides them."""
         if self.splits:
             return
+        if self.trainer is not None and self.trainer.world_size > 1:  # a script that seeds nothing begins with another seed in each process
+            self.seed = self.trainer.strategy.broadcast(self.seed)
         read = self.source.read()
         shares = self.val_fraction, self.test_fraction, self.split_seed, self.fraction, self.per_class
         self.splits = divide(read, *shares, str(self.root), self.source.fold, self.class_names if self.kind == "class" else ())
@@ -127,6 +118,8 @@ class ImageDataModule(L.LightningDataModule):
             self._recognise(read)
             if self.fitting.mode == "crop" and (told := what_is_cut_off(*self.splits["train"], self.image_size, self.in_chans)):
                 rank_zero_info(told)
+        elif self.unseen is not None and any(self.splits[name][0] is self.splits["train"][0] for name in self.unseen.splits if name in self.splits):
+            self.unseen.check(Fingerprint.take(read, self.class_names, self.source.base, self.source.heap))
         if self.has_unlabelled:
             rank_zero_info(f"training on {len(self.splits['train'][1]):,} images, {self.num_labelled('train'):,} of them with labels")
         for name, (split, chosen) in self.splits.items():

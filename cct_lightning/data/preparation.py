@@ -14,10 +14,23 @@ from torch import Tensor
 
 from cct_lightning.data.files import Array
 from cct_lightning.data.options import Fit, Preprocessing
+from cct_lightning.errors import InputError, check_range
 
 STRIP = 16  # times the sides that are asked for: a strip of 1 x 100,000 pixels is enlarged no further, of longer ones the middle
 
 AT_ONCE = 4  # channels that cv2 resizes together
+
+
+def per_channel(name: str, values: Sequence[float], channels: int) -> list[float]:
+    """Returns a mean or deviation for each channel: the average of the colours' for grey, grey's for every colour."""
+    for value in values:
+        check_range(f"data.{name}", value, 0, 1, exclusive="low" if name == "std" else "")
+    if len(values) == channels:
+        return list(values)
+    if len(values) not in (1, 3) or channels not in (1, 3):
+        way = "" if channels in (1, 3) else f": `cct check DATA --statistics --data.in_chans {channels}` measures them"
+        raise InputError(f"data.{name}={list(values)} has {len(values)} values, and the images {channels} channel(s): give {channels}{way}.")
+    return [round(sum(values) / len(values), 6)] * channels
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

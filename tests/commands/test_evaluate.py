@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from pictures import write_images
 
 import cct_lightning
 from cct_lightning import ImageDataModule, InputError
@@ -107,3 +108,24 @@ def test_one_number_is_enough_of_a_regression():
     assert recipe_of(about, Request("test", (), checkpoint=Path("best.ckpt")))["task"] == "regression"
     with pytest.raises(InputError, match="says num_classes=1: a network to be measured tells two classes or more"):
         recipe_of({**about, "recipe": {"data": {"dataset": "csv"}}}, Request("test", (), checkpoint=Path("best.ckpt")))
+
+
+def test_images_that_were_drawn_from_others_are_not_taken_for_a_test(cct, tmp_path):
+    write_images(tmp_path / "photos", 2, 10, 16)
+    words = ("--data.image_size", 16, "--data.batch_size", 4, "--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false")
+    trained = cct("fit", "-c", "image_folder", "--data.root", "photos", *words, "--model.arch", "cvt_2_4_32", "--model.depth", 1)
+    assert trained.code == 0, trained.err
+    (run,) = tmp_path.glob("runs/image_folder/*")
+    assert cct("test", run).code == 0
+    shutil.copytree("photos", "held/train")
+    write_images(tmp_path / "held" / "test", 2, 3, 16)
+    for name in ("class0000", "class0001"):
+        shutil.copy(f"photos/{name}/0.png", f"photos/{name}/new.png")
+    for flags in ((), ("--calibrate",)):
+        refused = cct("test", run, *flags)
+        assert refused.code == 2
+        assert "was trained on: class0000/new.png is new, and 1 more differs.\n" in refused.err
+        assert len(refused.err.splitlines()) == 3
+    # test images of their own are never drawn, validation images then are
+    assert cct("test", run, "--data.root", "held").code == 0
+    assert "val images are drawn from all of them" in cct("validate", run, "--data.root", "held").err

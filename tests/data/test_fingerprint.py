@@ -7,8 +7,9 @@ import pytest
 from pictures import write_images
 
 from cct_lightning.data import fingerprint
-from cct_lightning.data.fingerprint import Fingerprint, differences, digest_of, read_rows
+from cct_lightning.data.fingerprint import Fingerprint, Unseen, differences, digest_of, read_rows
 from cct_lightning.data.folders import Split, folder_class_names, read_folder
+from cct_lightning.errors import InputError
 
 
 def of_folder(root):
@@ -52,6 +53,23 @@ def test_a_damaged_list_is_no_list(photos, tmp_path):
     for content in (b"", b"no gzip", file.getvalue()[:-20], file.getvalue()[:30] + b"\0" + file.getvalue()[31:]):
         path.write_bytes(content)
         assert read_rows(path) == []
+
+
+def test_images_are_set_aside_for_a_test_of_all_that_a_run_knows_or_of_none(photos, tmp_path):
+    listing = tmp_path / "images.csv.gz"
+    unseen = Unseen(tmp_path / "run", listing, ["test", "val"])
+    unseen.check(of_folder(photos))  # nothing is known
+    with listing.open("wb") as file:
+        of_folder(photos).write(file)
+    unseen.check(of_folder(photos))
+    unseen.check(of_folder(write_images(tmp_path / "others", classes=2, each=7, size=9)))
+    (photos / "class0000/1.png").rename(photos / "class0001/new.png")
+    with pytest.raises(InputError) as raised:
+        unseen.check(of_folder(photos))
+    lines = str(raised.value).splitlines()
+    assert lines[0] == f"The images in {photos} are not those that {tmp_path / 'run'} was trained on: class0000/1.png is gone, and 1 more differs."
+    assert "test and val images are drawn from all of them" in lines[1]
+    assert len(lines) == 3
 
 
 @pytest.mark.parametrize(("limit", "value"), [("CONTENT_FILES", 9), ("CONTENT_BYTES", 100)])

@@ -130,6 +130,14 @@ def test_a_batch_that_devices_can_not_share_is_refused():
         data.train_dataloader()
 
 
+def test_processes_that_begin_with_seeds_of_their_own_take_the_first_one_s():
+    data = ImageDataModule("digits", image_size=16)
+    assert data.seed != 7
+    data.trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(broadcast=lambda seed: 7))
+    data.setup("fit")
+    assert data.seed == 7
+
+
 class Collect(L.LightningModule):
     """Keeps the batches that reach the steps."""
 
