@@ -47,6 +47,7 @@ from cct_lightning.errors import InputError
 
 Array = np.ndarray[Any, Any]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+CLOSED = "can't be opened"  # begins what is said of a folder
 KINDS_OF_FILES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 PROGRAMS = ("EPS", "WMF")  # formats that Pillow has another program draw
 
@@ -264,7 +265,7 @@ def _in_folder(folder: str, suffixes: Set[str], above: tuple[tuple[int, int], ..
         with os.scandir(folder) as entries:
             members = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
-        yield Found(folder, f"can't be opened ({error.strerror})")
+        yield Found(folder, f"{CLOSED} ({error.strerror})")
         return
     identity = (about.st_dev, about.st_ino)
     if identity in above:

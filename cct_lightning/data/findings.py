@@ -201,8 +201,7 @@ def _say_passed_over(listing: Listing, split: str, folder: Path) -> None:
     suffixes: Counter[str] = Counter()
     taken = {os.path.splitext(str(image))[1].lower() for image in listing.images[-1:]}  # .npy, where there is nothing else
     for parent, folders, files in os.walk(folder):
-        if Path(parent) == folder:
-            folders[:] = [name for name in folders if name in inside]
+        folders[:] = [name for name in folders if (name in inside if Path(parent) == folder else not name.startswith("."))]
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):

@@ -1,16 +1,15 @@
 """Labelled images in class folders and in tables, and images without labels below a folder."""
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cct_lightning.data.arrays import ARRAYS
 from cct_lightning.data.columns import Cells, Kind, find_columns, read_answers
-from cct_lightning.data.files import SUFFIXES, Array, find_images
+from cct_lightning.data.files import CLOSED, SUFFIXES, Array, find_images
 from cct_lightning.data.members import File
 from cct_lightning.errors import InputError
 
@@ -23,7 +22,7 @@ class Split:
     """Images: uint8 arrays (H, W, C), or files that ``files.decode`` reads; targets are class indices (n,), or ``UNLABELLED``.
 
     ``files`` names what the arrays were decoded from, once the data module has read the split; None where they come from no files.
-    ``groups`` (n,) numbers what belongs together, such as images of one patient, for folds; None where nothing is known of it.
+    ``groups`` (n,) numbers what belongs together, such as images of one patient, and is not divided; None where nothing is known of it.
 
     Where an image has not just one class, ``values`` (n, K) are what is learned: whether it has each of several labels, bool, or numbers, float32.
     ``targets`` then only say which images are alike, so that a share of each kind is taken: see ``columns.strata_of_labels``.
@@ -63,16 +62,28 @@ class Split:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__"))) if folder.is_dir() else []
+    """Returns the folders in a folder, sorted, but hidden ones and what archives and Python leave behind."""
+    left_behind = ("__MACOSX", "__pycache__")
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(place for place in found if place.is_dir() and not place.name.startswith(".") and place.name not in left_behind)
 
 
 def class_images(folder: Path) -> list[Path]:
-    """Returns the image files of a class, sorted, or its .npy where there are none; hidden ones and files of other kinds are passed over."""
-    return sorted(filter(_is_image, folder.rglob("*"))) or sorted(file for file in folder.rglob("*") if _is_image(file, ARRAYS))
+    """Returns the image files of a class, at any depth, sorted, or its .npy where there are none; hidden files and folders and files of other kinds
+    are passed over, links are followed.
+
+    Raises:
+        InputError: A folder can't be opened.
+    """
+    found = list(find_images([folder]))
+    for place, error in found:
+        if error is not None and error.startswith(CLOSED):
+            raise InputError(f"{place} {error}: its images would be missing.")
+    return sorted(Path(place) for place, _ in found if place != str(folder))
 
 
-def _is_image(file: Path, suffixes: Set[str] = SUFFIXES) -> bool:
-    return file.suffix.lower() in suffixes and not file.name.startswith(".")
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
 
 
 def split_folder(root: Path, split: str) -> Path | None:
@@ -90,11 +101,15 @@ def folder_class_names(root: Path) -> list[str]:
         raise InputError(f"data.root={root} is no folder on this machine. It should hold class folders: {root}/cat/1.jpg, or {root}/train/cat/1.jpg.")
     folder = split_folder(root, "train") or root
     if folder is root and (stray := next((s for name in ("val", "test") if (s := split_folder(root, name))), None)):
-        raise InputError(f"{stray} is there but {root}/train is not: give a train folder, or class folders alone, to be split for you.")
+        raise InputError(
+            f"{stray} is there but {root}/train is not: give a train folder, or class folders alone, to be split for you.\n"
+            f"  Where {stray.name} is a class, its folder needs another name."
+        )
     names = [f.name for f in class_folders(folder)]
     if len(names) < 2:
         raise InputError(
             f"{folder} holds {len(names)} class folder(s){': ' + names[0] if names else ''}; at least two are needed, one for each class."
+            + (f"\n  Where {folder.name} is a class itself, its folder needs another name." if folder is not root else "")
         )
     return names
 
@@ -184,7 +199,18 @@ def _rows(rows: Iterable[dict[str, str]], path: Path) -> Iterator[dict[str, str]
     try:
         yield from rows
     except csv.Error as error:
-        raise InputError(f"{path} is no CSV that can be read ({error}): is there a quotation mark without its second?") from None
+        raise _no_table(path, error) from None
+
+
+def _fields(rows: "csv.DictReader[str]", path: Path) -> Sequence[str]:
+    try:
+        return rows.fieldnames or []
+    except csv.Error as error:
+        raise _no_table(path, error) from None
+
+
+def _no_table(path: Path, error: csv.Error) -> InputError:
+    return InputError(f"{path} is no CSV that can be read ({error}): is there a quotation mark without its second?")
 
 
 def check_table(path: Path) -> None:
@@ -208,7 +234,8 @@ def read_table(path: Path, targets: Sequence[str] | None = None) -> Table:
     columns of numbers, which are labels, too, where all are 0 or 1. Where it has split (train, val or test) that is followed; without it all images
     are one heap.
 
-    Paths are relative to the folder of the CSV; commas, semicolons and tabs separate. A column group says what belongs together, for folds.
+    Paths are relative to the folder of the CSV; commas, semicolons and tabs separate. A column group says what belongs together, and is set aside
+    or in a fold as a whole.
 
     Args:
         path: The file.
@@ -225,8 +252,9 @@ def read_table(path: Path, targets: Sequence[str] | None = None) -> Table:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}, byte {error.start}): save it as such.") from None
     header = lines[0] if lines else ""
     rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count))
-    names = [str(name).strip().lower() for name in rows.fieldnames or []]
-    columns = dict(zip(names, rows.fieldnames or [], strict=True))
+    fields = _fields(rows, path)
+    names = [str(name).strip().lower() for name in fields]
+    columns = dict(zip(names, fields, strict=True))
     learned = find_columns(path, {name: written.strip() for name, written in columns.items()}, targets) if "path" in names else ()
     if not learned or len(columns) < len(names):
         raise InputError(
@@ -241,6 +269,14 @@ def read_table(path: Path, targets: Sequence[str] | None = None) -> Table:
         for split, (files, _, groups) in found.items()
     }
     return Table(answers.names, splits, answers.kind)
+
+
+def _at_home(path: Path) -> Path:
+    """Puts the user's folder for ~; ~$x.jpg, where there is no user of that name, is a file's."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def _read_rows(
@@ -264,7 +300,7 @@ def _read_rows(
             raise InputError(f"{where}: path={image!r}{more}; every line {rule}.")
         if "split" in columns and split.lower() not in names_of_splits:
             raise InputError(f"{where}: split={split!r} is unknown: train, val or test.")
-        file = path.parent / Path(image).expanduser()
+        file = path.parent / _at_home(Path(image))
         if file in seen:
             raise InputError(f"{where}: {image} is listed in line {seen[file]} already; every image has one line and one split.")
         if len(image) > 4096 or not file.is_file():

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cct_lightning.data.files import SUFFIXES, Array
-from cct_lightning.data.folders import Split, class_folders
+from cct_lightning.data.files import Array
+from cct_lightning.data.folders import Split, class_folders, class_images
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.calibration import Calibration, describe_calibration, fit_temperature, measure_temperature
 from cct_lightning.evaluation.options import Tta
@@ -161,7 +161,7 @@ def _in_class_folders(folder: Path, class_names: Sequence[str]) -> tuple[list[Pa
     files: list[Path] = []
     labels: list[int] = []
     for name, path in found.items():
-        members = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+        members = class_images(path)
         files += members
         labels += [class_names.index(name)] * len(members)
     return files, labels

@@ -9,7 +9,7 @@ from pictures import write_images
 
 from cct_lightning import InputError
 from cct_lightning.data import sets
-from cct_lightning.data.folders import read_folder, read_table
+from cct_lightning.data.folders import folder_class_names, read_folder, read_table
 from cct_lightning.data.sets import DATASETS, read_split
 
 
@@ -115,6 +115,28 @@ def test_folders_are_classes_in_alphabetical_order(tmp_path):
     assert read_folder(tmp_path, "test") is None
 
 
+def test_hidden_folders_of_a_class_are_passed_over_and_links_are_followed(tmp_path):
+    write_images(tmp_path / "photos", 2, 2)
+    write_images(tmp_path / "elsewhere", 1, 3)
+    for hidden in (".trash", ".@__thumb"):
+        write_images(tmp_path / "photos" / "class0000" / hidden, 1, 1)
+    (tmp_path / "photos" / "class0001" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "class0001" / "again").symlink_to(tmp_path / "photos")
+    names = [file.relative_to(tmp_path / "photos").as_posix() for file in read_folder(tmp_path / "photos", "train").images]
+    assert names[:2] == ["class0000/0.png", "class0000/1.png"]
+    assert [name for name in names if "/more/" in name] == [f"class0001/more/class0000/{number}.png" for number in range(3)]
+    assert not any("/." in name for name in names)
+    assert not any("again/class0001" in name for name in names)  # a way back
+
+
+def test_folders_are_classes_unless_they_were_left_behind(tmp_path):
+    for name in ("__background__", "cat"):
+        write_images(tmp_path / name, 1, 1)
+    for name in ("__MACOSX", "__pycache__", ".git"):
+        (tmp_path / name).mkdir()
+    assert folder_class_names(tmp_path) == ["__background__", "cat"]
+
+
 def test_one_heap_of_class_folders_is_the_training_split(tmp_path):
     write_images(tmp_path, 2, 3)
     assert len(read_folder(tmp_path, "train")) == 6
@@ -127,7 +149,8 @@ def test_one_heap_of_class_folders_is_the_training_split(tmp_path):
     (lambda root: write_images(root, 1, 1), r"holds 1 class folder\(s\): class0000; at least two"),
     (lambda root: (write_images(root, 2, 1), (root / "empty").mkdir()), r"empty holds no image"),
     (lambda root: (write_images(root / "train", 2, 1), write_images(root / "val", 3, 1)), "different classes: class0002"),
-    (lambda root: write_images(root / "test", 2, 1), "test is there but .*train is not"),
+    (lambda root: write_images(root / "test", 2, 1), "test is there but (?s:.*)Where test is a class, its"),
+    (lambda root: (write_images(root, 2, 1), (root / "train").mkdir()), r"(?s)holds 0 class.*Where train is a class itself"),
 ])  # fmt: skip
 def test_folders_that_do_not_fit_are_refused(tmp_path, make, message):
     make(tmp_path / "root")
@@ -205,3 +228,11 @@ def test_a_table_with_two_columns_of_a_name_or_half_a_quotation_is_refused(tmp_p
         read_table(write_table(tmp_path, "path,label,label\n"))
     with pytest.raises(InputError, match="is there a quotation mark without its second"):
         read_table(write_table(tmp_path, 'path,label\n"' + "a" * 200_000))
+    with pytest.raises(InputError, match="is there a quotation mark without its second"):
+        read_table(write_table(tmp_path, 'path,"label' + "a" * 200_000))
+
+
+def test_a_name_may_begin_with_a_tilde(tmp_path):
+    table = write_table(tmp_path, "path,label\n~$x/0.png,a\nimages/class0001/0.png,b\n")
+    (tmp_path / "images" / "class0000").rename(tmp_path / "~$x")
+    assert [str(file.relative_to(tmp_path)) for file in read_table(table).splits["train"].images] == ["~$x/0.png", "images/class0001/0.png"]
