@@ -2,7 +2,7 @@
 
 import os
 import sys
-from errno import ENAMETOOLONG, EPIPE
+from errno import EACCES, ENAMETOOLONG, EPERM, EPIPE
 from importlib import import_module
 from typing import NoReturn
 
@@ -67,11 +67,17 @@ def _fail(error: Exception) -> NoReturn:
     sys.exit(1 if isinstance(error, RunError) else 2)
 
 
-def _too_long(error: OSError | RecursionError) -> InputError:
-    """Says of what was typed that no file can have such a name, or that nobody reads anything so deep."""
-    if isinstance(error, OSError):
+def in_words(error: Exception) -> InputError | None:
+    """Says of what was typed that no file can have such a name, or may be opened, or that nobody reads anything so deep; None of anything else."""
+    if isinstance(error, OSError) and error.errno in (EACCES, EPERM) and error.filename is not None:
+        return InputError(f"{shortened(str(error.filename), 80)} can't be opened ({error.strerror}): it is not yours to read or write.")
+    if isinstance(error, OSError) and error.errno == ENAMETOOLONG:
         return InputError(f"a path of {len(str(error.filename)):,} characters is too long: {shortened(str(error.filename), 80)}")
-    return InputError("a value is nested too deeply to be read.")
+    if isinstance(error, RecursionError):
+        return InputError("a value is nested too deeply to be read.")
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return InputError("a path begins with ~ and a name that no user of this machine has: write ./~ where a file's name begins so.")
+    return None
 
 
 def main() -> None:
@@ -88,10 +94,10 @@ def main() -> None:
             if debug:
                 raise
             _fail(error)
-        except (OSError, RecursionError) as error:
-            if debug or (isinstance(error, OSError) and error.errno != ENAMETOOLONG):
+        except (OSError, RuntimeError) as error:
+            if debug or (told := in_words(error)) is None:
                 raise
-            _fail(_too_long(error))
+            _fail(told)
         except KeyboardInterrupt:
             if debug:
                 raise

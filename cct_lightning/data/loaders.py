@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -229,6 +230,8 @@ def make_loader(dataset: BatchDataset, sampler: KeyedSampler, num_workers: int, 
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        # Python 3.14's forkserver would copy all images that are in memory into every process.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_run,
     )

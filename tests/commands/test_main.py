@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cct_lightning.commands import main
 from cct_lightning.commands.help import COMMANDS
 from cct_lightning.commands.main import prepare
 from cct_lightning.commands.recipes import header, recipe_paths
@@ -110,3 +111,15 @@ def test_debug_shows_where_an_error_came_from():
 
 def test_headers_are_the_comments_at_the_top():
     assert header(recipe_paths()["digits"])[1] == "cct fit -c digits"
+
+
+def test_a_path_that_is_not_to_be_opened_is_told_without_a_traceback(cct):
+    outcome = cct("check", "~no-such-user/photos")
+    assert (outcome.code, outcome.err) == (
+        2,
+        "error: a path begins with ~ and a name that no user of this machine has: write ./~ where a file's name begins so.\n",
+    )
+    told = main.in_words(PermissionError(13, "Permission denied", "theirs/photos"))
+    assert str(told) == "theirs/photos can't be opened (Permission denied): it is not yours to read or write."
+    assert main.in_words(RuntimeError("anything else")) is None
+    assert main.in_words(OSError(28, "No space left on device", "x")) is None

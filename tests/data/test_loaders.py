@@ -1,5 +1,6 @@
 import functools
 import operator
+import sys
 
 import numpy as np
 import pytest
@@ -80,6 +81,12 @@ def test_draws_do_not_depend_on_the_workers_and_never_repeat():
     alone, two = noisy(0), noisy(2)
     assert torch.equal(alone, two)
     assert len({image.numpy().tobytes() for image in two}) == 192
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+def test_processes_share_the_images_in_memory_whatever_python_s_default_is():
+    loader = make_loader(BatchDataset(SPLIT, (8, 8), 3), train(), 2, False)
+    assert loader.multiprocessing_context.get_start_method() == "fork"
 
 
 @pytest.mark.slow
