@@ -22,7 +22,7 @@ from cct_lightning.data.fingerprint import Fingerprint, Past, Unseen
 from cct_lightning.data.folders import UNLABELLED, Split, no_test_images
 from cct_lightning.data.loaders import Batch, BatchDataset, KeyedSampler, MemoryLoader, default_workers, make_loader
 from cct_lightning.data.memory import Cache, decode_splits, to_tensors, write_features
-from cct_lightning.data.options import DataOptions
+from cct_lightning.data.options import DataOptions, Preprocessing
 from cct_lightning.data.preparation import Fitting, normalize, per_channel
 from cct_lightning.data.proportions import what_is_cut_off
 from cct_lightning.data.source import Read, Source
@@ -98,6 +98,12 @@ class ImageDataModule(L.LightningDataModule):
     def has_unlabelled(self) -> bool:
         """Whether training images have no labels: ``data.unlabelled``, or a data set without any."""
         return self.source.has_unlabelled
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become what the network takes, as evaluation sees them."""
+        limits = None if self.value_range is None else list(self.value_range)
+        return Preprocessing(self.image_size, self.in_chans, self.mean, self.std, self.crop_pct, self.fitting.mode, limits)
 
     def prepare_data(self) -> None:
         """Downloads the data set where it is missing; on one process of each machine."""

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 import cct_lightning
+from cct_lightning.data.module import ImageDataModule
 from cct_lightning.data.preparation import normalize
 from cct_lightning.errors import InputError
 from cct_lightning.networks.encoder import Encoder
@@ -290,6 +291,7 @@ class Task(L.LightningModule, ABC):
             "std": self.std,
             "grid_size": list(self.encoder.grid_size),
             "recipe": self.recipe,
+            "preprocessing": data.preprocessing.to_json() if isinstance(data := self.trainer.datamodule, ImageDataModule) else None,  # type: ignore[attr-defined]
             "seed": self.seed,
             "epoch_loss": float(self.trainer.strategy.reduce(self._epoch_loss.clone(), reduce_op="mean")),  # so far, for a stop inside an epoch
             "versions": {

@@ -62,7 +62,7 @@ def _of_timm(arch: str) -> dict[str, Any]:
 
 def _of_ours(about: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
     model, recipe = about["model"], about.get("recipe")
-    said = recipe["data"] if recipe else about.get("preprocessing") or {}
+    said = about.get("preprocessing") or (recipe["data"] if recipe else {})
     data = {name: model[name] for name in ("image_size", "in_chans", "mean", "std") if model[name] is not None}
     network = {name: model.get(name) for name in NETWORK}
     if given.get("model.pooling", model.get("pooling")) != model.get("pooling"):

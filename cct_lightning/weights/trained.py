@@ -129,8 +129,8 @@ def describe_run(opened: Opened) -> Saved:
             f"  LitClassifier.load_from_checkpoint({str(path)!r}, model=YOURS)"
         )
     check_head(path, model)
-    data = about["recipe"]["data"] if about["recipe"] else {}
-    seen = {"crop_pct": data.get("crop_pct", 1.0), "fit": data.get("fit", "crop")}
+    data = about.get("preprocessing") or (about["recipe"]["data"] if about["recipe"] else {})
+    seen = {"crop_pct": data.get("crop_pct", 1.0), "fit": data.get("fit") or "crop"}
     seen |= {"value_range": data["value_range"]} if data.get("value_range") else {}
     preprocessing = {name: model[name] for name in ("image_size", "in_chans", "mean", "std")} | seen
     names, members, output = _class_names(model["class_names"], model), about.get("members") or 1, Output.from_json(about.get("output"))

@@ -1,15 +1,18 @@
 import json
 import pickle
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from pictures import write_images
 from trained import NAMES, write_checkpoint, write_export
 
-from cct_lightning import InputError
+from cct_lightning import ImageDataModule, InputError, LitClassifier
 from cct_lightning.data.options import Preprocessing
 from cct_lightning.run_folder import find_network
-from cct_lightning.weights.files import KEY
+from cct_lightning.weights.files import KEY, open_weights
+from cct_lightning.weights.inspection import describe
 from cct_lightning.weights.trained import build, read_saved
 
 
@@ -44,6 +47,21 @@ def test_without_recipe_and_names_the_whole_image_and_numbers(tmp_path):
     saved = read_saved(write_checkpoint(tmp_path / "a.ckpt", recipe=False, class_names=None))
     assert saved.preprocessing["crop_pct"] == 1.0
     assert saved.class_names == ["0", "1", "2"]
+
+
+def test_a_checkpoint_of_a_script_knows_how_its_images_were_seen(tmp_path):
+    write_images(tmp_path / "photos", 2, 6, 20)
+    data = ImageDataModule("image_folder", tmp_path / "photos", image_size=16, batch_size=4, fit="pad", crop_pct=0.9, value_range=(0, 4095), seed=0)
+    about = {"image_size": 16, "class_names": data.class_names, "num_classes": 2, "mean": data.mean, "std": data.std}
+    module = LitClassifier("cvt_2_4_32", depth=1, **about)
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    seen = {name: read_saved(tmp_path / "mine.ckpt").preprocessing[name] for name in ("fit", "crop_pct", "value_range")}
+    assert seen == {"fit": "pad", "crop_pct": 0.9, "value_range": [0, 4095]}
+    assert describe(open_weights(tmp_path / "mine.ckpt"))["data"].items() >= seen.items()
 
 
 def test_what_is_built_takes_the_weights_of_the_checkpoint(tmp_path):
