@@ -53,7 +53,9 @@ def write_report(report: AnyReport, folder: Path, about: Mapping[str, Any]) -> N
 
 def _cell(value: str | float | None) -> str | int:
     if isinstance(value, float):
-        return f"{value:.6f}" if math.isfinite(value) else ""
+        if not math.isfinite(value):
+            return ""
+        return f"{value:.7g}" if 0 < abs(value) < 0.01 else f"{value:.6f}"  # numbers in their own units may be of any size
     return "" if value is None else value
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cct_lightning.data.files import Array
 from cct_lightning.data.folders import Split, class_folders, class_images
+from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.calibration import Calibration, describe_calibration, fit_temperature, measure_temperature
 from cct_lightning.evaluation.options import Tta
@@ -53,16 +54,22 @@ def calibrate(
 
 
 def calibrate_checkpoint(
-    checkpoint: Opened, splits: Mapping[str, tuple[Split, Array]], accelerator: str = "auto", batch_size: int = 32, tta: Tta = "none"
+    checkpoint: Opened,
+    splits: Mapping[str, tuple[Split, Array]],
+    accelerator: str = "auto",
+    batch_size: int = 32,
+    tta: Tta = "none",
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> str:
-    """Fits a temperature to the validation images of a run, keeps it, and measures it on the test images where there are some.
+    """Fits a temperature to the validation images of a run, keeps it, and measures it on the test images where these are given.
 
     Args:
         checkpoint: What is calibrated.
-        splits: Of ``ImageDataModule.splits``, by name: images, and which of them are meant. ``val`` is among them.
+        splits: Of ``ImageDataModule.splits``, by name: images, and which of them are meant. ``val`` is among them, ``test`` may be.
         accelerator: As Lightning names it; what predictions know no word for is left to them.
         batch_size: Images at a time.
         tta: What is seen of each.
+        max_megapixels: Images of more millions of pixels are not read.
 
     Returns:
         What came of it, as it is printed.
@@ -73,7 +80,7 @@ def calibrate_checkpoint(
     from cct_lightning.inference.opening import load
 
     known = accelerator if accelerator in ACCELERATORS else "auto"
-    predictor = load(checkpoint, accelerator=known, batch_size=batch_size, calibrated=False)
+    predictor = load(checkpoint, accelerator=known, batch_size=batch_size, calibrated=False, max_megapixels=max_megapixels)
     found = calibrate(predictor, *labelled(*splits["val"]), tta=tta)
     lines = [
         f"calibration  temperature {found.temperature:.4f}, kept in {calibration_path(checkpoint.path)}",

@@ -20,7 +20,7 @@ from cct_lightning.evaluation.options import PASSES
 from cct_lightning.run_folder import ENSEMBLE, RunFolder, tables_beside
 from cct_lightning.side_files import read_json, read_text, to_number
 from cct_lightning.tasks.registry import DEFAULT
-from cct_lightning.weights.sources import HUB, PUBLISHED, inside
+from cct_lightning.weights.sources import HUB, PUBLISHED, inside, sha256
 from cct_lightning.weights.trained import Saved
 from cct_lightning.wording import percent, printable
 
@@ -32,6 +32,8 @@ ON_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist":
 # Keys of a run that say where it was computed, or where something lies: neither repeats it, and the latter is nobody's business.
 PLACES = ("data.root", "data.unlabelled", "data.num_workers", "data.cache", "data.max_megapixels", "model.distill.cache")
 NO_PATHS = ("model.arch", "data.fold")  # though there is a / in their values
+# What says of a test which images it sees, and how.
+TESTED = {"dataset", "root", "test_fraction", "split_seed", "fold", "image_size", "crop_pct", "fit", "value_range"}
 TRAINER = ("max_epochs", "min_epochs", "max_steps", "min_steps", "precision", "accumulate_grad_batches", "gradient_clip_val",
            "gradient_clip_algorithm", "check_val_every_n_epoch", "val_check_interval", "limit_train_batches", "limit_val_batches",
            "limit_test_batches")  # fmt: skip
@@ -72,12 +74,21 @@ def look_up(saved: Saved) -> Told:
         return Told(recipe, _numbers(read_json(path.with_name("summary.json"))), {}, {})
     run = RunFolder(path.parent.parent) if path.parent.name == "checkpoints" else None
     test = read_json(tables_beside(path, str(_group(recipe, "data").get("dataset")), "test") / "measures.json")
+    if not _is_of(test, path, _group(recipe, "data")):
+        test = {}
     rows: dict[str, int] = {}
     for row in read_rows(run.images_file) if run is not None else []:
         if row.split != "class":
             rows[row.split] = rows.get(row.split, 0) + (row.size if row.name == f"the set of {row.split} images" else 1)
     views = {"tta": test["tta"]} if test.get("tta") in tuple(PASSES) else {}
     return Told(recipe, run.summary if run is not None else {}, _numbers(test) | views, rows)
+
+
+def _is_of(test: Mapping[str, Any], checkpoint: Path, data: Mapping[str, Any]) -> bool:
+    """Tells whether a test was of these very weights, and of the images that its run sets aside, as the run sees them."""
+    theirs = _group(test, "data")
+    same = all(theirs[name] == (list(data[name]) if isinstance(data[name], tuple) else data[name]) for name in TESTED & theirs.keys() & data.keys())
+    return same and ("sha256" not in test or test["sha256"] == sha256(checkpoint))
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,11 +38,11 @@ def sample_pictures(source: Opened | None, preprocessing: Preprocessing, folder:
     root = Path(recipe["data"]["root"]).expanduser() if recipe and recipe["data"].get("dataset") == "image_folder" else None
     chosen = folder or root
     files = [found.path for found in islice(find_images([chosen]), LOOKED_AT) if not found.error] if chosen is not None else []
-    if folder is not None and not files:
-        raise InputError(f"--images {folder} holds no image.")
-    if files:
-        files = files[:: -(-len(files) // NUM_IMAGES)]
-        pixels, where = [_decode(Path(file), preprocessing) for file in files], f"{len(files)} image{'s' * (len(files) > 1)} of {chosen}"
+    pixels, problems = _read_some(files, preprocessing)
+    if folder is not None and not pixels:
+        raise InputError(f"--images {folder} holds no image{f' that can be read: {problems[0]}' if problems else '.'}")
+    if pixels:
+        where = f"{len(pixels)} image{'s' * (len(pixels) > 1)} of {chosen}"
     else:
         from sklearn.datasets import load_sample_images
 
@@ -54,6 +54,21 @@ def sample_pictures(source: Opened | None, preprocessing: Preprocessing, folder:
     # Of more channels than files have, the colours are repeated.
     fitted = [prepare(p[..., np.arange(preprocessing.in_chans) % p.shape[-1]], preprocessing) for p in pixels]
     return np.stack(fitted), where
+
+
+def _read_some(files: Sequence[str], preprocessing: Preprocessing) -> tuple[list[Array], list[InputError]]:
+    """Reads up to ``NUM_IMAGES`` files, spread over all; returns also what is wrong with the first of those that can't be read."""
+    pixels: list[Array] = []
+    problems: list[InputError] = []
+    step = -(-len(files) // NUM_IMAGES) or 1
+    for file in [*files[::step], *(file for start in range(1, step) for file in files[start::step])]:
+        if len(pixels) == len(files[::step]) or len(problems) == NUM_IMAGES:
+            break
+        try:
+            pixels.append(_decode(Path(file), preprocessing))
+        except InputError as error:
+            problems.append(error)
+    return pixels, problems
 
 
 def _decode(file: Path, preprocessing: Preprocessing) -> Array:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cct_lightning.data.files import Array
 from cct_lightning.data.folders import Split
+from cct_lightning.data.options import MAX_MEGAPIXELS
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.options import Rejects, Tta
 from cct_lightning.evaluation.rejection import (
@@ -112,16 +113,18 @@ def reject_checkpoint(
     accelerator: str = "auto",
     batch_size: int = 32,
     tta: Tta = "none",
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> str:
-    """Chooses the threshold on the validation images of a run, keeps it, and measures it on the test images and outliers where there are some.
+    """Chooses the threshold on the validation images of a run, keeps it, and measures it on test images and outliers where these are given.
 
     Args:
         checkpoint: Of the run. A temperature that lies beside it counts.
         asked: What is asked for.
-        splits: Of ``ImageDataModule.splits``, by name: images, and which of them are meant. ``val`` is among them.
+        splits: Of ``ImageDataModule.splits``, by name: images, and which of them are meant. ``val`` is among them, ``test`` may be.
         accelerator: As Lightning names it; what predictions know no word for is left to them.
         batch_size: Images at a time.
         tta: What is seen of each.
+        max_megapixels: Images of more millions of pixels are not read.
 
     Returns:
         What came of it, as it is printed.
@@ -132,7 +135,7 @@ def reject_checkpoint(
     from cct_lightning.inference.opening import load
 
     known = accelerator if accelerator in ACCELERATORS else "auto"
-    predictor = load(checkpoint, accelerator=known, batch_size=batch_size)
+    predictor = load(checkpoint, accelerator=known, batch_size=batch_size, max_megapixels=max_megapixels)
     of_validation = choose_rejection(predictor, *labelled(*splits["val"]), asked.share, asked.by, tta=tta)
     rejection = predictor.rejection
     assert rejection is not None

@@ -16,7 +16,7 @@ from cct_lightning.callbacks import EMA, TestReport
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError, RunError
 from cct_lightning.networks.classifier import ImageClassifier, LoadReport, count_flops
-from cct_lightning.run_folder import RunFolder
+from cct_lightning.run_folder import RunFolder, tables_beside
 from cct_lightning.runs.checkpointing import WholeFileIO
 from cct_lightning.runs.full_disk import full_disk
 from cct_lightning.runs.page import write_page
@@ -268,7 +268,8 @@ class Session:
         tested = trainer.test(self.module, self.data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
         confidence = None
         if trainer.is_global_zero and checkpoint and isinstance(self.module, KeepsOutcomes):
-            report, folder, problem = write_tables("test", tested, Path(checkpoint), self.module, self.data, self.setting.recipe["data"])
+            folder = tables_beside(Path(checkpoint), self.data.dataset, "test")
+            report, problem = write_tables(folder, "test", tested, Path(checkpoint), self.module, self.data, self.setting.recipe["data"])
             if problem:
                 print(f"{folder} can't be written ({problem.strerror or problem}).")
             confidence = report.confidence

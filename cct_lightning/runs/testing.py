@@ -1,5 +1,6 @@
 """What a checkpoint is worth on the test or the validation images: measured, and told in tables."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 
 from cct_lightning.data.module import ImageDataModule
+from cct_lightning.data.places import OWN
 from cct_lightning.errors import InputError
 from cct_lightning.evaluation.options import Rejects, cost
 from cct_lightning.evaluation.reports import AnyReport, report_of
@@ -20,17 +22,25 @@ from cct_lightning.tasks.labelled import tta_of
 from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import Opened
+from cct_lightning.weights.sources import sha256
 
 Stage = Literal["val", "test"]
 NAMES = {"val": "validation", "test": "test"}
 
 
 def write_tables(
-    stage: Stage, measured: Mapping[str, Any], checkpoint: Path, module: KeepsOutcomes, data: ImageDataModule, images: Mapping[str, Any]
-) -> tuple[AnyReport, Path, OSError | None]:
-    """Writes what an evaluation found into a folder beside the checkpoint.
+    folder: Path,
+    stage: Stage,
+    measured: Mapping[str, Any],
+    checkpoint: Path,
+    module: KeepsOutcomes,
+    data: ImageDataModule,
+    images: Mapping[str, Any],
+) -> tuple[AnyReport, OSError | None]:
+    """Writes what an evaluation found.
 
     Args:
+        folder: Where to.
         stage: Which images were measured.
         measured: By name, ``test/accuracy`` and so on.
         checkpoint: What was measured.
@@ -39,7 +49,7 @@ def write_tables(
         images: The group ``data`` of the recipe.
 
     Returns:
-        What was found, the folder, and why it can't be written.
+        What was found, and why the folder can't be written.
     """
     assert module.outcomes is not None
     split, chosen = data.splits[stage]
@@ -47,14 +57,28 @@ def write_tables(
     measures = {name.removeprefix(f"{stage}/"): float(value) for name, value in measured.items() if name.startswith(f"{stage}/")}
     source = data.dataset if set_aside else f"the {NAMES[stage]} split"
     report = report_of(module.outcomes, data.class_names, split.files, source, measures)
-    folder = tables_beside(checkpoint, data.dataset, stage)
     told = {name: value for name, value in images.items() if name != "augment"}  # which is for training alone
-    about = {"checkpoint": checkpoint.name, "split": stage, "split_size": len(chosen), "tta": tta_of(module), "data": told}
+    about = {
+        "checkpoint": checkpoint.name,
+        "sha256": sha256(checkpoint),
+        "split": stage,
+        "split_size": len(chosen),
+        "tta": tta_of(module),
+        "data": told,
+    }
     try:
         write_report(report, folder, about)
     except OSError as error:
-        return report, folder, error
-    return report, folder, None
+        return report, error
+    return report, None
+
+
+def tables_of(checkpoint: Opened, data: ImageDataModule, stage: Stage) -> Path:
+    """Names the folder for what an evaluation finds: beside the checkpoint, of other images than its run's named after these, too."""
+    said = (checkpoint.about or {}).get("recipe") or {}
+    own, root = (os.path.abspath(Path(place).expanduser()) for place in (said.get("data", {}).get("root", data.root), data.root))
+    name = data.dataset if own == root or data.dataset not in OWN else f"{data.dataset}-{Path(root).stem}"
+    return tables_beside(checkpoint.path, name, stage)
 
 
 def _check_fitting(flags: Sequence[str], module: Task, data: ImageDataModule) -> None:
@@ -103,8 +127,15 @@ def evaluate(
         check_class_names(str(path), module.class_names, network.num_classes, data.class_names, where)
     if isinstance(module, KeepsOutcomes):
         module.collect = True
-    root = trainer["default_root_dir"] or str(tables_beside(path, data.dataset, stage))
-    runner = Trainer(**{**trainer, "default_root_dir": root, "enable_checkpointing": False, "logger": trainer["logger"] or False})
+    folder = tables_of(checkpoint, data, stage)
+    runner = Trainer(
+        **{
+            **trainer,
+            "default_root_dir": trainer["default_root_dir"] or str(folder),
+            "enable_checkpointing": False,
+            "logger": trainer["logger"] or False,
+        }
+    )
     make_ours(runner, checkpoint)
     measure = runner.test if stage == "test" else runner.validate
     measure(module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
@@ -115,12 +146,13 @@ def evaluate(
         return "\n".join([f"{NAMES[stage]} of {source}", *(f"  {name} {float(value):.4f}" for name, value in runner.callback_metrics.items())])
     if module.outcomes is None:
         raise InputError("no image was measured: leave out trainer.limit_test_batches=0 and trainer.limit_val_batches=0.")
-    report, folder, problem = write_tables(stage, runner.callback_metrics, path, module, data, images)
+    report, problem = write_tables(folder, stage, runner.callback_metrics, path, module, data, images)
     there = len(data.splits[stage][1])
     limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
     tta = tta_of(module)
     told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images{cost(tta)}", str(path), folder, problem)
-    return told + _set(checkpoint, calibrates, rejects, (data.splits, str(trainer["accelerator"]), data.batch_size, tta))
+    splits = {name: data.splits[name] for name in ("val", stage) if name in data.splits}  # no test image is looked at in a validation
+    return told + _set(checkpoint, calibrates, rejects, (splits, str(trainer["accelerator"]), data.batch_size, tta, data.max_megapixels))
 
 
 def _set(checkpoint: Opened, calibrates: bool, rejects: Rejects | None, where_and_how: tuple[Any, ...]) -> str:

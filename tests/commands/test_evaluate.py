@@ -117,6 +117,11 @@ def test_images_that_were_drawn_from_others_are_not_taken_for_a_test(cct, tmp_pa
     assert trained.code == 0, trained.err
     (run,) = tmp_path.glob("runs/image_folder/*")
     assert cct("test", run).code == 0
+    validated = cct("validate", run, "--calibrate", "--reject", 0.9)
+    assert validated.code == 0, validated.err
+    assert "validation: " in validated.out
+    assert "test: " not in validated.out
+    assert "test: " in cct("test", run, "--calibrate").out
     shutil.copytree("photos", "held/train")
     write_images(tmp_path / "held" / "test", 2, 3, 16)
     for name in ("class0000", "class0001"):
@@ -126,6 +131,10 @@ def test_images_that_were_drawn_from_others_are_not_taken_for_a_test(cct, tmp_pa
         assert refused.code == 2
         assert "was trained on: class0000/new.png is new, and 1 more differs.\n" in refused.err
         assert len(refused.err.splitlines()) == 3
-    # test images of their own are never drawn, validation images then are
+    # test images of their own are never drawn, validation images then are; the run's tables stay what they are
+    (tables,) = run.glob("checkpoints/best-*-test")
+    before = (tables / "measures.json").read_text()
     assert cct("test", run, "--data.root", "held").code == 0
+    assert (tables / "measures.json").read_text() == before
+    assert measures(tables.with_name("best-image_folder-held-test"))["data"]["root"] == "held"
     assert "val images are drawn from all of them" in cct("validate", run, "--data.root", "held").err

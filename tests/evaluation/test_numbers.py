@@ -47,3 +47,11 @@ def test_the_report_tells_the_image_that_is_furthest_off_first(tmp_path):
     write_report(report, tmp_path / "tables", {"split": "test"})
     assert (tmp_path / "tables/numbers.csv").read_text().splitlines()[0] == "name,n,mae,rmse,r2,mean,std"
     assert len(draw_scatter(report).axes) == 2
+
+
+def test_small_numbers_keep_their_digits(tmp_path):
+    targets = torch.tensor([[1e-7], [3e-7], [5e-7]])
+    report = make_number_report(NumberOutcomes(torch.arange(3), targets, targets + 1e-8), ["metres"], None, "", {})
+    write_report(report, tmp_path / "tables", {})
+    ((_, n, mae, _, _, mean, _),) = [line.split(",") for line in (tmp_path / "tables/numbers.csv").read_text().splitlines()[1:]]
+    assert (n, float(mae), float(mean)) == ("3", pytest.approx(1e-8, rel=1e-3), pytest.approx(3e-7, rel=1e-6))

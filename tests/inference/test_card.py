@@ -8,6 +8,7 @@ from trained import write_checkpoint
 from cct_lightning import InputError
 from cct_lightning.commands.keys import flatten
 from cct_lightning.inference.card import PLACE, Told, _without_places, card, look_up, recipe_of, with_license
+from cct_lightning.weights.sources import sha256
 from cct_lightning.weights.trained import read_saved
 
 RECIPE = {
@@ -106,6 +107,15 @@ def test_damaged_side_files_cost_their_figures_alone(run):
     (run.parent / "best-image_folder-test" / "measures.json").write_text('{"accuracy": "0.8", "n": [1], "tta": {}, "f1": 0.5}')
     (run.parent.parent / "summary.json").write_text('{"val_accuracy": "a"}')
     assert "nothing was measured" in write(run)[1]
+
+
+@pytest.mark.parametrize("other", [{"data": {"root": "/home/anna/others"}}, {"sha256": "0" * 64}])
+def test_a_test_of_other_images_or_weights_is_not_the_run_s(run, other):
+    path = run.parent / "best-image_folder-test" / "measures.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": sha256(run)}))
+    assert "test, 120 images" in write(run)[1]
+    path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
+    assert "test, " not in write(run)[1]
 
 
 def test_sets_by_name_and_weights_of_the_hub_are_named_as_there(run):

@@ -373,6 +373,21 @@ def test_pictures_are_of_the_networks_size_and_differ(tmp_path):
         assert len({picture.tobytes() for picture in pictures}) == 16
 
 
+def test_an_image_that_can_not_be_read_is_left_out_of_the_comparison(tmp_path):
+    from cct_lightning.data.options import Preprocessing
+
+    preprocessing = Preprocessing((8, 8), 3, [0.5] * 3, [0.5] * 3, 1.0)
+    folder = write_images(tmp_path / "photos", 2, 10, 8)
+    for bad in ("class0000/0.png", "class0001/9.png"):
+        (folder / bad).write_bytes(b"no image")
+    pictures, where = cct_lightning.inference.comparison.sample_pictures(None, preprocessing, folder)
+    assert (len(pictures), where) == (10, f"10 images of {folder}")
+    for image in folder.rglob("*.png"):
+        image.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"photos holds no image that can be read: .*0\.png can't be read"):
+        cct_lightning.inference.comparison.sample_pictures(None, preprocessing, folder)
+
+
 def _truncated(folder):
     (folder / "t.ckpt").write_bytes((folder / "a.ckpt").read_bytes()[:2000])
 
