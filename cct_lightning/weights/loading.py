@@ -141,6 +141,10 @@ def _fit(state: dict[str, Tensor], encoder: Encoder, grid: Sequence[int] | None,
         from cct_lightning.weights.timm_weights import from_timm
 
         state = from_timm(state, encoder, report)
+    else:
+        from cct_lightning.weights.timm_weights import fit_positions_of_timm
+
+        fit_positions_of_timm(encoder, state, (grid[0], grid[1]) if grid else None, report)
     fit_channels(encoder, state, report)
     is_sine = isinstance(encoder, ViTEncoder) and encoder.position == "sine"
     if report.format == "reference" and is_sine and "encoder.pos_embed" not in state:

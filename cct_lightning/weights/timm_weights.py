@@ -1,11 +1,13 @@
 """timm's weights: had by name, and put under our names. Imports timm, so it is itself imported where these are meant."""
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import huggingface_hub.constants
 import timm
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from cct_lightning.errors import InputError
@@ -83,3 +85,20 @@ def from_timm(state: dict[str, Tensor], encoder: Encoder, report: LoadReport) ->
         if name == "pos_embed" and name in state and state[name].shape != tensor.shape:
             report.resized["encoder.model.pos_embed"] = (f"{state[name].shape[1]} positions", f"{tensor.shape[1]} (bicubic)")
     return ours
+
+
+def fit_positions_of_timm(encoder: Encoder, state: dict[str, Tensor], old_grid: tuple[int, int] | None, report: LoadReport) -> None:
+    """Resizes the positions of a network of timm's that was trained here, under our names, as timm does (bicubic, antialias).
+
+    Only those of a table (1, P + N, D) of all patches are; what else differs is refused where shapes are compared.
+    """
+    name, target = "encoder.model.pos_embed", encoder.state_dict().get("model.pos_embed")
+    if not isinstance(encoder, TimmEncoder) or target is None or (table := state.get(name)) is None or table.ndim != 3 or table.shape == target.shape:
+        return
+    prefix = target.shape[1] - math.prod(encoder.grid_size)  # the class token has a position in some networks
+    side = math.isqrt(max(table.shape[1] - prefix, 0))
+    grid = old_grid or (side, side)
+    if prefix < 0 or math.prod(grid) != table.shape[1] - prefix:
+        return
+    state[name] = resample_abs_pos_embed(table, list(encoder.grid_size), list(grid), prefix)
+    report.resized[name] = ("x".join(map(str, grid)), "x".join(map(str, encoder.grid_size)) + " (bicubic)")

@@ -210,6 +210,19 @@ def test_timms_positions_are_resized_by_timm(tmp_path, monkeypatch):
     assert report.resized == {"encoder.model.pos_embed": ("10 positions", "17 (bicubic)")}
 
 
+@pytest.mark.parametrize("grid", [True, False])
+def test_the_positions_of_a_run_of_timm_s_network_are_resized_by_timm_too(tmp_path, grid):
+    source, larger = on_timm(small_timm()), timm.create_model(TIMM, img_size=64, num_classes=0, depth=2, embed_dim=24, num_heads=3)
+    about = {KEY: {"grid_size": list(source.encoder.grid_size)}} if grid else {}
+    torch.save({"state_dict": source.state_dict(), **about}, tmp_path / "run.ckpt")
+    model = on_timm(larger)
+    report = load_weights(model, tmp_path / "run.ckpt")
+    assert report.resized == {"encoder.model.pos_embed": ("3x3", "4x4 (bicubic)")}
+    inner = {name.removeprefix("encoder.model."): tensor for name, tensor in source.state_dict().items() if name.startswith("encoder.model.")}
+    expected = timm.models.vision_transformer.checkpoint_filter_fn(inner, larger)["pos_embed"]
+    torch.testing.assert_close(model.state_dict()["encoder.model.pos_embed"], expected, atol=1e-6, rtol=0)
+
+
 def test_timms_weights_by_name_need_a_network_or_a_file(monkeypatch):
     def no_network(*args, **options):
         raise RuntimeError("no address for huggingface.co")
