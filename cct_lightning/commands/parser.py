@@ -12,7 +12,7 @@ from cct_lightning.data.imports import allowing
 from cct_lightning.data.module import ImageDataModule
 from cct_lightning.errors import InputError, did_you_mean
 from cct_lightning.runs.loggers import in_words, put
-from cct_lightning.runs.options import CheckpointConfig, WandbConfig
+from cct_lightning.runs.options import CheckpointConfig, WandbConfig, mode_of
 from cct_lightning.runs.trainer import Setting
 from cct_lightning.tasks.options import FROM_DATA
 from cct_lightning.tasks.registry import DEFAULT, TASKS, task_class
@@ -62,8 +62,7 @@ class CLI(LightningCLI):
         parser.add_class_arguments(WandbConfig, "wandb")
         parser.add_class_arguments(CheckpointConfig, "checkpoint")
         measure = task_class(self.task).measure
-        best = {"monitor": "val/loss", "mode": "min"} if measure is None else {"monitor": f"val/{measure}"}
-        parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
+        parser.set_defaults({"checkpoint.monitor": f"val/{measure or 'loss'}"})
         if self.trains:
             taken = signature(self._model_class).parameters
             for name in filter(taken.__contains__, FROM_DATA):
@@ -87,6 +86,7 @@ class CLI(LightningCLI):
         known = task_class(self.task).measures
         if self.trains and monitor not in known:
             raise InputError(f"checkpoint.monitor={monitor} is no measure of the validation.{did_you_mean(monitor, known)}")
+        config.checkpoint.mode = mode_of(monitor, config.checkpoint.mode)
 
     @property
     def base(self) -> Path:

@@ -21,6 +21,7 @@ from cct_lightning.commands.words import CONFIG, Typed, read_words
 from cct_lightning.errors import InputError, RunError
 from cct_lightning.networks.presets import VARIANTS
 from cct_lightning.plain_yaml import read_yaml
+from cct_lightning.runs.options import mode_of
 from cct_lightning.studies.space import HOW, Choices, Numbers, plain, read_values
 from cct_lightning.tasks.options import FROM_DATA
 from cct_lightning.tasks.registry import DEFAULT
@@ -188,7 +189,8 @@ def _judged_by(usual: Mapping[str, Any]) -> tuple[str, Literal["max", "min"]]:
     """Returns the measure that trials are judged by, and which of it is better; no measure where the task says it, whose class needs torch."""
     if "checkpoint.monitor" not in usual and _usual("task", usual) != DEFAULT:
         return "", "max"
-    return str(_usual("checkpoint.monitor", usual)), "min" if _usual("checkpoint.mode", usual) == "min" else "max"
+    monitor = str(_usual("checkpoint.monitor", usual))
+    return monitor, mode_of(monitor, _usual("checkpoint.mode", usual))
 
 
 def _by_task(search: "Search") -> "Search":
@@ -196,7 +198,7 @@ def _by_task(search: "Search") -> "Search":
     from cct_lightning.tasks.registry import task_class
 
     monitor = task_class(search.task).measures[0]
-    return replace(search, monitor=monitor, mode="min" if monitor.endswith("loss") else "max")
+    return replace(search, monitor=monitor, mode=mode_of(monitor))
 
 
 def main(arguments: list[str]) -> None:

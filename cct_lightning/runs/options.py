@@ -29,6 +29,9 @@ class WandbConfig:
     log_model: Literal["none", "best"] = "none"
 
 
+Mode = Literal["max", "min"]
+
+
 @dataclass(frozen=True)
 class CheckpointConfig:
     """Which epoch is the best, kept as best.ckpt; the last is always kept as last.ckpt.
@@ -36,11 +39,16 @@ class CheckpointConfig:
     Args:
         monitor: Measure that is compared after each validation. Left out, it is the task's own: val/mAP of task multilabel, val/r2 of regression, and
             val/loss, with mode min, of masked.
-        mode: max keeps the highest, min the lowest.
+        mode: max keeps the highest, min the lowest; null: the lowest of losses and errors (loss, calibration_error, mae, rmse), else the highest.
     """
 
     monitor: str = "val/accuracy"
-    mode: Literal["max", "min"] = "max"
+    mode: Mode | None = None
+
+
+def mode_of(monitor: str, mode: Mode | None = None) -> Mode:
+    """Returns which of a measure is better, where it was not said."""
+    return mode or ("min" if monitor.split("/")[1:2] in (["loss"], ["calibration_error"], ["mae"], ["rmse"]) else "max")
 
 
 # Where a run is computed, not what it is: these keys may differ when it is resumed.

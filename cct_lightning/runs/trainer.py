@@ -24,7 +24,7 @@ from cct_lightning.run_folder import RunFolder
 from cct_lightning.runs.checkpointing import BestCheckpoint, RunCheckpoint, WholeFileIO
 from cct_lightning.runs.lightning_private import own_signals, validate_at_end
 from cct_lightning.runs.metrics_file import MetricsFile
-from cct_lightning.runs.options import CheckpointConfig, WandbConfig
+from cct_lightning.runs.options import CheckpointConfig, WandbConfig, mode_of
 from cct_lightning.runs.ranks import Ranks
 from cct_lightning.runs.search import LENGTHS
 from cct_lightning.runs.sitting import Sitting
@@ -158,7 +158,8 @@ class Parts:
             return
         if setting.keeps_checkpoints and data.has_validation and given["limit_val_batches"] != 0:
             keep = setting.checkpoint
-            self.best = BestCheckpoint(folder.checkpoints, "best", monitor=keep.monitor, mode=keep.mode, enable_version_counter=False)
+            mode = mode_of(keep.monitor, keep.mode)
+            self.best = BestCheckpoint(folder.checkpoints, "best", monitor=keep.monitor, mode=mode, enable_version_counter=False)
             self.best.measure = module.measure
         self.tracker = _tracker(setting, folder, module)
         loggers = [*as_list(given["logger"]), MetricsFile(folder.path, name="", version="")]

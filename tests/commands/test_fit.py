@@ -155,8 +155,9 @@ def test_the_training_loss_and_rate_reach_the_loggers(cct, tmp_path):
 
 
 def test_the_best_epoch_may_be_chosen_by_another_measure(cct, tmp_path):
-    cct("fit", "-c", "digits", *SHORT, "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "min")
+    cct("fit", "-c", "digits", *SHORT, "--checkpoint.monitor", "val/loss")
     run = only(tmp_path.glob("runs/digits/*"))
+    assert yaml.safe_load((run / "config.yaml").read_text())["checkpoint"] == {"monitor": "val/loss", "mode": "min"}
     rows = [row for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()) if row["val/loss"]]
     best = min(rows, key=lambda row: float(row["val/loss"]))
     assert json.loads((run / "summary.json").read_text())["val_accuracy"] == pytest.approx(float(best["val/accuracy"]))

@@ -85,8 +85,7 @@ def test_a_search_from_python_is_the_same(tmp_path, monkeypatch):
 
 
 def test_what_is_typed_is_what_is_searched():
-    request = prepare(["-c", "digits", *RATE, "--key", "model.depth=2,3", "--minutes", "1.5", "--data.root=a b", "--checkpoint.monitor", "val/loss",
-                       "--checkpoint.mode", "min"])  # fmt: skip
+    request = prepare(["-c", "digits", *RATE, "--key", "model.depth=2,3", "--minutes", "1.5", "--data.root=a b", "--checkpoint.monitor", "val/loss"])
     search = request.search
     assert search.space == {"model.optim.lr": Numbers(1e-4, 1e-2, log=True), "model.depth": Choices((2, 3))}
     assert search.usual == {"model.optim.lr": 1e-3, "model.depth": 2}  # the depth is the network's
