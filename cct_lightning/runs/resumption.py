@@ -7,8 +7,10 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from cct_lightning.callbacks import ProgressBar
 from cct_lightning.errors import InputError
 from cct_lightning.tasks.registry import DEFAULT
+from cct_lightning.training.options import OptimConfig
 from cct_lightning.weights.files import Opened
 from cct_lightning.weights.soundness import not_finite, tensors_in
 
@@ -104,8 +106,11 @@ def check_states(trainer: Trainer, checkpoint: Mapping[str, Any], path: object) 
     if lacking := _lacking(trainer.fit_loop.state_dict(), checkpoint["loops"]["fit_loop"], "loops.fit_loop"):
         raise InputError(f"{path} can't be gone on from: {lacking} is missing.")
     states = checkpoint["callbacks"]
+    bar = ProgressBar.__qualname__  # which may be off in one sitting and on in another
+    if not any(isinstance(callback, ProgressBar) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        states.pop(bar, None)
     ours = {callback.state_key for callback in trainer.callbacks if callback.state_dict()}  # type: ignore[attr-defined]
-    for name in sorted(states.keys() ^ ours):
+    for name in sorted((states.keys() ^ ours) - {bar}):
         short = name.partition("{")[0]
         what = f"the run has no callback {short}" if name in states else f"it has none of the callback {short}"
         raise InputError(f"{path} can't be gone on from: of the states of callbacks, {what} ({name:.150}).")
@@ -181,7 +186,7 @@ def _check_counts(opened: Opened) -> None:
 def _check_optimizer(opened: Opened, recipe: Mapping[str, Any]) -> None:
     """Refuses an optimizer that begins anew, in whole or in part."""
     state, optim = opened.content["optimizer_states"][0], recipe["model"].get("optim") or {}
-    if str(optim.get("name")).lower() == "sgd" and not optim.get("momentum"):
+    if str(optim.get("name")).lower() in ("sgd", "momentum") and not optim.get("momentum", OptimConfig.momentum):
         return  # which remembers nothing
     parameters = [key for group in state["param_groups"] for key in group.get("params", ())]
     absent = [key for key in parameters if not state["state"].get(key)]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from cct_lightning.runs.options import Watch
 
@@ -18,7 +19,7 @@ class Watched(Callback):
         self._watch = watch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:  # EMA's raw weights are validated behind the training
             return
         measures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         share = min(trainer.global_step / max(float(trainer.estimated_stepping_batches), 1.0), 1.0)

@@ -166,6 +166,7 @@ class Teaching:
             "image_size": list(data.image_size), "first_sizes": [sizes, trainer.estimated_stepping_batches] if sizes else [],
             "in_chans": data.in_chans, "mean": data.mean, "std": data.std, "crop_pct": data.crop_pct,
             **({} if data.fitting.mode == "crop" else {"fit": data.fitting.mode}),
+            **({} if data.value_range is None else {"value_range": list(data.value_range)}),
             "rank": trainer.global_rank, "world_size": trainer.world_size, "precision": str(trainer.precision), "device": device.type,
             "cct_lightning": cct_lightning.__version__, "torch": str(torch.__version__),
         }  # fmt: skip

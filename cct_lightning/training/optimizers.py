@@ -68,9 +68,13 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
         if given and not timm.optim.get_optimizer_info(name).has_betas:
             raise InputError(f"optim.betas={config.betas} given to optim.name={config.name}, which has none: leave it out.")
-        optimizer = timm.optim.create_optimizer_v2(
-            model, opt=name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, layer_decay=config.layer_decay, **given
-        )
+        try:
+            optimizer = timm.optim.create_optimizer_v2(
+                model, opt=name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, layer_decay=config.layer_decay, **given
+            )
+        except ValueError as error:
+            way = " optim.name=momentum is sgd without it." if name in ("sgd", "nesterov") else ""
+            raise InputError(f"optim.name={config.name} can't be had with momentum={config.momentum:g}, lr={config.lr:g}: {error}.{way}") from None
     for group in optimizer.param_groups:
         group["lr"] *= group.pop("lr_scale", 1.0)  # timm's own schedulers read lr_scale, torch's don't
     optimizer.register_load_state_dict_pre_hook(check_state)

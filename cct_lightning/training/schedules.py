@@ -16,20 +16,21 @@ def learning_rate(at: float, total: float, lr: float, config: ScheduleConfig, un
     Args:
         at: Steps or epochs since the start.
         total: Length of the run in the same unit.
-        lr: Highest rate.
+        lr: Highest rate; rates of the configuration that are above it count as this one.
         config: Form and lengths.
         unit: Steps (or epochs) in an epoch, by which the lengths of the configuration are multiplied.
     """
+    start, end = min(config.warmup_lr, lr), min(config.min_lr, lr)
     warmup, decay_end = config.warmup_epochs * unit, total - config.cooldown_epochs * unit
     if at < warmup:
-        return config.warmup_lr + at * (lr - config.warmup_lr) / warmup
+        return start + at * (lr - start) / warmup
     if at >= decay_end:
-        return config.min_lr
+        return end
     match config.name:
         case "cosine":
-            return config.min_lr + 0.5 * (lr - config.min_lr) * (1 + math.cos(math.pi * at / decay_end))
+            return end + 0.5 * (lr - end) * (1 + math.cos(math.pi * at / decay_end))
         case "linear":
-            return lr + (config.min_lr - lr) * (at - warmup) / (decay_end - warmup)
+            return lr + (end - lr) * (at - warmup) / (decay_end - warmup)
         case "constant":
             return lr
 

@@ -150,3 +150,15 @@ def test_a_clock_that_was_set_back_between_two_sittings_does_no_harm(cct, run, m
     assert all(path.stat().st_mtime < ahead for path in run.glob("checkpoints/last.ckpt"))
     outcome = cct("predict", run / "checkpoints" / "last.ckpt", "nothing.png")
     assert "No image" in outcome.err
+
+
+@pytest.mark.parametrize("bar", [False, True])
+def test_a_progress_bar_may_be_on_in_one_sitting_and_off_in_another(cct, run, bar):
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "ProgressBar" not in content["callbacks"]
+    if not bar:
+        content["callbacks"]["ProgressBar"] = {"best": 0.5}
+        torch.save(content, run / "checkpoints" / "last.ckpt")
+    outcome = cct("resume", run, "--trainer.enable_progress_bar", str(bar).lower())
+    assert outcome.code == 0, outcome.err
+    assert json.loads((run / "summary.json").read_text())["finished"]

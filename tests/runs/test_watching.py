@@ -18,3 +18,19 @@ def test_who_watches_is_told_each_validation_and_may_end_the_training(tmp_path, 
     assert run.summary.val_accuracy == max(accuracy for accuracy, _ in seen)
     assert run.best.is_file()
     assert run.last.is_file()
+
+
+def test_who_watches_is_not_told_the_weights_without_average(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    shares = []
+
+    def watch(measures, share):
+        shares.append(share)
+        return False
+
+    ema = {"class_path": "EMA", "init_args": {"decay": 0.5}}
+    keys = {"data.per_class": 12, "trainer.max_epochs": 2, "trainer.callbacks": [ema], "trainer.enable_progress_bar": False}
+    run = cct_lightning.fit("digits", keys, watch=watch)
+    assert run.summary.val_measure_raw is not None
+    assert shares == [0.5, 1.0]

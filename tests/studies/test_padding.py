@@ -29,6 +29,12 @@ def test_a_key_that_changes_no_size_can_not_pad():
         padding(replace(STUDY, pad="model.position"), RECIPE)
 
 
+def test_comparisons_that_differ_in_size_are_not_padded_alike():
+    with pytest.raises(InputError, match=r"pad=model.mlp_ratio: arch cct_7_3x1_32 takes other values than arch cct_2_3x2_32"):
+        padding(replace(STUDY, across={"model.arch": ["cct_2_3x2_32", "cct_7_3x1_32"]}), {"data.dataset": "cifar10"})
+    assert padding(replace(STUDY, across={"data.fraction": [0.1, 1.0]}), RECIPE) == padding(STUDY, RECIPE)
+
+
 @pytest.mark.parametrize("name", study_paths())
 def test_every_arm_of_a_shipped_study_is_a_network(name):
     command = study_paths()[name].read_text().splitlines()[1]

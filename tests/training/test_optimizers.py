@@ -48,6 +48,12 @@ def test_warm_up_decay_and_cool_down(form):
     assert rates[89] == pytest.approx({"cosine": 0.01, "linear": 0.024, "constant": 1.0}[form], abs=2e-3)
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_no_rate_is_above_the_highest(name):
+    config = ScheduleConfig(name, warmup_epochs=2, warmup_lr=1e-4, min_lr=1e-5, cooldown_epochs=1)
+    assert [learning_rate(at, 10, 5e-6, config) for at in range(12)] == pytest.approx([5e-6] * 12)
+
+
 def test_the_scheduler_steps_through_the_run_and_keeps_each_groups_share():
     model = create_model("cct_2_3x2_32")
     optimizer = create_optimizer(model, OptimConfig(lr=1.0, layer_decay=0.5))
@@ -241,6 +247,7 @@ def test_muon_refuses_sharded_weights():
 @pytest.mark.parametrize(("config", "message"), [
     (OptimConfig("muon", layer_decay=0.7), "layer_decay=0.7 can't be had with optim.name=muon"),
     (OptimConfig("sgd", betas=(0.9, 0.99)), r"betas=\(0.9, 0.99\) given to optim.name=sgd, which has none"),
+    (OptimConfig("sgd", momentum=0.0), r"sgd can't be had with momentum=0, .*Nesterov momentum requires.* optim.name=momentum is sgd"),
 ])  # fmt: skip
 def test_what_an_optimizer_cannot_honour_is_refused(config, message):
     with pytest.raises(InputError, match=message):
