@@ -128,14 +128,8 @@ def evaluate(
     if isinstance(module, KeepsOutcomes):
         module.collect = True
     folder = tables_of(checkpoint, data, stage)
-    runner = Trainer(
-        **{
-            **trainer,
-            "default_root_dir": trainer["default_root_dir"] or str(folder),
-            "enable_checkpointing": False,
-            "logger": trainer["logger"] or False,
-        }
-    )
+    ours = {"default_root_dir": trainer["default_root_dir"] or str(folder), "enable_checkpointing": False, "logger": trainer["logger"] or False}
+    runner = Trainer(**{**trainer, **ours})
     make_ours(runner, checkpoint)
     measure = runner.test if stage == "test" else runner.validate
     measure(module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
