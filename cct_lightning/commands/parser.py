@@ -84,7 +84,7 @@ class CLI(LightningCLI):
             config.trainer.precision = default_precision(str(config.trainer.accelerator))
         monitor = config.checkpoint.monitor
         known = task_class(self.task).measures
-        if self.trains and monitor not in known:
+        if self.trains and "/".join(monitor.split("/")[:2]) not in known:
             raise InputError(f"checkpoint.monitor={monitor} is no measure of the validation.{did_you_mean(monitor, known)}")
         config.checkpoint.mode = mode_of(monitor, config.checkpoint.mode)
 
@@ -106,4 +106,7 @@ class CLI(LightningCLI):
             built = self.parser.instantiate_classes(config)
             text = self.parser.dump(self.config, skip_none=False, format="yaml")
         self.model, self.datamodule = built.model, built.data
+        monitor, known = built.checkpoint.monitor, built.model.measured(built.data.class_names)
+        if self.trains and monitor not in known:
+            raise InputError(f"checkpoint.monitor={monitor} is no measure of the validation of these images.{did_you_mean(monitor, known)}")
         return Setting(self.request.command, text, dict(built.trainer), built.wandb, built.checkpoint, self.request.run is not None)

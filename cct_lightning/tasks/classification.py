@@ -67,6 +67,10 @@ class LitClassifier(Labelled):
     measure: ClassVar[str | None] = "accuracy"
     measures: ClassVar[tuple[str, ...]] = ("val/accuracy", "val/loss", "val/f1", "val/calibration_error", "val/top5")
 
+    @classmethod
+    def measured(cls, names: Sequence[str]) -> tuple[str, ...]:
+        return cls.measures if len(names) > 5 else cls.measures[:-1]
+
     @keywords_of(LitClassifierOptions)
     def __init__(self, options: LitClassifierOptions) -> None:
         """Builds the network, or takes your own, and all that its training needs.

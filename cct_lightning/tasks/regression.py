@@ -45,6 +45,10 @@ class Regression(Labelled):
     measure: ClassVar[str | None] = "r2"
     measures: ClassVar[tuple[str, ...]] = ("val/r2", "val/loss", "val/mae", "val/rmse")
 
+    @classmethod
+    def measured(cls, names: Sequence[str]) -> tuple[str, ...]:
+        return cls.measures if len(names) < 2 else ("val/r2", "val/loss", *(f"val/{error}/{name}" for name in names for error in ("mae", "rmse")))
+
     @keywords_of(OwnRegressionOptions)
     def __init__(self, options: OwnRegressionOptions) -> None:
         """Builds the network, or takes your own, and all that its training needs.

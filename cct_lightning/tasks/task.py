@@ -91,6 +91,11 @@ class Task(L.LightningModule, ABC):
     def evaluate(self, batch: Sequence[Any], stage: Stage) -> None:
         """Measures a batch of validation or test: logs it, or keeps it for the end of the epoch."""
 
+    @classmethod
+    def measured(cls, names: Sequence[str]) -> tuple[str, ...]:
+        """Returns those of ``measures`` that a validation has of images that are told by these classes, labels or numbers."""
+        return cls.measures
+
     @property
     def encoder(self) -> Encoder:
         """The network's encoder."""

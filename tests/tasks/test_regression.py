@@ -9,7 +9,7 @@ import torch
 from spots import FIT, SMALL, write_spots
 
 import cct_lightning
-from cct_lightning import InputError
+from cct_lightning import InputError, LitClassifier
 from cct_lightning.tasks.regression import Regression
 from cct_lightning.training.options import NumbersLossConfig
 
@@ -76,6 +76,13 @@ def test_the_loss_counts_in_deviations_and_the_measures_in_units():
     assert float(smooth._losses(logits, standard)[0]) == pytest.approx((0.5 - 0.05) / 2)
 
 
+def test_of_several_numbers_each_error_has_a_name():
+    assert Regression.measured(["light"]) == Regression.measures
+    assert Regression.measured(["light", "width"])[2:] == ("val/mae/light", "val/rmse/light", "val/mae/width", "val/rmse/width")
+    assert "val/top5" not in LitClassifier.measured(["a"] * 5)
+    assert "val/top5" in LitClassifier.measured(["a"] * 6)
+
+
 def test_a_network_that_was_not_trained_tells_no_units():
     with pytest.raises(InputError, match="has not been trained: nobody knows the units of its numbers"):
         _ = Regression("cct_2_3x2_32", num_classes=1, image_size=16, in_chans=1).output
@@ -85,6 +92,7 @@ def test_a_network_that_was_not_trained_tells_no_units():
     (("--model.label_smoothing", 0.1), r"label_smoothing is a key of another task.*\n  It is for classification and multilabel, and"),
     (("--data.per_class", 5), "data.per_class=5 is for classes, and the images of .* are told by numbers"),
     (("--data.targets", "[light, lenght]"), "data.targets names 'lenght', which is no column"),
+    (("--checkpoint.monitor", "val/mae", *SMALL), "no measure of the validation of these images. Did you mean val/mae/width or val/mae/light"),
     (("--data.targets", "light"), r"data.targets=light: it takes a list of names, such as \[light\]"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_told_in_short(cct, spots, words, message):
