@@ -57,11 +57,12 @@ def test_probabilities_are_those_of_the_module_that_was_trained(best, photos):
     images = np.stack([fit(decode(file, 3), (16, 16)) for file in files])
     with torch.inference_mode():
         expected = module(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()).softmax(dim=1).numpy()
-    np.testing.assert_allclose(opened.probabilities(images), expected, atol=1e-6)  # another memory format, another order of sums
+    # Another memory format, another order of sums: within 1e-6 on an AMD EPYC, 1.6e-6 on an Intel Xeon
+    np.testing.assert_allclose(opened.probabilities(images), expected, atol=5e-6)
     predictions = list(opened.predict(files, top_k=3))
     assert [p.class_name for p in predictions] == [NAMES[label] for label in expected.argmax(1)]
     assert len({p.class_name for p in predictions}) > 1
-    np.testing.assert_allclose([[dict(p.top)[name] for name in NAMES] for p in predictions], expected, atol=1e-6)
+    np.testing.assert_allclose([[dict(p.top)[name] for name in NAMES] for p in predictions], expected, atol=5e-6)
     assert all(p.top[0] == (p.class_name, p.probability) and p.top == tuple(sorted(p.top, key=lambda t: -t[1])) for p in predictions)
 
 
