@@ -12,6 +12,7 @@ from typing import Any
 from cct_lightning.commands.checks import check_one_device
 from cct_lightning.commands.keys import check_keys, check_value, flatten, read_typed
 from cct_lightning.commands.permissions import FLAGS, Permissions
+from cct_lightning.commands.ranges import as_number
 from cct_lightning.commands.recipes import RECIPES, find_recipe, header, read_recipe
 from cct_lightning.commands.words import CONFIG, Typed, read_words
 from cct_lightning.data.options import DataOptions
@@ -125,7 +126,8 @@ def _tuned(tune: Mapping[str, Sequence[Any]], typed: Typed) -> Mapping[str, Sequ
         if option.key != "tune":
             continue
         key, equals, text = (option.value or "").partition("=")
-        values = [_as_number(value) for value in read_yaml(f"[{text}]", f"--tune {option.value}")]
+        found = read_yaml(f"[{text}]", f"--tune {option.value}")
+        values = [value if (number := as_number(value)) is None else number for value in found]
         if (key, equals) == ("none", ""):
             tune = {}
         elif not equals or not values or option.adds:
@@ -133,14 +135,6 @@ def _tuned(tune: Mapping[str, Sequence[Any]], typed: Typed) -> Mapping[str, Sequ
         else:
             tune = {**tune, key: values}
     return tune
-
-
-def _as_number(value: Any) -> Any:
-    """Returns a number for 1e-3, which YAML takes for text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _find(name: str) -> Path:

@@ -32,18 +32,18 @@ def padding(study: Study, recipe: Mapping[str, Any]) -> dict[str, Keys]:
     Raises:
         InputError: The key does not change how many weights a network has, or has another value in each of the comparisons.
     """
-    found = [_of_cell(study, study.pad, recipe, cell) for cell in study.cells]
+    found = [_of_cell(study, recipe, cell) for cell in study.cells]
     if other := next((cell for cell, keys in zip(study.cells, found, strict=True) if keys != found[0]), None):
         raise InputError(f"pad={study.pad}: {told(other)} takes other values than {told(study.cells[0])}. Make a study of each, without across.")
     return found[0]
 
 
-def _of_cell(study: Study, pad: str | None, recipe: Mapping[str, Any], cell: Keys) -> dict[str, Keys]:
-    assert pad is not None
+def _of_cell(study: Study, recipe: Mapping[str, Any], cell: Keys) -> dict[str, Keys]:
+    assert study.pad is not None
     keys = {arm: {**recipe, **cell, **own} for arm, own in study.arms.items()}
     sizes = {arm: num_parameters(found) for arm, found in keys.items()}
     largest = max(sizes.values())
-    return {arm: {pad: _raised(pad, keys[arm], largest)} for arm, size in sizes.items() if size < largest}
+    return {arm: {study.pad: _raised(study.pad, keys[arm], largest)} for arm, size in sizes.items() if size < largest}
 
 
 def _raised(key: str, keys: Mapping[str, Any], wanted: int) -> Any:
