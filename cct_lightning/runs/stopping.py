@@ -89,10 +89,11 @@ class Stopping(Callback):
             return False
         told = torch.tensor([float(self.received), time.monotonic() - self._asked], device=trainer.strategy.root_device)
         number, seconds = trainer.strategy.reduce(told, reduce_op="max").tolist()  # type: ignore[union-attr]
-        self.received = int(number)
+        if number:  # else one that came meanwhile, which the others have not heard of, is kept for the next question
+            self.received = int(number)
         each = seconds / self._batches
         self._batches, self._due, self._asked = 0, max(1, min(2 * self._due, int(SHARE_SECONDS / max(each, 1e-6)))), time.monotonic()
-        return bool(self.received)
+        return bool(number)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         """Has Lightning leave the loop once it has logged the step; not while gradients accumulate, which no checkpoint keeps."""

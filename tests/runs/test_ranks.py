@@ -117,7 +117,7 @@ def test_r04_a_stop_by_one_signal_is_everyones(two, forks, tmp_path):
     size = (run / "metrics.csv").stat().st_size
     _until(lambda: (run / "metrics.csv").stat().st_size > size + 200, resumed)
     os.kill(resumed.pid, signal.SIGINT)
-    assert resumed.wait(60) == 130, resumed.out  # it ends, however busy the machine is
+    assert resumed.wait(20) == 130, resumed.out
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > step
 
 

@@ -168,3 +168,23 @@ def test_ranks_ask_each_other_about_once_a_second_and_not_each_step(monkeypatch)
         clock[0] += 3
         stopping._is_asked(trainer)
     assert len(asked) == 10
+
+
+def test_a_signal_that_comes_while_the_ranks_ask_is_told_with_the_next_question():
+    """It was forgotten: the run had said that it stops, and went on."""
+    heard = []
+
+    def reduce(told, reduce_op):
+        heard.append(int(told[0]))
+        if len(heard) == 1:
+            stopping._receive(signal.SIGINT, None)  # as Python calls it once the message has come back
+        return told
+
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce)
+    stopping, trainer = Stopping(), SimpleNamespace(world_size=2, strategy=strategy)
+    stopping.began, stopping._speaks = True, False
+    assert not stopping._is_asked(trainer)  # the other rank leaves no loop either
+    stopping._ask_soon()
+    assert stopping._is_asked(trainer)
+    assert heard == [0, signal.SIGINT]
+    assert stopping.received == signal.SIGINT
