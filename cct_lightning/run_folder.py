@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from cct_lightning.side_files import read_json, read_table, read_text, to_number
 
 # Tells the processes that a launch starts on this machine the folder that the first one has made.
 VARIABLE = "CCT_RUN_DIR"
+PARENT = "CCT_RUN_PROCESS"  # and its process id
+PATIENCE = 40.0  # seconds for another process that is being stopped: a long step, a save, the end of W&B
 BEST, LAST = "best.ckpt", "last.ckpt"
 ENSEMBLE = "ensemble.ckpt"  # in a folder of folds: their networks as one
 _SHARE, _TEXT = (float, int, NoneType), (str, NoneType)
@@ -57,6 +60,24 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def new_folder(stem: Path) -> Path:
+    """Makes a folder for the caller alone; where there is one of that name, with a number behind it.
+
+    Raises:
+        InputError: It can't be made.
+    """
+    path, number = stem, 1
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=False)
+            return path
+        except FileExistsError:
+            number += 1
+            path = stem.with_name(f"{stem.name}-{number}")
+        except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
+            raise InputError(f"{path.resolve()} can't be made ({error.strerror}): name another place with --trainer.default_root_dir DIR.") from None
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of a run. What it holds is read when it is first asked for; what is missing or damaged is empty.
@@ -78,20 +99,8 @@ class RunFolder:
         """
         if told := os.environ.get(VARIABLE):
             return cls(Path(told))
-        stem = base / recipe / time.strftime("%Y%m%d-%H%M%S")
-        path, number = stem, 1
-        while is_first_rank():
-            try:
-                path.mkdir(parents=True, exist_ok=False)
-                break
-            except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
-                raise InputError(
-                    f"{path.resolve()} can't be made ({error.strerror}): name another place with --trainer.default_root_dir DIR."
-                ) from None
-            except FileExistsError:
-                number += 1
-                path = stem.with_name(f"{stem.name}-{number}")
-        return cls(path)
+        path = base / recipe / time.strftime("%Y%m%d-%H%M%S")
+        return cls(new_folder(path) if is_first_rank() else path)
 
     @property
     def recipe(self) -> str:
@@ -141,13 +150,15 @@ class RunFolder:
     @contextmanager
     def told(self) -> Iterator[None]:
         """Tells the folder to the processes that are launched meanwhile."""
-        before = os.environ.get(VARIABLE)
-        os.environ[VARIABLE] = str(self.path)
+        if VARIABLE in os.environ:  # this is such a process
+            yield
+            return
+        os.environ |= {VARIABLE: str(self.path), PARENT: str(os.getpid())}
         try:
             yield
         finally:
-            if before is None:
-                del os.environ[VARIABLE]
+            for name in (VARIABLE, PARENT):
+                del os.environ[name]
 
     @contextmanager
     def held(self, patience: float = 0.0) -> Iterator[None]:
@@ -238,14 +249,18 @@ class RunFolder:
 def _lock(folder: int, path: Path, patience: float) -> None:
     import fcntl
 
-    until = time.monotonic() + patience
+    began, told = time.monotonic(), False
     while True:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > until:
+            waited = time.monotonic() - began
+            if waited > patience:
                 raise InputError(f"{path} is being trained by another process on this machine: wait for its end, or stop it.") from None
+            if waited > 2 and not told:
+                told = True
+                print(f"{path} is held by another process on this machine: waiting up to {patience:.0f} s for its end", file=sys.stderr)
             time.sleep(0.2)
         except OSError:  # a file system without locks
             return

@@ -1,9 +1,10 @@
 import os
+import time
 
 import pytest
 
 from cct_lightning import InputError
-from cct_lightning.run_folder import RANKS, RunFolder, find_network, find_run, newest
+from cct_lightning.run_folder import PARENT, RANKS, VARIABLE, RunFolder, find_network, find_run, new_folder, newest
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +108,24 @@ def test_a_run_that_never_began_leaves_nothing(run):
     empty.write_config("model: {}")
     empty.discard_unless_begun()
     assert not empty.path.exists()
+
+
+def test_two_that_begin_in_the_same_second_get_two_folders(tmp_path):
+    stem = tmp_path / "runs" / "folds-20260101-000000"
+    assert [new_folder(stem).name for _ in range(3)] == [stem.name, f"{stem.name}-2", f"{stem.name}-3"]
+
+
+def test_who_waits_for_a_run_is_told(run, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    with run.held(), pytest.raises(InputError, match="is being trained by another process"), run.held(patience=5):
+        pass
+    assert capsys.readouterr().err == f"{run.path} is held by another process on this machine: waiting up to 5 s for its end\n"
+    assert 5 < clock[0] < 6
+
+
+def test_launched_processes_are_told_whose_run_it_is(run):
+    with run.told():
+        assert (os.environ[VARIABLE], os.environ[PARENT]) == (str(run.path), str(os.getpid()))
+    assert not {VARIABLE, PARENT} & set(os.environ)

@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from cct_lightning.commands.requests import Request
 from cct_lightning.commands.words import Option, read_words
 from cct_lightning.errors import InputError, RunError
 from cct_lightning.plain_yaml import read_yaml
+from cct_lightning.run_folder import PATIENCE, RunFolder, new_folder
 from cct_lightning.runs.options import WHERE
 from cct_lightning.side_files import read_json
 from cct_lightning.tasks.registry import DEFAULT
@@ -133,7 +135,7 @@ def run(asked: Asked) -> tuple[Path, "FoldsSummary"]:
         Their folder, and what came of them.
 
     Raises:
-        InputError: Images are too few, or not those that the folds began with.
+        InputError: Images are too few, or not those that the folds began with; another process is at work on these folds.
         RunError: A fold failed.
         KeyboardInterrupt: Ctrl-C; the folds go on by `cct resume`.
     """
@@ -147,18 +149,19 @@ def run(asked: Asked) -> tuple[Path, "FoldsSummary"]:
     with allowing(asked.request.permissions.imports):
         digest = look_ahead(DataOptions(**{**given, "fold": f"1/{asked.count}"}), asked.count)
     plan = Plan(asked.root or _new_folder(asked.request), asked.words, asked.count, digest)
-    plan.record()
-    seed = int(keys.get("seed_everything", 0))
-    if asked.root is None and asked.request.told:
-        print(asked.request.told)
-    _compute(plan, asked, seed)
-    jobs = plan.jobs(seed)
-    if (summary := FoldsSummary.read(plan.root)) is None:
-        with allowing(asked.request.permissions.imports):
-            summary = _conclude(plan, jobs, keys.get("data.root"))
-    else:
-        print(f"{plan.root} is finished: {plan.folds} folds, all tested.")
-    return plan.root, summary
+    with RunFolder(plan.root).held(PATIENCE):
+        plan.record()
+        seed = int(keys.get("seed_everything", 0))
+        if asked.root is None and asked.request.told:
+            print(asked.request.told)
+        _compute(plan, asked, seed)
+        jobs = plan.jobs(seed)
+        if (summary := FoldsSummary.read(plan.root)) is None:
+            with allowing(asked.request.permissions.imports):
+                summary = _conclude(plan, jobs, keys.get("data.root"))
+        else:
+            print(f"{plan.root} is finished: {plan.folds} folds, all tested.")
+        return plan.root, summary
 
 
 # Of the keys of data, those that say which images there are and how they are divided.
@@ -171,8 +174,7 @@ def _value(value: Any, key: str) -> Any:
 
 def _new_folder(request: Request) -> Path:
     base = Path(str(request.keys.get("trainer.default_root_dir") or "runs"))
-    stem = base / request.recipes[0].stem / f"folds-{time.strftime('%Y%m%d-%H%M%S')}"
-    return next(path for path in (stem, *(stem.with_name(f"{stem.name}-{number}") for number in range(2, 10**6))) if not path.exists())
+    return new_folder(base / request.recipes[0].stem / f"folds-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def _compute(plan: "Plan", asked: Asked, seed: int) -> None:
@@ -184,9 +186,10 @@ def _compute(plan: "Plan", asked: Asked, seed: int) -> None:
     print(f"{plan.root}: {plan.folds} folds, of which {len(jobs) - len(todo)} are there", flush=True)
     call = partial(train, words=plan.words, given=asked.given)
     try:
-        for number, result in enumerate(carry_out(todo, call, asked.jobs), 1 + len(jobs) - len(todo)):
-            print(line(number, len(jobs), result), flush=True)
-            failed += result.error is not None
+        with closing(carry_out(todo, call, asked.jobs)) as results:
+            for number, result in enumerate(results, 1 + len(jobs) - len(todo)):
+                print(line(number, len(jobs), result), flush=True)
+                failed += result.error is not None
     except (KeyboardInterrupt, SystemExit):
         print(f"stopped; cct resume {shlex.quote(str(plan.root))} goes on.", file=sys.stderr)
         raise

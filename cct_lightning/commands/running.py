@@ -18,7 +18,7 @@ from cct_lightning.commands.requests import Request
 from cct_lightning.commands.resume import check_checkpoint
 from cct_lightning.data.fingerprint import Past, Unseen
 from cct_lightning.errors import InputError, RunError
-from cct_lightning.run_folder import RunFolder, is_first_rank, recipe_name
+from cct_lightning.run_folder import PATIENCE, RunFolder, is_first_rank, recipe_name
 from cct_lightning.runs.full_disk import full_disk
 from cct_lightning.runs.resumption import check_resumable
 from cct_lightning.runs.session import Session
@@ -36,7 +36,7 @@ def train(request: Request) -> Session:
     """Trains, or goes on with a training: fit, finetune and resume.
 
     Returns:
-        The session, which has ended; ``stopped_by`` tells whether by a signal.
+        The session, which has ended; ``signal`` tells whether one came.
 
     Raises:
         InputError: Anything the user can mend.
@@ -44,15 +44,17 @@ def train(request: Request) -> Session:
     with _readable_errors(), ExitStack() as stack:
         words, opened = list(request.words), None
         if request.run is not None:
+            if is_first_rank():
+                stack.enter_context(request.run.held(PATIENCE))  # before its checkpoint is read, which another may be writing
             opened = _open_last(request)
         elif request.command == "finetune":
             words, opened = _with_source(request, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         last, source = (opened, None) if request.run is not None else (None, opened)
         cli = CLI(request, words, source, task_of(last.about) if last is not None else None)
         folder = request.run or RunFolder.make(recipe_name(request.recipes[0]), cli.base)
-        if is_first_rank():
+        if request.run is None and is_first_rank():
             stack.callback(folder.discard_unless_begun)
-            stack.enter_context(folder.held(patience=8 if request.run else 0))
+            stack.enter_context(folder.held())
         stack.callback(end_tracking)  # the first to be called
         setting = cli.build(folder.path)
         if last is not None:

@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from cct_lightning.commands.words import CONFIG, Typed, read_words
 from cct_lightning.data.options import DataOptions
 from cct_lightning.errors import InputError, RunError, did_you_mean
 from cct_lightning.plain_yaml import read_yaml
+from cct_lightning.run_folder import PATIENCE, RunFolder
 from cct_lightning.studies.options import Keys, Study, check_once, read_study, with_rates
 from cct_lightning.studies.plan import Job, Plan, missing
 from cct_lightning.wording import duration
@@ -190,21 +192,26 @@ def run(request: Request) -> int:
         The number of runs that failed.
 
     Raises:
-        InputError: The folder holds another study's runs, or a network can't be padded.
+        InputError: The folder holds another study's runs, or is at work elsewhere; a network can't be padded.
         KeyboardInterrupt: Ctrl-C; the same call goes on.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # see commands/main.py
+    plan = Plan(request.study, request.recipes, request.root, _padding(request))
+    if request.only_plan:
+        print("\n".join(_told(plan, request)))
+        return 0
+    request.root.mkdir(parents=True, exist_ok=True)
+    with RunFolder(request.root).held(PATIENCE):
+        plan.record()
+        return _carry_out(plan, request)
+
+
+def _carry_out(plan: Plan, request: Request) -> int:
     from cct_lightning.studies.looking import as_text as as_told
     from cct_lightning.studies.looking import look_at as _look
     from cct_lightning.studies.report import write_report
     from cct_lightning.studies.results import as_text, collect, write_tables
 
-    study = request.study
-    plan = Plan(study, request.recipes, request.root, _padding(request))
-    if request.only_plan:
-        print("\n".join(_told(plan, request)))
-        return 0
-    plan.record()
     failed = 0
     try:
         failed += _compute(plan.trials(), "choosing values", request)
@@ -233,9 +240,10 @@ def _compute(jobs: Sequence[Job], what: str, request: Request) -> int:
         return 0
     print(f"{what}: {len(jobs)}, of which {len(jobs) - len(todo)} are there", flush=True)
     call = partial(train, recipes=request.recipes, permissions=request.permissions)
-    for number, result in enumerate(carry_out(todo, call, request.jobs), 1 + len(jobs) - len(todo)):
-        print(line(number, len(jobs), result), flush=True)
-        failed += result.error is not None
+    with closing(carry_out(todo, call, request.jobs)) as results:
+        for number, result in enumerate(results, 1 + len(jobs) - len(todo)):
+            print(line(number, len(jobs), result), flush=True)
+            failed += result.error is not None
     return failed
 
 

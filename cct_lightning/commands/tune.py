@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -218,14 +219,14 @@ def run(request: Request) -> Tuned:
         KeyboardInterrupt: Ctrl-C; the same call goes on.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # see commands/main.py
-    from cct_lightning.run_folder import RunFolder
+    from cct_lightning.run_folder import PATIENCE, RunFolder
     from cct_lightning.studies.tuning_report import as_text, command, write_report
 
     if not request.search.monitor:
         request = replace(request, search=_by_task(request.search))
     search = request.search
     search.root.mkdir(parents=True, exist_ok=True)
-    with RunFolder(search.root).held():
+    with RunFolder(search.root).held(PATIENCE):
         there = sum(outcome.state != "unfinished" for outcome in search.outcomes)
         try:
             _carry_out(request, there)
@@ -252,10 +253,11 @@ def _carry_out(request: Request, there: int) -> None:
     call = partial(
         train, search=replace(search), permissions=request.permissions
     )  # without the connection to the database, which other processes open themselves
-    for result in carry_out(search.jobs(request.trials, until), call, request.jobs):
-        before = search.ranked()[:1]
-        outcome = search.tell(result)
-        print(line(search, outcome, request.trials, search.ranked()[:1] != before), flush=True)
+    with closing(carry_out(search.jobs(request.trials, until), call, request.jobs)) as results:
+        for result in results:
+            before = search.ranked()[:1]
+            outcome = search.tell(result)
+            print(line(search, outcome, request.trials, search.ranked()[:1] != before), flush=True)
 
 
 def train(job: "Job", search: "Search", permissions: Permissions = Permissions()) -> None:

@@ -52,8 +52,12 @@ class TeacherCache:
             self._folder = self.base / self.digest(text.encode())
             if not (self._folder / "about.json").is_file():
                 self._folder.mkdir(parents=True, exist_ok=True)
-                with replacing(self._folder / "about.json") as file:
-                    file.write(text.encode())
+                try:
+                    with replacing(self._folder / "about.json") as file:
+                        file.write(text.encode())
+                except FileNotFoundError:  # a run beside this one was quicker
+                    if not (self._folder / "about.json").is_file():
+                        raise
         return self._folder
 
     def get(self, epoch: int, number: int, compute: Callable[[], Tensor]) -> Tensor:

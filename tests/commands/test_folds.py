@@ -10,6 +10,7 @@ from pictures import write_photos
 import cct_lightning
 from cct_lightning import InputError
 from cct_lightning.commands.folds import are_asked, prepare
+from cct_lightning.run_folder import RunFolder
 
 QUICK = (
     "--trainer.max_epochs", 1, "--data.batch_size", 4, "--data.num_workers", 0, "--data.image_size", 16, "--data.val_fraction", 0.3,
@@ -100,6 +101,17 @@ def test_folds_do_not_go_on_with_other_images(cct, photos):
     outcome = cct("resume", folder)
     assert outcome.code == 2
     assert "the images are not those that the folds began with" in outcome.err
+
+
+def test_folds_that_another_process_computes_are_left_to_it(cct, photos, monkeypatch):
+    folder = photos.parent / "folds"
+    folder.mkdir()
+    (folder / "folds.json").write_text(json.dumps({"folds": 2, "words": [str(photos)], "images": "of others"}))
+    monkeypatch.setattr("cct_lightning.commands.folds.PATIENCE", 0)
+    with RunFolder(folder).held():
+        outcome = cct("resume", folder)
+    assert outcome.code == 2
+    assert f"{folder} is being trained by another process on this machine" in outcome.err
 
 
 @pytest.mark.parametrize(

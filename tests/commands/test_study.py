@@ -8,6 +8,7 @@ import yaml
 from cct_lightning.callbacks import StartRecord
 
 from cct_lightning.commands.study import prepare, study_paths
+from cct_lightning.run_folder import RunFolder
 
 MINE = """
 factor: model.pooling
@@ -76,6 +77,9 @@ def test_a_study_compares_what_its_runs_found_and_goes_on_where_it_was_stopped(c
     assert page.count("data:image/png") == 2  # seeds, and accuracy over the training
     assert re.search(r"\| seqpool \| [\d.]+ ± [\d.]+ % \| 3 \| [+-][\d.]+ \|", table)
 
+    monkeypatch.setattr("cct_lightning.commands.study.PATIENCE", 0)
+    with RunFolder(mine).held():
+        assert "is being trained by another process on this machine" in cct(*words).err
     outcome = cct(*words, "--seeds", 3, "--model.embed_dim", 64)
     assert outcome.code == 2
     assert "holds runs of another fixed" in outcome.err

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 from pictures import write_images
 from runs_alike import SMALL, assert_same, measured
 
+from cct_lightning.commands import running
 from cct_lightning.data.loaders import KeyedSampler, _leave_signals_to_the_run
 from cct_lightning.runs import sitting as resume
 from cct_lightning.runs.checkpointing import WholeFileIO
@@ -113,6 +115,30 @@ def test_a_killed_run_goes_on_from_the_last_epoch_that_ended(fit, cct, stop, tmp
     (run / "checkpoints" / "last.ckpt.part").write_bytes(b"half")
     assert cct("resume", run).code == 0
     assert_same(run, reference)
+
+
+def test_a_run_is_held_before_its_checkpoint_is_read(fit, cct, stop, tmp_path, monkeypatch):
+    """Another process that was about to end wrote a newer one in between."""
+    import fcntl
+
+    stop.append((1, 2, KeyboardInterrupt()))
+    with suppress(KeyboardInterrupt):
+        fit()
+    run, held = max(tmp_path.glob("runs/*/*")), []
+    real = running._open_last
+
+    def opened(request):
+        folder = os.open(run, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.append(True)
+        os.close(folder)
+        return real(request)
+
+    monkeypatch.setattr(running, "_open_last", opened)
+    assert cct("resume", run).code == 0
+    assert held == [True]
 
 
 def test_a_run_killed_before_its_summary_gets_its_test(fit, cct, stop, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -54,3 +55,22 @@ def test_a_damaged_file_is_computed_anew(tmp_path, damage, caplog):
     assert all(torch.equal(second.get(0, number, lambda number=number: rows[number]), rows[number]) for number in (0, 1))
     assert second.computed == 2
     assert "epoch00000.npz can't be read" in caplog.text
+
+
+def test_two_runs_that_begin_a_folder_at_once_both_find_it(tmp_path, monkeypatch):
+    """The second failed: the file that it was about to rename had become the first one's."""
+    from cct_lightning.tasks import teacher_cache
+
+    first, second = (TeacherCache(tmp_path, lambda: {"seed": 0}, CPU) for _ in "ab")
+    real = teacher_cache.replacing
+
+    @contextmanager
+    def meanwhile(path):
+        with real(path) as file:
+            monkeypatch.setattr(teacher_cache, "replacing", real)
+            yield file
+            assert second.folder.is_dir()
+
+    monkeypatch.setattr(teacher_cache, "replacing", meanwhile)
+    assert first.folder == second.folder
+    assert json.loads((first.folder / "about.json").read_text()) == {"seed": 0}
