@@ -1,4 +1,4 @@
-"""Runs of a study that train nothing: functions of a module, since other processes import them."""
+"""What other processes do in tests, in functions of a module since they import them: runs of a study that train nothing, and more."""
 
 import json
 import os
@@ -44,6 +44,11 @@ def end_at_b(job):
     pretend(job)
 
 
+def end_after_b(job):
+    pretend(job)
+    end_at_b(job)
+
+
 def wait_at_b(job):
     """Trains b until it is asked to end, as a run does."""
     if job.arm == "b":
@@ -59,6 +64,7 @@ def stay(job):
     """Trains until it is asked to end."""
 
     def stopped(*_):
+        time.sleep(0.3)  # as a checkpoint takes to be written
         (job.folder / "stopped").touch()
         sys.exit(143)
 
@@ -72,3 +78,14 @@ def carry_out_for_ever(jobs):
     from cct_lightning.studies.running import carry_out
 
     list(carry_out(jobs, stay, 2))
+
+
+def read_for_ever(begun):
+    """What a process does that is killed while others read images for it."""
+    import numpy as np
+
+    from cct_lightning.data.check import FEW, examine_all
+
+    for _ in examine_all([np.zeros((8, 8, 3), np.uint8)] * (2 * FEW), 2):
+        begun.touch()
+        time.sleep(60)

@@ -4,12 +4,14 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import repeat
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -175,7 +177,7 @@ def examine_all(images: Sequence[File | Array], workers: int, how: Look = Look()
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")  # this process may have threads
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(workers, context, _leave_interrupts_to_the_caller)
+    pool = ProcessPoolExecutor(workers, context, _obey_the_caller)
     try:
         for found in pool.map(_examine_some, chunks, repeat(how)):
             yield from found
@@ -187,8 +189,17 @@ def examine_all(images: Sequence[File | Array], workers: int, how: Look = Look()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts_to_the_caller() -> None:
+def _obey_the_caller() -> None:
+    """Leaves interrupts to the caller, and ends with it: killed, it can't end its readers, which wait for each other's word."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+
+
+def _end_with_the_caller() -> None:
+    caller = parent_process()
+    assert caller is not None
+    wait([caller.sentinel])
+    os._exit(1)
 
 
 def cores() -> int:

@@ -1,11 +1,16 @@
 import io
+import multiprocessing
 import os
 import signal
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import PIL.ImageEnhance
 import pytest
+import studied
 from pictures import write_images
 
 from cct_lightning import InputError
@@ -109,3 +114,30 @@ def test_a_log_file_gets_a_line_now_and_then(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines
     assert all(line.startswith("reading images  ") and " of 6  " in line for line in lines)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux")
+def test_readers_end_with_the_process_that_they_read_for(tmp_path, monkeypatch):
+    """Killed, as `timeout 60 cct check DIR` does, it left one for each core for ever, which held its output open."""
+    begun = tmp_path / "begun"
+    monkeypatch.setenv("CCT_TEST", str(begun))
+
+    def there():
+        marked = []
+        for place in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if f"CCT_TEST={begun}".encode() in place.read_bytes():
+                    marked.append(place.parent.name)
+        return marked
+
+    parent = multiprocessing.get_context("spawn").Process(target=studied.read_for_ever, args=(begun,))
+    parent.start()
+    until = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert len(there()) > 2  # it and its readers
+    parent.terminate()
+    parent.join()
+    while there() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert there() == []
