@@ -267,10 +267,10 @@ def carry_out(request: Request) -> Run:
         SystemExit: Another signal that asks a process to end.
     """
     session = train(request)
-    if session.stopped_by == signal.SIGINT:
+    if session.signal == signal.SIGINT:
         raise KeyboardInterrupt
-    if session.stopped_by:
-        raise SystemExit(128 + session.stopped_by)
+    if session.signal:
+        raise SystemExit(128 + session.signal)
     return Run(session.folder.path, session.summary)
 
 

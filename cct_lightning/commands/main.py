@@ -56,9 +56,8 @@ def _carry_out(request: Request) -> None:
 
     if request.checkpoint is not None:
         measure(request)
-    elif (session := train(request)).stopped_by:
-        # A launched process that fails has Lightning kill the first one, which is writing the summary.
-        sys.exit(128 + session.stopped_by if session.trainer.is_global_zero else 0)
+    elif code := train(request).exit_code:
+        sys.exit(code)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -135,6 +135,8 @@ class WholeFileIO(TorchCheckpointIO):
             with replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # a second Ctrl-C: torch then finds its file too short
+                raise error.__context__ from None
             if full := full_disk(error, Path(path), sum(tensor.nbytes for tensor in tensors_in(checkpoint).values())):
                 raise full from error
             raise

@@ -19,7 +19,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cct_lightning.errors import InputError, RunError
-from cct_lightning.run_folder import VARIABLE, RunFolder
+from cct_lightning.run_folder import PARENT, VARIABLE, RunFolder
 from cct_lightning.runs.lightning_private import put_launcher
 
 # Seconds without a sign of life after which a rank is given up; one that swaps, or imports what holds the interpreter, may need many.
@@ -61,8 +61,7 @@ class _Watch(threading.Thread):
         self.launched: Mapping[int, subprocess.Popen[bytes]] = {}
         self.arriving: list[_Peer] = []
         self.lost: tuple[int, str] | None = None  # the first rank that failed, and how
-        self.leaves = False  # whether the main thread knows
-        self.joined = False  # whether the ranks have been connected
+        self.leaves = self.joined = False  # whether the main thread knows; whether the ranks have been connected
         self._peers: dict[int, _Peer] = {}
         self._selector = selectors.DefaultSelector()
         self._found = 0.0
@@ -160,11 +159,13 @@ class _Watch(threading.Thread):
                 code = self.launched[rank].wait(2)
         if code is None:
             return f"({process}) ended without a word: it was killed, or its machine is gone."
+        if code > 128 and code - 128 in list(signal.Signals):
+            return f"({process}) was stopped by {signal.Signals(code - 128).name} before its first step."
         return f"({process}) " + (f"was killed by {signal.Signals(-code).name}." if code < 0 else f"ended with code {code}.")
 
     def _look(self, now: float) -> None:
         for rank, process in self.launched.items():
-            if not self.joined and process.poll():
+            if not self.joined and process.poll() is not None:
                 self.lose(rank, self._end_of(rank, f"process {process.pid}"))
         if self.parent is not None and not self.joined and os.getppid() != self.parent:
             self.lose(0, f"(process {self.parent}) ended without a word: it was killed.")
@@ -234,12 +235,11 @@ class Ranks(Callback):
         if trainer.strategy.launcher is not launcher or trainer.num_devices * trainer.num_nodes == 1:
             return  # processes that multiprocessing starts, as in notebooks, or none
         launched = VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
-        self._watch = watch = _Watch(self.folder, _silence(), os.getppid() if launched else None)
+        self._watch = watch = _Watch(self.folder, _silence(), int(os.environ.get(PARENT, os.getppid())) if launched else None)
 
         def begin() -> None:
             assert launcher is not None
-            first = trainer.strategy.node_rank * trainer.num_devices  # type: ignore[attr-defined]
-            watch.launched = {first + number: process for number, process in enumerate(launcher.procs, 1)}
+            watch.launched = dict(enumerate(launcher.procs, 1 + trainer.strategy.node_rank * trainer.num_devices))  # type: ignore[attr-defined]
             watch.size = trainer.num_devices * trainer.num_nodes
             watch.start()
 
@@ -335,9 +335,16 @@ class Ranks(Callback):
         error.add_note(f"on rank {watch.rank} of {watch.size}")
         return error
 
-    def close(self, failed: bool = False) -> None:
-        """Ends the watch; where the run has failed, its launched processes with it."""
-        if self._watch is not None:
-            if failed:
-                self._watch.end_launched()
-            self._watch.close()
+    def close(self, failed: bool = False, stopped_by: int = 0) -> None:
+        """Ends the watch; where the run has failed, or a signal stopped it before its first step, its launched processes with it."""
+        if (watch := self._watch) is None:
+            return
+        if stopped_by:  # the others are told, since they would wait for this one
+            watch.leaves, how = True, f"was stopped by {signal.Signals(stopped_by).name} before its first step."
+            if watch.rank:
+                watch.say("failed " + json.dumps(how))
+            elif len(watch.launched) < watch.size - 1:
+                watch.lose(0, how)
+        if failed or stopped_by:
+            watch.end_launched()
+        watch.close()

@@ -48,6 +48,7 @@ class Session:
 
     Attributes:
         stopped_by: The signal that ended it, or 0.
+        signal: The same, or one that came too late to end it: the run is whole, and what was to follow it is not wanted.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Session:
         self._throughput, self._stopping, self._sitting, self._search = parts.throughput, parts.stopping, parts.sitting, search
         self._ranks = parts.ranks
         self._flops: int | None = None
-        self.stopped_by = 0
+        self.stopped_by = self.signal = 0
         self._summary: Summary | None = None
 
     def fit(self) -> None:
@@ -86,7 +87,14 @@ class Session:
                 if told is error:
                     raise
                 raise told from error
-            self._ranks.close(failed=self.stopped_by > 0 and not self._stopping.began)
+            self._ranks.close(stopped_by=0 if self._stopping.began else self.stopped_by)
+        self.signal = self.stopped_by or self._stopping.received
+
+    @property
+    def exit_code(self) -> int:
+        """What the process ends with: 128 + the signal, else 0; so with ranks behind the first that took a step, which is writing the summary."""
+        quiet = self._stopping.began and not self.trainer.is_global_zero
+        return 128 + self.signal if self.signal and not quiet else 0
 
     def _fit(self) -> None:
         self._begin()

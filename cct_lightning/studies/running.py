@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -41,8 +41,8 @@ class Result:
     stopped: int = 0
 
 
-def carry_out(jobs: Iterable[Job], call: Call, processes: int = 1) -> Iterator[Result]:
-    """Carries out runs; one that fails ends nothing but itself.
+def carry_out(jobs: Iterable[Job], call: Call, processes: int = 1) -> Generator[Result]:
+    """Carries out runs; one that fails ends nothing but itself. To be closed, where it is not followed to its end: processes may be at work.
 
     Args:
         jobs: The runs, in the order in which they begin; each is asked for when it can begin, and so may depend on the results before.
@@ -180,31 +180,54 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _leaving_by_exception() -> Iterator[None]:
+    """Has SIGTERM and SIGHUP raise SystemExit, once: by default they end the process at once, which then waits for no run that saves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def leave(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) == 1:
+            raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, leave) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}  # as nohup leaves it
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _side_by_side(jobs: Iterator[Job], call: Call, processes: int) -> Iterator[Result]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(cores // processes, 1)
     workers: list[_Worker] = []
-    try:
-        while True:
-            workers = [worker for worker in workers if worker.process.is_alive() or worker.job]
-            while sum(worker.job is not None for worker in workers) < processes and (job := next(jobs, None)) is not None:
-                idle = next((worker for worker in workers if worker.job is None), None)
-                if idle is None:
-                    workers.append(idle := _Worker(call, threads))
-                idle.give(job)
-            if not any(worker.job for worker in workers):
-                return
-            for worker in _ready(workers):
-                result = _result(worker)
-                worker.job = None
-                if result.stopped or not worker.process.is_alive():
-                    workers.remove(worker)
-                    worker.end()
-                    worker.process.join()
-                yield result
-                _raise_stop(result.stopped)
-    finally:
-        _end(workers)
+    with _leaving_by_exception():
+        try:
+            while True:
+                workers = [worker for worker in workers if worker.process.is_alive() or worker.job]
+                while sum(worker.job is not None for worker in workers) < processes and (job := next(jobs, None)) is not None:
+                    idle = next((worker for worker in workers if worker.job is None), None)
+                    if idle is None:
+                        workers.append(idle := _Worker(call, threads))
+                    idle.give(job)
+                if not any(worker.job for worker in workers):
+                    return
+                for worker in _ready(workers):
+                    result = _result(worker)
+                    worker.job = None
+                    if result.stopped or not worker.process.is_alive():
+                        workers.remove(worker)
+                        worker.end()
+                        worker.process.join()
+                    yield result
+                    _raise_stop(result.stopped)
+        finally:
+            _end(workers)
 
 
 def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
@@ -240,7 +263,7 @@ def line(number: int, count: int, result: Result) -> str:
     summary, head = result.job.summary, f"[{number}/{count}] {result.job.title}"
     if result.error is not None:
         return f"{head}: FAILED, {result.error} ({result.job.folder / LOG})"
-    if result.stopped or summary is None:
+    if summary is None:
         return f"{head}: stopped, it goes on from there"
     found, which = measured(summary, "test"), "test"
     if found is None:

@@ -5,11 +5,15 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from contextlib import suppress
 
 import pytest
 import torch
+
+from cct_lightning.run_folder import RunFolder
+from cct_lightning.runs.ranks import _Watch
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork") or not os.path.isdir("/proc/self/task"), reason="needs Linux")
 TWO = (
@@ -180,3 +184,38 @@ def test_the_first_process_of_a_second_machine_is_not_rank_zero(forks, tmp_path)
     (run,) = tmp_path.glob("runs/digits/*")
     start("resume", run, "--extend-to", "2")
     assert json.loads((run / "summary.json").read_text())["epochs"] == 2
+
+
+SIGNAL = """
+import os, signal
+from lightning.pytorch import Callback
+
+class Signal(Callback):
+    def on_fit_start(self, trainer, module):
+        if trainer.global_rank == {}:
+            signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "code"), [(1, 1), (0, 143)])
+def test_r04_a_rank_that_is_stopped_before_the_first_step_ends_the_others(forks, tmp_path, rank, code):
+    """It said goodbye, and they waited for it."""
+    (tmp_path / "fault.py").write_text(SIGNAL.format(rank))
+    command = forks.start(*LONG, "--trainer.callbacks", "[fault.Signal]", "--allow-import", "fault", cwd=tmp_path)
+    assert command.wait(30) == code, command.out
+    assert _said(command) == (["error: rank 1 of 2 was stopped by SIGTERM before its first step."] if rank else [])
+    assert ("stopped before its first step\n" in command.out) == (rank == 0)
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.parametrize(("code", "how"), [
+    (0, "ended with code 0."), (143, "was stopped by SIGTERM before its first step."), (-9, "was killed by SIGKILL."),
+])  # fmt: skip
+def test_a_rank_that_ends_before_all_are_connected_is_lost(tmp_path, code, how):
+    process = subprocess.Popen(["sh", "-c", f"exit {code}" if code >= 0 else "kill -9 $$"])
+    watch = _Watch(RunFolder(tmp_path), 120, None)
+    watch.launched = {1: process}
+    process.wait()
+    watch._look(time.monotonic())
+    assert watch.lost == (1, f"(process {process.pid}) {how}")

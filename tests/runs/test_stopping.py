@@ -1,11 +1,14 @@
 import json
 import signal
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 from runs_alike import SMALL, assert_same
 
+import cct_lightning
+from cct_lightning.run_folder import replacing
 from cct_lightning.runs.checkpointing import WholeFileIO
 from cct_lightning.runs.stopping import Stopping
 
@@ -188,3 +191,51 @@ def test_a_signal_that_comes_while_the_ranks_ask_is_told_with_the_next_question(
     assert stopping._is_asked(trainer)
     assert heard == [0, signal.SIGINT]
     assert stopping.received == signal.SIGINT
+
+
+@pytest.mark.parametrize(("hook", "tested"), [("on_test_end", True), ("on_fit_end", False)])
+def test_a_signal_that_comes_too_late_to_stop_a_run_ends_what_was_to_follow(fit, signalled, hook, tested):
+    """A study, a search or a loop over seeds went on with the next run, and a shell with its next command."""
+    signalled(hook, None, signal.SIGTERM)
+    outcome, run = fit(*([] if tested else ["--trainer.limit_test_batches=0"]))
+    assert outcome.code == 143
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["finished"]
+    assert (summary["test_accuracy"] is not None) == tested
+
+
+def test_a_late_signal_is_raised_to_who_calls_from_python(signalled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keys = {name.removeprefix("--"): value for name, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
+    signalled("on_test_end", None, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        cct_lightning.fit("digits", {**keys, "trainer.max_epochs": 1})
+    assert len(list(tmp_path.glob("runs/*/*/summary.json"))) == 1
+
+
+def test_ctrl_c_inside_a_save_is_no_fault_of_the_program(tmp_path, monkeypatch):
+    """torch found its file shorter than it had written, and the run ended with a RuntimeError; the file of before is whole."""
+    path, io = tmp_path / "last.ckpt", WholeFileIO()
+    io.save_checkpoint({"global_step": 1}, path)
+    before = path.read_bytes()
+
+    class Interrupted:
+        def __init__(self, file):
+            self.file, self.writes = file, 0
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes == 3:
+                raise KeyboardInterrupt
+            return self.file.write(data)
+
+    @contextmanager
+    def opened(path):
+        with replacing(path) as file:
+            yield Interrupted(file)
+
+    monkeypatch.setattr("cct_lightning.runs.checkpointing.replacing", opened)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint({"global_step": 2, "weights": torch.zeros(10**5)}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,8 +1,10 @@
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
+from contextlib import closing
 
 import pytest
 import studied
@@ -82,3 +84,32 @@ def test_runs_stop_where_the_process_that_gave_them_is_killed(tmp_path):
     while there("stopped") != {"a", "b"} and time.monotonic() < until:
         time.sleep(0.02)
     assert there("stopped") == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_the_process_that_gave_the_runs_waits_for_what_they_save(tmp_path, name):
+    """It ended at once; where its end is the job's, as in SLURM and in containers, the runs were killed before they had saved."""
+    parent = multiprocessing.get_context("spawn").Process(target=studied.carry_out_for_ever, args=(jobs(tmp_path, "ab"),))
+    parent.start()
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob("*/seed0/begun"))) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(parent.pid, getattr(signal, name))
+    parent.join()
+    assert len(list(tmp_path.glob("*/seed0/stopped"))) == 2
+    assert parent.exitcode == 128 + getattr(signal, name)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_ended_before_it_could_be_stopped_is_told_as_whole(tmp_path, processes):
+    seen = []
+    with pytest.raises(SystemExit):
+        seen += (result for result in carry_out(jobs(tmp_path, "bc"), studied.end_after_b, processes))
+    assert seen[-1].stopped == 143
+    assert line(1, 2, seen[-1]).startswith("[1/2] b, seed 0: 10.00 % test, ")
+
+
+def test_processes_are_ended_where_nobody_follows_them_further(tmp_path):
+    with closing(carry_out(jobs(tmp_path, "abc"), studied.pretend, 2)) as results:
+        next(results)
+    assert multiprocessing.active_children() == []

@@ -55,7 +55,7 @@ def _problem(file: str, keep: Callable[[], Any]) -> str:
     """Keeps a file as an artifact; returns what there is to say of it."""
     try:
         keep()
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         return f" (without {file}: {_reason(error)})"
     return ""
 
@@ -121,7 +121,7 @@ class Tracker(WandbLogger):
         except InputError:
             self._release()
             raise
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             self._end(_reason(error))
 
     def _init(self, mode: Literal["online", "offline"], seconds: float) -> Any:
@@ -140,7 +140,7 @@ class Tracker(WandbLogger):
         try:
             self._experiment = within(seconds + 0.5, lambda: self._init("online", seconds))
             print(f"W&B: {self._experiment.url}")
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             if self.config.mode == "online":
                 raise InputError(f"wandb.mode=online: {_reason(error).rstrip('.')}. Choose wandb.mode offline or auto to train without.") from error
             self._teardown()  # its process would go on to hold the run's id
@@ -162,7 +162,7 @@ class Tracker(WandbLogger):
         self._worker = self._worker or Worker()
         try:
             return self._worker.ask(checked)(CALL_SECONDS)
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             self._end(_reason(error))
 
     def _check_folder(self) -> None:
@@ -243,7 +243,7 @@ class Tracker(WandbLogger):
             if model is not None:
                 line += _problem(model.name, lambda: within(CALL_SECONDS, keep_model))
             within(until - time.monotonic(), lambda: run.finish(exit_code=int(failed)))
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             if isinstance(error, TimeoutError) and self.mode == "online":
                 return f"W&B: the server did not take all of the run within {FINISH_SECONDS:.0f} s: upload the rest with  {upload}"
             return f"W&B tracking ended ({_reason(error)}); the run's figures are in {self.run_dir}/metrics.csv"
@@ -292,7 +292,7 @@ class Tracker(WandbLogger):
                 process.kill()  # hung, it would hold our output open: `cct fit | tee log` would not end
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(1)
-        except (Exception, SystemExit):
+        except Exception:
             pass  # it has died
 
 

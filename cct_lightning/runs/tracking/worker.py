@@ -22,7 +22,9 @@ class Worker(threading.Thread):
             call, answers = asked
             try:
                 answers.put((call(), None))
-            except BaseException as error:  # also SystemExit, with which W&B may leave where its process failed
+            except SystemExit as error:  # with which W&B may leave where its process failed; of the caller's thread it is a signal
+                answers.put((None, RuntimeError(str(error) or "it ended")))
+            except BaseException as error:
                 answers.put((None, error))
 
     def ask(self, call: Callable[[], Any]) -> Callable[[float], Any]:

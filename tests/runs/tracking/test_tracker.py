@@ -526,3 +526,19 @@ def test_a_run_is_of_the_command_that_was_typed(cct, tmp_path, monkeypatch, comm
     (_, _, recipe, name, job_type) = made[0]
     assert (recipe, job_type) == (command if command == "finetune" else "digits", command)
     assert name == f"{recipe}-cct_2_3x2_32-seqpool-s0"
+
+
+def test_a_signal_while_tracking_begins_is_no_fault_of_its(tmp_path, monkeypatch):
+    """`auto` said that tracking had ended (143) and trained on; `online` that W&B refuses, exit 2."""
+    for mode in ("auto", "online"):
+        tracked = make(tmp_path, mode)
+        monkeypatch.setattr(tracker, "within", lambda *_: (_ for _ in ()).throw(SystemExit(143)))
+        with pytest.raises(SystemExit):
+            tracked.begin()
+        monkeypatch.undo()
+        tracker.end_tracking()
+
+
+def test_a_call_with_which_wandb_would_leave_is_an_error_of_its(tmp_path):
+    with pytest.raises(RuntimeError, match="its process failed"):
+        tracker.within(5, lambda: sys.exit("its process failed"))
