@@ -5,6 +5,7 @@ As a script it is the server: it reads requests, one JSON a line, and answers ea
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ class Server:
     def start(self, *words, cwd, **environment) -> "Command":
         """Starts ``cct WORDS``; what it writes goes to files in its folder."""
         out = Path(cwd, f"out-{len(list(Path(cwd).glob('out-*')))}")
+        out.touch()
         return Command(self, self._ask(words=list(map(str, words)), cwd=str(cwd), out=str(out), environment=environment), out)
 
     def close(self) -> None:
@@ -125,6 +127,7 @@ def _start(request) -> int:
     file = os.open(request["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(file, number)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of a process that is killed
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     _become(request["words"])
     return 0

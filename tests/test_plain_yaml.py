@@ -33,7 +33,7 @@ HOSTILE = {
 def test_r11b_hostile_yaml_costs_a_line_and_no_time(kind, tmp_path):
     text, message = HOSTILE[kind]
     (tmp_path / "own.yaml").write_text(text)
-    began = time.perf_counter()
+    began = time.process_time()
     if kind in ("base", "bytes"):  # plain text after all
         read_yaml_file(tmp_path / "own.yaml")
     else:
@@ -41,7 +41,7 @@ def test_r11b_hostile_yaml_costs_a_line_and_no_time(kind, tmp_path):
             read_yaml_file(tmp_path / "own.yaml")
         assert len(str(caught.value).splitlines()) == 1
         assert len(str(caught.value)) < 400
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -52,14 +52,14 @@ def test_r11b_no_command_stumbles_over_it(kind, tmp_path, cct):
     for name in ("config.yaml", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
         (run / name).write_text(text)
     (tmp_path / "own.yaml").write_text(text)
-    began = time.perf_counter()
+    began = time.process_time()
     for words in (("fit", "-c", "own.yaml"), ("fit", "-c", "digits", "-c", "own.yaml"), ("resume", run)):
         outcome = cct(*words)
         assert outcome.code == 2
         assert "Traceback" not in outcome.err
         assert len(outcome.err.splitlines()) <= 5
     if kind != "base":  # a number of 36,000 digits, which reaches the full parser
-        assert time.perf_counter() - began < 3
+        assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize("words", [

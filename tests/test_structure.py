@@ -14,7 +14,13 @@ def _product() -> list[Path]:
     """Returns the product's Python files, as git knows them; without git those that lie there."""
     folders = ["cct_lightning", "callbacks", "recipes", "cli.py"]
     if (CHECKOUT / ".git").exists():
-        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", *folders], cwd=CHECKOUT, check=True, capture_output=True, text=True)
+        listed = subprocess.run(
+            ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", *folders],
+            cwd=CHECKOUT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         paths = [CHECKOUT / name for name in listed.stdout.splitlines()]
     else:
         paths = [path for folder in folders for path in [CHECKOUT / folder, *(CHECKOUT / folder).rglob("*")]]

@@ -189,7 +189,8 @@ def test_rows_survive_what_ends_the_command(cct, tmp_path, files, monkeypatch):
     assert "interrupted: 8 image(s), none bad" in outcome.out
 
 
-def test_r05_a_disk_that_fills_costs_one_line(cct, tmp_path, files):
+def test_r05_a_disk_that_fills_costs_one_line(cct, tmp_path, files, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # cut off, it would be there for good
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
     try:

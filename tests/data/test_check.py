@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,7 @@ def test_a_log_file_gets_a_line_now_and_then(capsys):
 def test_readers_end_with_the_process_that_they_read_for(tmp_path, monkeypatch):
     """Killed, as `timeout 60 cct check DIR` does, it left one for each core for ever, which held its output open."""
     begun = tmp_path / "begun"
+    resource_tracker.ensure_running()  # this process's own, which stays
     monkeypatch.setenv("CCT_TEST", str(begun))
 
     def there():

@@ -36,6 +36,7 @@ def fill(monkeypatch):
             if self.global_step == 6:
                 match kind:
                     case "ulimit":
+                        monkeypatch.setattr("sys.dont_write_bytecode", True)  # cut off, it would be there for good
                         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
                     case "checkpoint":
                         save = torch.save

@@ -440,32 +440,53 @@ def test_a_sampler_skips_what_is_done_in_one_epoch_alone():
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
 def test_workers_obey_no_signal_but_their_parents():
+    said, says = os.pipe()
     worker = os.fork()
     if worker == 0:
         _leave_signals_to_the_run(0)
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
-        time.sleep(0.3)
-        os.kill(os.getppid(), 0)
+        while signal.SIGTERM in signal.sigpending():
+            time.sleep(0.01)
+        os.write(says, b".")
         time.sleep(60)
         os._exit(5)
-    time.sleep(0.5)
+    assert os.read(said, 1) == b"."
+    time.sleep(0.1)
     assert os.waitpid(worker, os.WNOHANG) == (0, 0)
     os.kill(worker, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
+    for end in (said, says):
+        os.close(end)
+
+
+WAIT = """
+import time
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Wait(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        while trainer.current_epoch == 4 and Path("wait").exists():
+            time.sleep(0.01)
+"""
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_is_resumed(fit, cct, forks, tmp_path, request):
-    words = ("--trainer.max_epochs", 8, "--trainer.callbacks", "null")
+def test_a_process_that_is_killed_is_resumed(fit, cct, forks, tmp_path, request, monkeypatch):
+    (tmp_path / "waits.py").write_text(WAIT)
+    (tmp_path / "wait").touch()  # so that it can't end before it is killed
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("--trainer.max_epochs", 8, "--trainer.callbacks", "[waits.Wait]", "--allow-import", "waits")
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(1)  # as the processes of forks have
     process = forks.start("fit", "-c", "digits", *SMALL, *words, cwd=tmp_path)
     while not any(b"\n2," in path.read_bytes() for path in tmp_path.glob("runs/*/*/metrics.csv")):  # the third epoch has begun
         assert process.wait(0.01) is None, process.out
     os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(20) == -signal.SIGKILL
+    assert process.wait(120) == -signal.SIGKILL
+    (tmp_path / "wait").unlink()
     (run,) = tmp_path.glob("runs/*/*")
-    assert cct("resume", run).code == 0
+    assert cct("resume", run, "--allow-import", "waits").code == 0
     _, reference = fit(*words)
     assert_same(run, reference)

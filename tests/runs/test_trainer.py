@@ -1,6 +1,7 @@
 """What Lightning's Trainer is given, for machines that are not here: no GPU, no cluster."""
 
 import os
+import socket
 
 import pytest
 
@@ -68,6 +69,10 @@ def test_a_signal_of_slurms_requeues_nothing(cct, monkeypatch):
     variables = {"NTASKS": 1, "NTASKS_PER_NODE": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 7, "JOB_NAME": "train", "NNODES": 1}
     for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
+    with socket.create_server(("127.0.0.1", 0)) as server:  # else it takes 15007, and leaves that to what comes after
+        told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
     words = ("--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false")
     try:
         assert cct("fit", "-c", "digits", *words).code == 0

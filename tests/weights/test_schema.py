@@ -114,7 +114,7 @@ def test_r10d_a_message_names_the_key(whole, tmp_path, place, value, message):
 
 
 def test_r10d_no_memory_is_taken_for_a_network_that_the_file_does_not_hold(tmp_path):
-    began = time.perf_counter()
+    began = time.process_time()
     for changes in (
         {"num_classes": LARGEST["num_classes"], "embed_dim": 65536},
         {"image_size": [4096, 4096], "embed_dim": 4096},
@@ -130,7 +130,7 @@ def test_r10d_no_memory_is_taken_for_a_network_that_the_file_does_not_hold(tmp_p
         torch.save(content, path)
         with pytest.raises(InputError, match=r"a\.ckpt describes a network of [\d,]{10,} weights, and holds [\d,]+: a size is wrong"):
             cct_lightning.load(path)
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20
 
 
 def test_r10d_a_json_that_is_deep_long_or_none_is_refused(tmp_path, cct):
@@ -186,7 +186,7 @@ def test_r10d_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
 
 def test_r10d_a_tensor_of_terabytes_that_holds_one_number_is_refused(tmp_path):
     torch.save({"state_dict": {"model.head.weight": torch.zeros(1).expand(10**6, 10**7)}}, tmp_path / "a.ckpt")
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InputError, match=r"model\.head\.weight has 10,000,000,000,000 numbers and holds fewer"):
         open_weights(tmp_path / "a.ckpt")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
