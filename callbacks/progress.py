@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar as Bar
 
 from cct_lightning.errors import check_range
 from cct_lightning.evaluation.measures import MEASURES
+from cct_lightning.training.optimizers import shown_rate
 from cct_lightning.wording import clock, percent
 
 from .throughput import Throughput
@@ -172,7 +173,7 @@ class ProgressBar(Bar):
         if (loss := trainer.callback_metrics.get("train/loss")) is not None:
             parts.append(f"loss {float(loss):.3f}")
         if trainer.optimizers:
-            parts.append(f"lr {float(trainer.optimizers[0].param_groups[0]['lr']):.1e}")
+            parts.append(f"lr {shown_rate(trainer.optimizers[0]):.1e}")
         rate = next((callback.images_per_second for callback in trainer.callbacks if isinstance(callback, Throughput)), None)  # type: ignore[attr-defined]
         if rate:
             parts.append(f"{rate:,.0f} images/s")

@@ -244,6 +244,8 @@ class ImageDataModule(L.LightningDataModule):
                 rank_zero_info(f"data.batch_size={self.batch_size} is more than the {len(chosen)} training images: using {batch_size}.")
         if len(chosen) < world:
             raise InputError(f"The {stage} split has {len(chosen)} image(s), fewer than the {world} devices.")
+        if train and self.sampler == "balanced" and self.has_unlabelled:
+            raise InputError("data.sampler=balanced evens out classes, and training images have none: leave it out.")
         balanced = split.targets if train and self.sampler == "balanced" else None
         sampler = KeyedSampler(chosen, batch_size, self.seed, train, rank, world, balanced)
         if train:

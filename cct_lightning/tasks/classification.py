@@ -15,7 +15,7 @@ from cct_lightning.errors import InputError
 from cct_lightning.evaluation.outcomes import Outcomes
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.options import keywords_of
-from cct_lightning.tasks.labelled import Labelled
+from cct_lightning.tasks.labelled import Labelled, counted
 from cct_lightning.tasks.options import ClassificationOptions
 from cct_lightning.tasks.task import Stage
 from cct_lightning.tasks.teaching import Guide, Teaching, check_same_teacher
@@ -132,12 +132,10 @@ class LitClassifier(Labelled):
         """Counts the classes where the loss is balanced, then as every task.
 
         Raises:
-            InputError: Training images have no labels.
+            InputError: Training images have no labels, or are drawn by them already where the loss is balanced.
         """
         if self.loss.class_weights == "balanced":
-            if (counts := getattr(self.trainer.datamodule, "class_counts", None)) is None:  # type: ignore[attr-defined]
-                raise InputError("model.loss.class_weights=balanced needs a data module with class_counts, as ImageDataModule has: leave it out.")
-            self._class_weights = class_weights(counts).to(self.device)
+            self._class_weights = class_weights(counted(self.trainer).class_counts).to(self.device)
         if self._teaching is not None:
             self._teaching.begin(self.trainer, self.device)
         super().on_fit_start()

@@ -1,10 +1,12 @@
 """Whether a training still computes with numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from torch.nn import Module
+from torchmetrics import MeanMetric
 
 from cct_lightning.errors import RunError
 from cct_lightning.training.hardware import is_sharded
@@ -18,6 +20,19 @@ LEAST_SCALE = 2.0**-16  # of a 16-bit loss: it begins at 2^16 and is halved by e
 
 class DivergenceError(RunError):
     """The loss, the weights or the optimizer's averages of a training are no numbers any more."""
+
+
+class MeanLoss(MeanMetric):
+    """The mean of losses that is no number where one of them is none: by default a MeanMetric leaves these out.
+
+    It stays float32 in a network of another precision: bfloat16 counts to 256.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        return super()._apply(lambda value: fn(value).to(value.dtype), exclude_state)
 
 
 def check_numbers(trainer: Trainer, loss: Tensor, tensors: Mapping[str, Tensor], optim: OptimConfig, sound: int) -> None:

@@ -6,8 +6,9 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from cct_lightning.data.options import NEEDS_LABELS
@@ -18,6 +19,7 @@ from cct_lightning.evaluation.views import mean_logits
 from cct_lightning.networks.classifier import ImageClassifier, check_network
 from cct_lightning.networks.encoder import ViTEncoder
 from cct_lightning.networks.outputs import Output
+from cct_lightning.tasks.divergence import MeanLoss
 from cct_lightning.tasks.options import HeadOptions, to_config
 from cct_lightning.tasks.task import Stage, Task
 from cct_lightning.training.options import TrainingOptions
@@ -70,6 +72,21 @@ class Kept(Metric):
         return dim_zero_cat(self.logits), dim_zero_cat(self.targets)
 
 
+def counted(trainer: Trainer) -> Any:
+    """Returns the data module of a run whose loss is balanced: it counts its classes.
+
+    Raises:
+        InputError: It counts none, or shows all of them equally often.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if getattr(data, "class_counts", None) is None:
+        raise InputError("model.loss.class_weights=balanced needs a data module with class_counts, as ImageDataModule has: leave it out.")
+    if getattr(data, "sampler", "") == "balanced":
+        raise InputError("data.sampler=balanced shows all classes equally often, and model.loss.class_weights=balanced would weigh them once more:\n"
+                         "  leave one of them out.")  # fmt: skip
+    return data
+
+
 class Labelled(Task):
     """Trains an image classifier's network on images with labels, whatever these are.
 
@@ -103,8 +120,7 @@ class Labelled(Task):
         self.collect = False
         self.outcomes: AnyOutcomes | None = None
         self._collected: list[AnyOutcomes] = []  # of its batches
-        # By default a MeanMetric leaves out what is not a number: a network that diverged in part would have a fine loss.
-        self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
 
     @abstractmethod
     def measure_batch(self, stage: Stage, logits: Tensor, targets: Tensor) -> None:

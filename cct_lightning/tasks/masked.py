@@ -5,7 +5,6 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from cct_lightning.data.loaders import Batch
 from cct_lightning.errors import InputError
@@ -16,6 +15,7 @@ from cct_lightning.networks.masks import draw_order
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.options import keywords_of
 from cct_lightning.randomness import key
+from cct_lightning.tasks.divergence import MeanLoss
 from cct_lightning.tasks.options import MaskedOptions, to_config
 from cct_lightning.tasks.task import Stage, Task
 from cct_lightning.training.options import TrainingOptions
@@ -53,8 +53,7 @@ class MaskedPatches(Task):
         self.model_config: dict[str, Any] = to_config(options, MaskedOptions) | own
         if isinstance(encoder, ViTEncoder):
             self.model_config["position"] = encoder.position
-        # By default a MeanMetric leaves out what is not a number: a network that diverged in part would have a fine loss.
-        self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
 
     def order(self, batch: Sequence[Any], purpose: str = "mask") -> Tensor:
         """Draws the order of a batch's patches (B, N), of which the first are masked; for another purpose than "mask" the same in all epochs.
@@ -81,7 +80,13 @@ class MaskedPatches(Task):
         (self.val_loss if stage == "val" else self.test_loss).update(self(batch[0], self.order(batch, f"mask {stage}")))
 
     def on_fit_start(self) -> None:
-        """Takes the sizes of ``data.image_size_schedule``, then as every task."""
+        """Takes the sizes of ``data.image_size_schedule``, then as every task.
+
+        Raises:
+            InputError: The network does not take a size; images would be drawn by labels.
+        """
+        if getattr(self.trainer.datamodule, "sampler", "") == "balanced":  # type: ignore[attr-defined]
+            raise InputError("data.sampler=balanced draws images by their labels, which task=masked shall not see: leave it out.")
         super().on_fit_start()
         try:
             self.model.take_sizes(size for size, _ in getattr(self.trainer.datamodule, "first_sizes", ()))  # type: ignore[attr-defined]
@@ -94,7 +99,7 @@ class MaskedPatches(Task):
     def on_test_epoch_end(self) -> None:
         self._log_loss("test", self.test_loss)
 
-    def _log_loss(self, stage: Stage, loss: MeanMetric) -> None:
+    def _log_loss(self, stage: Stage, loss: MeanLoss) -> None:
         """Logs the mean over all images of all ranks. Lightning's own mean over ranks takes no account of how many each has."""
         self.log(f"{stage}/loss", loss.compute(), prog_bar=True)
         loss.reset()

@@ -14,7 +14,7 @@ from cct_lightning.evaluation.labels import FEWEST, LabelOutcomes, choose_thresh
 from cct_lightning.networks.classifier import ImageClassifier
 from cct_lightning.networks.outputs import Output
 from cct_lightning.options import keywords_of
-from cct_lightning.tasks.labelled import Kept, Labelled
+from cct_lightning.tasks.labelled import Kept, Labelled, counted
 from cct_lightning.tasks.options import MultilabelOptions
 from cct_lightning.tasks.task import Stage
 from cct_lightning.training.losses import asymmetric_loss, binary_cross_entropy, positive_weights, soften
@@ -89,13 +89,11 @@ class Multilabel(Labelled):
         """Counts the labels where the loss is balanced, then as every task.
 
         Raises:
-            InputError: Training images have no labels.
+            InputError: Training images have no labels, or are drawn by them already where the loss is balanced.
         """
         if self.loss.class_weights == "balanced":
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            if (counts := getattr(data, "class_counts", None)) is None:
-                raise InputError("model.loss.class_weights=balanced needs a data module with class_counts, as ImageDataModule has: leave it out.")
-            self._weights = positive_weights(counts, len(data.splits["train"][1])).to(self.device)
+            data = counted(self.trainer)
+            self._weights = positive_weights(data.class_counts, len(data.splits["train"][1])).to(self.device)
         super().on_fit_start()
 
     def on_fit_end(self) -> None:

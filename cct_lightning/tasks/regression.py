@@ -97,6 +97,18 @@ class Regression(Labelled):
         """Computes the mean loss of a batch; ``targets`` are standardised."""
         return self._losses(self(images).float(), targets).mean()
 
+    def setup(self, stage: str) -> None:
+        """Makes nothing; as every task.
+
+        Raises:
+            InputError: The precision would round the numbers that are learned and measured by.
+        """
+        super().setup(stage)
+        if str(self.trainer.precision) in ("bf16-true", "16-true"):
+            raise InputError(
+                f"trainer.precision={self.trainer.precision} rounds the true numbers, too (2,001 becomes 2,000): take bf16-mixed or 32-true."
+            )
+
     def on_fit_start(self) -> None:
         """Measures mean and deviation of the numbers over the training images, where no checkpoint said them; then as every task.
 

@@ -26,7 +26,7 @@ from cct_lightning.tasks.divergence import EVERY, check_numbers
 from cct_lightning.tasks.options import from_config
 from cct_lightning.tasks.registry import check_kind
 from cct_lightning.training.engine import StepGraph, check_graph, choose_engine, make_plain
-from cct_lightning.training.optimizers import create_optimizer
+from cct_lightning.training.optimizers import create_optimizer, shown_rate
 from cct_lightning.training.options import Engine, TrainingOptions, Whiten
 from cct_lightning.training.schedules import create_scheduler, fit_schedule
 from cct_lightning.weights.files import KEY, read_checkpoint, without_guide
@@ -173,9 +173,7 @@ class Task(L.LightningModule, ABC):
         engine = choose_engine(self.engine, self.device, trainer.estimated_stepping_batches)
         self._graph, self._records = None, engine == "graph"
         if self._records:
-            accumulates = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
             trainer_keys = {
-                "callbacks": ("GradientAccumulationScheduler" if accumulates else None, None),
                 "gradient_clip_val": (trainer.gradient_clip_val, 0),
                 "accumulate_grad_batches": (trainer.accumulate_grad_batches, 1),
                 "detect_anomaly": (trainer._detect_anomaly, False),
@@ -195,7 +193,7 @@ class Task(L.LightningModule, ABC):
         # Each self.log costs as much as a small step's launch, so only where Lightning hands the values on to the loggers.
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", loss, prog_bar=True)
-            self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+            self.log("train/lr", shown_rate(self.optimizers(use_pl_optimizer=False)))  # type: ignore[arg-type]
         if (self.global_step + 1) % min(self.trainer.log_every_n_steps, EVERY) == 0:  # type: ignore[attr-defined]
             self._check_numbers(dict(self.named_parameters()))
         return loss
@@ -261,6 +259,9 @@ class Task(L.LightningModule, ABC):
         steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
         if steps == float("inf"):
             raise InputError("The length of the run is unknown, and the schedule needs it: give trainer.max_epochs or trainer.max_steps.")
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise InputError("GradientAccumulationScheduler changes how many steps there are, and the rates follow from that: "
+                             "take trainer.accumulate_grad_batches.")  # fmt: skip
         self.trainer.fit_loop.setup_data()  # a run given in steps has not looked at its data yet
         # The last batch of an epoch steps, too, however few were accumulated.
         steps_per_epoch = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)

@@ -79,7 +79,7 @@ def asymmetric_loss(logits: Tensor, targets: Tensor, gamma_neg: float, gamma_pos
     probability = logits.sigmoid()
     there = -F.logsigmoid(logits)
     if gamma_pos:
-        there = there * (1 - probability) ** gamma_pos
+        there = there * (-logits).sigmoid().clamp(min=1e-8) ** gamma_pos  # 1 - p, of which a power below 1 has no finite gradient at 0
     if clip:
         shifted = (probability - clip).clamp(min=0)
         absent = -torch.log1p(-shifted)  # p is 1 at most, and the clip keeps it from there

@@ -106,7 +106,7 @@ PARTS = {"qkv": 3, "kv": 2}  # matrices in one
 def muon_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Divides the trainable parameters: matrices of layers and poolings (queries, keys and values apart), inner convolutions, the rest."""
     groups: dict[str, dict[str, Any]] = {
-        "decay": {},  # first: what is logged as the learning rate is the first group's
+        "decay": {},
         "no_decay": {"weight_decay": 0.0},
         **{name: {"muon": True, "parts": parts, "lr": config.muon_lr} for name, parts in PARTS.items()},
         "matrix": {"muon": True, "lr": config.muon_lr},
@@ -118,7 +118,7 @@ def muon_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
         inside = re.search(INSIDE, name) is not None
         if inside and parameter.ndim >= 2 and len(parameter) > 1:  # a single row, such as the score of sequence pooling, is a vector
             last = name.split(".")[-2]
-            kind = last if last in PARTS else "matrix"
+            kind = last if last in PARTS and len(parameter) % PARTS[last] == 0 else "matrix"  # in some of timm's networks qkv holds two
         else:
             kind = "no_decay" if parameter.ndim < 2 or name.endswith(".bias") or name in skip else "decay"
         groups[kind].setdefault("params", []).append(parameter)

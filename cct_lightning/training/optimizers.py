@@ -30,6 +30,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def shown_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Returns the rate that is told of an optimizer: that of the part which ``optim.lr`` is for, not of a lower layer or of Muon's matrices."""
+    return max(float(group["lr"]) for group in optimizer.param_groups if not group.get("muon"))
+
+
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Builds the optimizer over the trainable parameters: our ``Muon``, or timm's of this name with layer-wise rates folded into each ``lr``.
 
@@ -45,6 +50,8 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
         import timm.optim  # takes as long as torch: as do wandb and torchvision, which it imports
 
         check_optimizer(config.name, [str(known) for known in timm.optim.list_optimizers()])
+        if name == "adahessian":
+            raise InputError("optim.name=adahessian needs gradients of gradients, which a training here does not compute: take another one.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("No parameter is trainable: freeze=backbone leaves the pooling and the head, and this network has neither.")
     given: dict[str, Any] = {} if config.betas is None else {"betas": config.betas}
@@ -72,6 +79,8 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
             optimizer = timm.optim.create_optimizer_v2(
                 model, opt=name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, layer_decay=config.layer_decay, **given
             )
+        except (AssertionError, ImportError) as error:
+            raise InputError(f"optim.name={config.name} can't be had here: {error or 'it needs a GPU or a package that is not there'}.") from None
         except ValueError as error:
             way = " optim.name=momentum is sgd without it." if name in ("sgd", "nesterov") else ""
             raise InputError(f"optim.name={config.name} can't be had with momentum={config.momentum:g}, lr={config.lr:g}: {error}.{way}") from None

@@ -39,10 +39,11 @@ def fit_schedule(config: ScheduleConfig, epochs: float) -> tuple[ScheduleConfig,
     """Shortens warm-up and cool-down for a run that has no room for them; returns a sentence that says so, or None."""
     if config.warmup_epochs + config.cooldown_epochs < epochs:
         return config, None
-    short = ScheduleConfig(config.name, config.per, epochs / 10, config.warmup_lr, config.min_lr, 0.0)
+    warmup = epochs / 10 if config.per == "step" or epochs >= 10 else 0.0  # a rate for each epoch: the first would be at its start throughout
+    short = ScheduleConfig(config.name, config.per, warmup, config.warmup_lr, config.min_lr, 0.0)
     cooldown = f" and cooldown_epochs={config.cooldown_epochs:g}" if config.cooldown_epochs else ""
-    told = f"the run of {epochs:g} epochs has no room for warmup_epochs={config.warmup_epochs:g}{cooldown}: warming up for a tenth of it"
-    told += ", no cool-down" if cooldown else ""
+    told = f"the run of {epochs:g} epochs has no room for warmup_epochs={config.warmup_epochs:g}{cooldown}: "
+    told += ("warming up for a tenth of it" if warmup else "no warm-up") + (", no cool-down" if cooldown else "")
     return short, told
 
 

@@ -65,9 +65,19 @@ class Teacher(nn.Module):
         self.eval()
 
     def expect(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Says how the images that it will see are normalised, as ``mean`` and ``std`` of itself; None: they are taken as they are."""
+        """Says how the images that it will see are normalised, as ``mean`` and ``std`` of itself; None: they are taken as they are.
+
+        Raises:
+            InputError: They have other channels, and are not grey where its own are coloured or the other way round.
+        """
         if None in (self.mean, self.std, mean, std) or (self.mean, self.std) == (tuple(mean or ()), tuple(std or ())):
             return
+        channels = len(self.mean or ()), len(mean or ())
+        if channels[0] != channels[1] and set(channels) != {1, 3}:
+            raise InputError(
+                f"model.teacher={self.source} was trained on images of {channels[0]} channels, and these have {channels[1]} (data.in_chans):\n"
+                "  take a teacher of such images; only grey ones are made coloured, and coloured ones grey."
+            )
         self._adapts = True
         for name, values in {"own_mean": self.mean, "own_std": self.std, "given_mean": mean, "given_std": std, "grey": GREY}.items():
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)

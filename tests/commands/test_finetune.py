@@ -321,6 +321,9 @@ def test_a_table_of_labels_does_as_well(cct, photos, weights, tmp_path):
     Path("labels.csv").write_text("\n".join(["path,label", *rows]))
     options = ("--data.sampler", "balanced", "--model.loss.class_weights", "balanced")
     outcome = cct("finetune", "labels.csv", "--model.pretrained", weights, *options, *QUICK)
+    assert outcome.code == 2  # the rare class would count most
+    assert "data.sampler=balanced shows all classes equally often, and model.loss.class_weights=balanced would weigh them once more" in outcome.err
+    outcome = cct("finetune", "labels.csv", "--model.pretrained", weights, *options[:2], *QUICK)
     assert outcome.code == 0, outcome.err
     assert configuration_of(tmp_path)["data"]["dataset"] == "csv"
     assert summary_of(tmp_path)["test_accuracy"] is not None

@@ -10,7 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision
 import cct_lightning
 from cct_lightning import AugmentConfig, ImageDataModule, LitClassifier, OptimConfig, ScheduleConfig
 from cct_lightning.tasks import task as module
-from cct_lightning.tasks.divergence import DivergenceError
+from cct_lightning.tasks.divergence import DivergenceError, MeanLoss
 from cct_lightning.training.engine import StepGraph
 from cct_lightning.weights.soundness import not_finite, tensors_in
 
@@ -235,3 +235,16 @@ def test_r06_16_bits_that_overflow_at_every_scale_are(monkeypatch):
 def test_the_search_for_a_rate_goes_on_where_a_training_would_not(cct):
     outcome = cct("fit", "-c", "digits", "--find-lr", "--model.optim.weight_decay", 1e30, *SMALL[:4])
     assert "diverged" not in outcome.err
+
+
+def test_a_mean_loss_counts_in_float32_whatever_the_network_is():
+    """In a network of bfloat16 it stopped counting at 256 batches' worth, and val/loss followed from the batch size."""
+    network = torch.nn.Module()
+    network.loss = MeanLoss()
+    network.to(torch.bfloat16)
+    network.loss.reset()
+    for _ in range(100):
+        network.loss.update(torch.full((100,), 0.9))
+    assert network.loss.compute() == pytest.approx(0.9, abs=1e-5)
+    network.loss.update(torch.tensor([float("nan")]))
+    assert network.loss.compute().isnan()

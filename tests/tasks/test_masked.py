@@ -183,3 +183,11 @@ def test_a_step_compiles_as_one_graph():
     compiled = torch.compile(module.model, fullgraph=True, backend="eager")
     given = module.step_inputs(batch([1, 2]))
     torch.testing.assert_close(compiled(*given), module.model(*given))
+
+
+def test_images_are_not_drawn_by_labels_that_shall_not_be_seen(tmp_path):
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    with pytest.raises(InputError, match=r"data\.sampler=balanced draws images by their labels, which task=masked shall not see"):
+        trainer.fit(task(), ImageDataModule("digits", image_size=16, batch_size=32, sampler="balanced"))

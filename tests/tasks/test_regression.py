@@ -99,3 +99,9 @@ def test_what_does_not_fit_is_told_in_short(cct, spots, words, message):
     outcome = cct("fit", "-c", "image_folder", "--task", "regression", "--data.dataset", "csv", "--data.root", spots / "numbers.csv", *words)
     assert outcome.code == 2
     assert re.search(message, outcome.err), outcome.err
+
+
+def test_a_precision_that_rounds_the_true_numbers_is_refused(cct, spots):
+    outcome = cct(*FIT, "regression", *SMALL, "--data.root", spots / "numbers.csv", "--trainer.precision", "bf16-true")
+    assert outcome.code == 2
+    assert "trainer.precision=bf16-true rounds the true numbers, too" in outcome.err

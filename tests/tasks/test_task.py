@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from cct_lightning.callbacks import EMA, BatchPreview, PoolingMaps, TestReport
 from fake_gpu import MixedDevicesError
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch import nn
 
 from cct_lightning import AugmentConfig, ImageDataModule, InputError, LitClassifier, OptimConfig, ScheduleConfig, create_model
@@ -336,3 +336,12 @@ class Replay:
     def __call__(self, images, targets):
         assert targets.shape == (4, 10)
         return self.module.training_loss(images, targets)
+
+
+def test_a_schedule_that_would_not_end_is_refused(tmp_path):
+    """The rates were those of a run of four times as many steps, and ended near the highest."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, callbacks=[GradientAccumulationScheduler({0: 4})], **quiet)
+    module = LitClassifier("cct_2_3x2_32", num_classes=10, **NETWORK, **IMAGES)
+    with pytest.raises(InputError, match="GradientAccumulationScheduler changes how many steps there are"):
+        trainer.fit(module, ImageDataModule("digits", batch_size=64, image_size=16))

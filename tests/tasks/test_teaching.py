@@ -308,3 +308,10 @@ def test_a_step_with_a_teacher_mixes_no_devices_and_waits_for_nothing(gpu, tmp_p
         lit.on_train_batch_start(batch, 0)
         with torch.autocast("cuda", torch.bfloat16):
             assert lit.training_step(batch, 0).device == gpu.device
+
+
+def test_a_teacher_of_other_channels_is_refused_before_the_first_step(tmp_path):
+    teacher = Teacher(create_model("cct_2_3x2_32", image_size=16, num_classes=10), "best.ckpt", "", None, 10, (16, 16), [0.5] * 3, [0.2] * 3)
+    teacher.expect([0.5], [0.2])  # grey ones are made coloured
+    with pytest.raises(InputError, match=r"model\.teacher=best\.ckpt was trained on images of 3 channels, and these have 5 \(data\.in_chans\)"):
+        teacher.expect([0.5] * 5, [0.2] * 5)

@@ -50,7 +50,6 @@ def test_what_triton_needs_is_looked_for(monkeypatch, tmp_path, lacking, able):
     ({"precision": "16-mixed"}, "as trainer.precision=16-mixed needs: choose bf16-mixed"),
     ({"optimizer": "sgd"}, "optim.name=adamw or muon, not sgd"),
     ({"trainer_keys": {"gradient_clip_val": (1.0, 0)}}, "can't honour trainer.gradient_clip_val=1.0: set model.optim.clip_norm"),
-    ({"trainer_keys": {"callbacks": ("GradientAccumulationScheduler", None)}}, "trainer.callbacks=GradientAccumulationScheduler: leave it out"),
     ({"trainer_keys": {"accumulate_grad_batches": (4, 1)}}, "can't honour trainer.accumulate_grad_batches=4: leave it out"),
 ])  # fmt: skip
 def test_what_a_recorded_step_cannot_honour_is_refused_by_name(changes, message):

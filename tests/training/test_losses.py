@@ -62,6 +62,9 @@ def test_the_asymmetric_loss_is_the_papers_and_finite_far_out():
     far = torch.tensor([[80.0, -80.0]], requires_grad=True)
     asymmetric_loss(far, torch.tensor([[0.0, 1.0]]), 4, 1, 0.05).backward()
     assert far.grad.isfinite().all()
+    sure = torch.tensor([[20.0, 20.0]], requires_grad=True)
+    asymmetric_loss(sure, torch.tensor([[0.0, 1.0]]), 4, 0.5, 0.05).backward()
+    assert sure.grad.isfinite().all()
     easy = torch.tensor([[-3.5]], requires_grad=True)  # p = 0.03, below the clip
     asymmetric_loss(easy, torch.zeros(1, 1), 4, 0, 0.05).backward()
     assert easy.grad == 0

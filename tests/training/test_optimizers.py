@@ -8,7 +8,7 @@ import torch
 
 from cct_lightning import InputError, OptimConfig, ScheduleConfig, create_model
 from cct_lightning.training.muon import Muon, orthogonalise
-from cct_lightning.training.optimizers import create_optimizer
+from cct_lightning.training.optimizers import create_optimizer, shown_rate
 from cct_lightning.training.schedules import create_scheduler, fit_schedule, learning_rate
 
 PUBLISHED = {
@@ -75,6 +75,14 @@ def test_short_runs_warm_up_for_a_tenth_and_say_so(epochs, changes):
     assert (fitted.warmup_epochs, fitted.cooldown_epochs) == ((epochs / 10, 0) if changes else (10, 10))
     if told:
         assert f"{epochs} epochs has no room for warmup_epochs=10" in told
+
+
+def test_a_short_run_with_a_rate_for_each_epoch_does_not_spend_one_at_the_lowest():
+    config = ScheduleConfig(per="epoch", warmup_epochs=10, warmup_lr=1e-6)
+    for epochs in (1, 5):
+        fitted, told = fit_schedule(config, epochs)
+        assert told.endswith("warmup_epochs=10: no warm-up")
+        assert learning_rate(0, epochs, 1.0, fitted) == 1.0
 
 
 def test_norms_and_biases_never_decay():
@@ -244,9 +252,30 @@ def test_muon_refuses_sharded_weights():
         torch.distributed.destroy_process_group()
 
 
+def test_the_rate_that_is_told_is_the_one_that_was_asked_for():
+    """It was that of the first group: with layer_decay the stem's, a sixth of it in CCT-7."""
+    model = create_model("cct_2_3x2_32")
+    for config in (OptimConfig("adamw", lr=1e-3, layer_decay=0.5), OptimConfig("muon", lr=1e-3, muon_lr=0.02), OptimConfig("adamw", lr=1e-3)):
+        assert shown_rate(create_optimizer(model, config)) == 1e-3
+
+
+def test_muon_takes_two_matrices_in_one_as_one():
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"qkv": torch.nn.Linear(8, 16)})])  # of queries from elsewhere
+
+    model = Two()
+    optimizer = create_optimizer(model, OptimConfig("muon"))
+    model.blocks[0]["qkv"](torch.ones(1, 8)).sum().backward()
+    optimizer.step()  # a third of 16 rows could not be cut
+
+
 @pytest.mark.parametrize(("config", "message"), [
     (OptimConfig("muon", layer_decay=0.7), "layer_decay=0.7 can't be had with optim.name=muon"),
     (OptimConfig("sgd", betas=(0.9, 0.99)), r"betas=\(0.9, 0.99\) given to optim.name=sgd, which has none"),
+    (OptimConfig("adahessian"), "adahessian needs gradients of gradients"),
+    (OptimConfig("bnbadamw8bit"), "optim.name=bnbadamw8bit can't be had here: "),
     (OptimConfig("sgd", momentum=0.0), r"sgd can't be had with momentum=0, .*Nesterov momentum requires.* optim.name=momentum is sgd"),
 ])  # fmt: skip
 def test_what_an_optimizer_cannot_honour_is_refused(config, message):
