@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -88,7 +88,11 @@ def measure(request: Request) -> None:
         images = setting.recipe["data"]
         run = RunFolder(request.checkpoint.resolve().parent.parent)
         further = ["val"] if stage == "test" and (request.calibrates or request.rejects is not None) else []
-        cli.datamodule.unseen = Unseen(run.path, run.images_file, [stage, *further])
+        trained = (opened.about or {}).get("recipe") or {}
+        said = opened.content.get("sitting")
+        kept = said.get("images") if isinstance(said, Mapping) else None
+        digest = kept.get("digest") if isinstance(kept, Mapping) else None
+        cli.datamodule.unseen = Unseen(run.path, run.images_file, [stage, *further], trained.get("data") or {}, images, digest)
         if told := evaluate(stage, setting.trainer, opened, cli.model, cli.datamodule, images, request.calibrates, request.rejects):
             print(told)
 

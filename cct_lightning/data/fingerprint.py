@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from cct_lightning.data.files import Array
-from cct_lightning.data.folders import Split
+from cct_lightning.data.folders import UNLABELLED, Split
 from cct_lightning.data.members import Own, Packed
 from cct_lightning.errors import InputError
 from cct_lightning.wording import printable
@@ -234,29 +234,79 @@ class Unseen(NamedTuple):
         run: The run.
         listing: File with the rows of its fingerprint.
         splits: Which images shall be none of those it was trained on: test, val.
+        trained: The group ``data`` of its configuration.
+        asked: The same, as it shall be measured.
+        digest: Of the fingerprint, as the checkpoint says it; None where it says none.
     """
 
     run: Path
     listing: Path
     splits: Collection[str]
+    trained: Mapping[str, Any] = {}
+    asked: Mapping[str, Any] = {}
+    digest: str | None = None
 
-    def check(self, now: Fingerprint) -> None:
-        """Refuses images that are in part the run's, a tenth of them or more: of others, others are set aside.
+    def check(self, now: Fingerprint) -> bool:
+        """Refuses images that are in part the run's, a tenth of them or more. Of the run's own, the same are set aside; others are unseen.
+
+        Returns:
+            Whether they are others.
 
         Raises:
-            InputError: Names the first file that is different.
+            InputError: Names the first file that is different, or the key that would divide them otherwise.
         """
         before, rows = read_rows(self.listing), list(now.rows())
-        if not before or digest_of(before) == digest_of(rows):
-            return
+        digest = digest_of(before) if before else self.digest
+        if digest == digest_of(rows):
+            self._check_shares(now)
+        if digest is None or digest == digest_of(rows):
+            return False
+        if not before:
+            roots = {os.path.abspath(os.path.expanduser(str(told.get("root")))) for told in (self.asked, self.trained)}
+            if len(roots) > 1:
+                return False  # whether they are others can't be told
+            raise InputError(
+                f"The images in {now.base} are not those that the checkpoint was trained on; which, its run could tell ({self.listing} is missing).\n"
+                f"  {' and '.join(self.splits)} images are drawn from all of them, so that those drawn now would be among those it was trained on.\n"
+                "  Put them back, measure best.ckpt in its run, or give the new ones a folder of their own (--data.root DIR)."
+            )
         known, there = ([row.content or (row.name.rpartition("/")[2], row.size) for row in some if row.split != "class"] for some in (before, rows))
         if 10 * sum(map(set(known).__contains__, there)) < len(there):
-            return  # a data set of its own
+            return True  # a data set of its own
         raise InputError(
             f"The images in {now.base} are not those that {self.run} was trained on: {_first(list(differences(before, rows)))}.\n"
             f"  {' and '.join(self.splits)} images are drawn from all of them, so that those drawn now would be among those it was trained on.\n"
             "  Put them back, or give the new ones a folder of their own (--data.root DIR)."
         )
+
+    def choose(self, splits: Mapping[str, tuple[Split, Array]], take: Callable[[], Fingerprint]) -> dict[str, tuple[Split, Array]]:
+        """Returns what is measured: of images that are others all, where a test alone is asked for, and no share for it.
+
+        Args:
+            splits: As they were divided.
+            take: Takes the fingerprint, which is looked at where the test or the validation is a part of the training images.
+
+        Raises:
+            InputError: As ``check`` does.
+        """
+        chosen = dict(splits)
+        if any(chosen[name][0] is chosen["train"][0] for name in self.splits if name in chosen) and self.check(take()):
+            typed = any(self.trained.get(name) != self.asked.get(name) for name in ("fold", "test_fraction"))
+            if set(self.splits) == {"test"} and not typed:
+                split = chosen["train"][0]
+                chosen["test"] = split, np.flatnonzero(split.targets != UNLABELLED)
+        return chosen
+
+    def _check_shares(self, now: Fingerprint) -> None:
+        names = ["fold", "split_seed", "test_fraction", *(["val_fraction"] if "val" in self.splits else [])]
+        for name in names if self.trained else ():
+            then, asked = self.trained.get(name), self.asked.get(name)
+            if then != asked:
+                raise InputError(
+                    f"data.{name}={asked} divides the images in {now.base} otherwise than the training did ({'none' if then is None else then}):\n"
+                    f"  {' and '.join(self.splits)} images drawn so would be among those it was trained on. Leave it out, or give images of a\n"
+                    "  folder of their own (--data.root DIR); where none were set aside, train with a share that is."
+                )
 
 
 def _size(file: Any) -> int:

@@ -225,7 +225,7 @@ def check_table(path: Path) -> None:
 
 def no_test_images(root: Path, has_own_val: bool) -> InputError:
     """Makes the error of a test without images; of images that come in splits no share is set aside."""
-    way = "" if has_own_val else "set a share aside (data.test_fraction), "
+    way = "" if has_own_val else "train with a share set aside (data.test_fraction), "
     return InputError(f"data.root={root} has no test images: add a test folder, {way}or use `cct validate`.")
 
 

@@ -1,7 +1,7 @@
 """The LightningDataModule: which images are for what, and how they reach the device."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import lightning as L
@@ -124,8 +124,8 @@ class ImageDataModule(L.LightningDataModule):
             self._recognise(read)
             if self.fitting.mode == "crop" and (told := what_is_cut_off(*self.splits["train"], self.image_size, self.in_chans)):
                 rank_zero_info(told)
-        elif self.unseen is not None and any(self.splits[name][0] is self.splits["train"][0] for name in self.unseen.splits if name in self.splits):
-            self.unseen.check(Fingerprint.take(read, self.class_names, self.source.base, self.source.heap))
+        elif self.unseen is not None:
+            self.splits = self.unseen.choose(self.splits, lambda: Fingerprint.take(read, self.class_names, self.source.base, self.source.heap))
         if self.has_unlabelled:
             rank_zero_info(f"training on {len(self.splits['train'][1]):,} images, {self.num_labelled('train'):,} of them with labels")
         for name, (split, chosen) in self.splits.items():
@@ -134,8 +134,9 @@ class ImageDataModule(L.LightningDataModule):
                 rank_zero_info(f"{len(absent)} of {self.num_classes} classes have no {name} image: {which}{', ...' if len(absent) > 5 else ''}")
         self._decode(read, stage)
 
-    def _keep(self, cache: Cache) -> None:
-        self.splits = decode_splits(self.splits, self.image_size, self.in_chans, cache, self.max_megapixels, self.fitting, self.value_range)
+    def _keep(self, cache: Cache, needed: Collection[str] | None = None) -> None:
+        splits = {name: part for name, part in self.splits.items() if needed is None or name in needed}
+        self.splits |= decode_splits(splits, self.image_size, self.in_chans, cache, self.max_megapixels, self.fitting, self.value_range)
 
     def _recognise(self, read: Read) -> None:
         """Takes the fingerprint of the images, and compares it with that of the run that goes on."""
@@ -146,13 +147,15 @@ class ImageDataModule(L.LightningDataModule):
 
     def _decode(self, read: Read, stage: str) -> None:
         """Leaves out what can't be read where that is asked for, and decodes what fits into memory; of the rest it tries what time allows."""
-        images = Readable(used_images(read, self.splits), self.in_chans, self.max_megapixels, self.source.place, self.value_range)
+        measured = self.splits if stage == "fit" or self.unseen is None else self.unseen.splits
+        needed = {name: part for name, part in self.splits.items() if name in measured or isinstance(part[0].images, np.ndarray)}
+        images = Readable(used_images(read, needed), self.in_chans, self.max_megapixels, self.source.place, self.value_range)
         if self.on_bad_image == "skip":
             goes_on = self.past is not None and self.fingerprint is not None and self.past.digest == self.fingerprint.digest
             known = self.past.left_out if self.past is not None and goes_on else None
             self.splits, self.bad = images.leave_out(self.splits, known)
         with images.named_together():
-            self._keep(self.cache)
+            self._keep(self.cache, needed)
         if stage == "fit" and self.on_bad_image == "stop":
             images.look_ahead(self.splits)
 
@@ -244,8 +247,6 @@ class ImageDataModule(L.LightningDataModule):
                 rank_zero_info(f"data.batch_size={self.batch_size} is more than the {len(chosen)} training images: using {batch_size}.")
         if len(chosen) < world:
             raise InputError(f"The {stage} split has {len(chosen)} image(s), fewer than the {world} devices.")
-        if train and self.sampler == "balanced" and self.has_unlabelled:
-            raise InputError("data.sampler=balanced evens out classes, and training images have none: leave it out.")
         balanced = split.targets if train and self.sampler == "balanced" else None
         sampler = KeyedSampler(chosen, batch_size, self.seed, train, rank, world, balanced)
         if train:

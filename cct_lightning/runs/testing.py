@@ -23,6 +23,7 @@ from cct_lightning.tasks.needs import KeepsOutcomes, classifier_of
 from cct_lightning.tasks.task import Task
 from cct_lightning.weights.files import Opened
 from cct_lightning.weights.sources import sha256
+from cct_lightning.wording import printable, some
 
 Stage = Literal["val", "test"]
 NAMES = {"val": "validation", "test": "test"}
@@ -85,7 +86,9 @@ def _check_fitting(flags: Sequence[str], module: Task, data: ImageDataModule) ->
     """Refuses to fit something to validation images where there are none, or where no classes are predicted."""
     for name in flags:
         if not data.has_validation:
-            raise InputError(f"--{name} needs validation images, and there are none: give a val folder, or another share with --data.val_fraction.")
+            raise InputError(
+                f"--{name} needs validation images, and there are none: give a val folder, or train with a share set aside (--data.val_fraction 0.1)."
+            )
         if module.kind != "class":
             raise InputError(f"--{name} is for classification: this task predicts no classes.")
 
@@ -119,7 +122,7 @@ def evaluate(
         InputError: There are no such images, or their classes are not the checkpoint's.
     """
     if stage == "val" and not data.has_validation:
-        raise InputError("there are no validation images: data.val_fraction=0 sets none aside; give another share, or use `cct test`.")
+        raise InputError("there are no validation images: data.val_fraction=0 sets none aside; use `cct test`, or train with a share that is.")
     _check_fitting([flag for flag, given in (("calibrate", calibrates), ("reject", rejects is not None)) if given], module, data)
     path = checkpoint.path
     where = f"data.dataset={data.dataset}" if data.about.num_classes and not data.folder else f"data.root={images['root']}"
@@ -144,7 +147,8 @@ def evaluate(
     there = len(data.splits[stage][1])
     limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
     tta = tta_of(module)
-    told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images{cost(tta)}", str(path), folder, problem)
+    bad = f"\n  left out: {len(data.bad):,} image(s) that can't be read: {some([printable(str(one.path)) for one in data.bad])}" if data.bad else ""
+    told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images{cost(tta)}{bad}", str(path), folder, problem)
     splits = {name: data.splits[name] for name in ("val", stage) if name in data.splits}  # no test image is looked at in a validation
     return told + _set(checkpoint, calibrates, rejects, (splits, str(trainer["accelerator"]), data.batch_size, tta, data.max_megapixels))
 

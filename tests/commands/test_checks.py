@@ -103,7 +103,7 @@ def test_images_that_are_there_and_other_data_sets_pass(tmp_path):
 
 
 @pytest.mark.parametrize(("splits", "options", "way"), [
-    (("train", "val"), {}, ""), (("train", "val"), {"test_fraction": 0}, ""), (("train",), {"test_fraction": "0.0"}, "set a share aside"),
+    (("train", "val"), {}, ""), (("train", "val"), {"test_fraction": 0}, ""), (("train",), {"test_fraction": "0.0"}, "train with a share set aside"),
 ])  # fmt: skip
 def test_a_test_needs_test_images_as_the_data_module_says(tmp_path, splits, options, way):
     from cct_lightning import ImageDataModule
@@ -121,7 +121,7 @@ def test_a_test_needs_test_images_as_the_data_module_says(tmp_path, splits, opti
 def test_a_table_without_test_images_is_refused_too(tmp_path):
     given = {"data.dataset": "csv", "data.root": str(table(tmp_path, "train", "train"))}
     check_test_images(given)  # a share is set aside
-    with pytest.raises(InputError, match="has no test images: add a test folder, set a share aside"):
+    with pytest.raises(InputError, match="has no test images: add a test folder, train with a share set aside"):
         check_test_images({**given, "data.test_fraction": 0})
 
 

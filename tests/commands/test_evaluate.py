@@ -122,6 +122,23 @@ def test_images_that_were_drawn_from_others_are_not_taken_for_a_test(cct, tmp_pa
     assert "validation: " in validated.out
     assert "test: " not in validated.out
     assert "test: " in cct("test", run, "--calibrate").out
+    # Another division of the same images would measure on what was trained on, which our own messages advised.
+    for command, key, value in (
+        ("test", "split_seed", 1),
+        ("test", "test_fraction", 0.5),
+        ("test", "fold", "1/2"),
+        ("validate", "val_fraction", 0.3),
+    ):
+        refused = cct(command, run, f"--data.{key}", value)
+        assert refused.code == 2
+        assert f"data.{key}={value} divides the images in photos otherwise than the training did" in refused.err
+        assert len(refused.err.splitlines()) == 3
+    assert cct("test", run, "--data.val_fraction", 0.3).code == 0  # which a test is drawn before
+    write_images(tmp_path / "field", 2, 9, 17)  # of another camera: none was seen, all are measured
+    assert "test of field: 18 images\n" in cct("test", run, "--data.root", "field").out
+    assert "test of field: 8 images\n" in cct("test", run, "--data.root", "field", "--data.test_fraction", 0.5).out
+    shutil.copy(run / "checkpoints" / "best.ckpt", "model.ckpt")
+    assert cct("test", "model.ckpt").code == 0
     shutil.copytree("photos", "held/train")
     write_images(tmp_path / "held" / "test", 2, 3, 16)
     for name in ("class0000", "class0001"):
@@ -131,8 +148,11 @@ def test_images_that_were_drawn_from_others_are_not_taken_for_a_test(cct, tmp_pa
         assert refused.code == 2
         assert "was trained on: class0000/new.png is new, and 1 more differs.\n" in refused.err
         assert len(refused.err.splitlines()) == 3
+    refused = cct("test", "model.ckpt")
+    assert refused.code == 2
+    assert "are not those that the checkpoint was trained on; which, its run could tell" in refused.err
     # test images of their own are never drawn, validation images then are; the run's tables stay what they are
-    (tables,) = run.glob("checkpoints/best-*-test")
+    tables = run / "checkpoints/best-image_folder-test"
     before = (tables / "measures.json").read_text()
     assert cct("test", run, "--data.root", "held").code == 0
     assert (tables / "measures.json").read_text() == before

@@ -253,8 +253,8 @@ def test_a_test_names_the_files_of_its_mistakes(cct, tmp_path, cache, folder):
 
 def test_a_validation_has_a_report_of_its_own_and_refuses_other_classes(cct, tmp_path):
     write_images(tmp_path / "pets", 3, 20)
-    best = trained(cct, tmp_path, *FOLDER, "--data.root", "pets")
-    validated = cct("validate", best, "--data.val_fraction", 0.25, *QUIET)
+    best = trained(cct, tmp_path, *FOLDER, "--data.root", "pets", "--data.val_fraction", 0.25)
+    validated = cct("validate", best, *QUIET)
     assert "validation of pets: 12 images\n" in validated.out
     assert read(best.parent / "best-image_folder-val")[0]["n"] == 12
     limited = cct("test", best, "--data.batch_size", 5, "--trainer.limit_test_batches", 2, *QUIET)
