@@ -116,7 +116,9 @@ def prepare(arguments: list[str]) -> Place:
     if len(typed.alone) > 1:
         raise InputError(f"check takes one data set, and {len(typed.alone)} words were given: {' '.join(typed.alone[:5])}")
     if typed.alone:
+        chosen = typed.last("data.dataset")
         keys |= _of_word(typed.alone[0], keys.get("data.root"), keys.get("data.dataset") == "images")
+        keys |= {"data.dataset": chosen} if chosen else {}
     if "data.dataset" not in keys:
         raise InputError("check needs your images: cct check DIR, a CSV, the name of a data set, or -c RECIPE.")
     root = Path(str(keys.get("data.root", DataOptions.root))).expanduser()

@@ -13,7 +13,7 @@ from cct_lightning.commands.ranges import as_number
 from cct_lightning.commands.requests import Request
 from cct_lightning.commands.words import read_words
 from cct_lightning.data.options import DataOptions
-from cct_lightning.data.places import dataset_of
+from cct_lightning.data.places import OWN, dataset_of
 from cct_lightning.errors import InputError
 from cct_lightning.networks.options import NetworkOptions
 from cct_lightning.run_folder import newest
@@ -41,13 +41,15 @@ def prepare(arguments: list[str]) -> Request:
                          "  columns of numbers; Parquet, .tar shards and what `datasets` saved to disk will do as well.")  # fmt: skip
     root, *rest = arguments
     place = Path(root).expanduser()
-    dataset = dataset_of(place)
+    recipes, keys = apart(rest, "finetune")
+    typed = read_words(keys, "finetune", (*FLAGS, "calibrate"))
+    dataset, chosen = dataset_of(place), typed.last("data.dataset")
+    if chosen is not None and chosen in OWN and chosen != "images":
+        dataset = chosen
     from cct_lightning.data.folders import folder_class_names
     from cct_lightning.data.sets import DATASETS
 
     read_all = DATASETS[dataset].read_all
-    recipes, keys = apart(rest, "finetune")
-    typed = read_words(keys, "finetune", (*FLAGS, "calibrate"))
     table = read_all(place, read_names("data.targets", typed.last("data.targets"))) if read_all else folder_class_names(place) and None
     task = next((name for name, kind in KINDS.items() if table and kind == table.kind), DEFAULT)
     own = [*recipes, *(["--task", task] if task != DEFAULT else []), "--data.dataset", dataset, "--data.root", root, *keys]

@@ -1,6 +1,7 @@
 """What the columns of a table say of its images: a class each, several labels, or numbers."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -11,6 +12,7 @@ from cct_lightning.errors import InputError, did_you_mean
 
 Kind = Literal["class", "labels", "numbers"]  # what an image is told by
 OWN = ("path", "split", "group")  # columns that say nothing of what is learned
+INDEX = r"(unnamed: \d+|__index_level_\d+__)?"  # columns that pandas writes unasked
 FLOAT32 = 3.4e38  # the largest number that it holds, about
 STRATA = 10  # kinds of images that numbers are divided into, by the first column
 
@@ -42,7 +44,7 @@ Rows = Mapping[str, Sequence[Cells]]  # by split
 
 
 def find_columns(path: object, columns: Mapping[str, str], asked: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the columns that say what is learned, in lower case: label, labels, or all that are no others.
+    """Returns the columns that say what is learned, in lower case: label, labels, or all that are no others and no numbers of rows, as pandas adds.
 
     Args:
         path: The table, for errors.
@@ -54,14 +56,14 @@ def find_columns(path: object, columns: Mapping[str, str], asked: Sequence[str] 
     """
     for name in asked or ():
         if name.lower() not in columns or name.lower() == "path":
-            names = [written for known, written in columns.items() if known not in OWN]
+            names = [written for known, written in columns.items() if known and known not in OWN]
             raise InputError(f"data.targets names {name!r}, which is no column of {path} with targets.{did_you_mean(name, names)}")
     if asked:
         return tuple(name.lower() for name in asked)
     for name in ("label", "labels"):
         if name in columns:
             return (name,)
-    return tuple(name for name in columns if name not in OWN)
+    return tuple(name for name in columns if name not in OWN and not re.fullmatch(INDEX, name))
 
 
 def read_answers(path: object, names: Sequence[str], rows: Rows, by_name: bool = True) -> Answers:

@@ -75,6 +75,8 @@ def test_tables_named_sets_and_recipes_are_checked(cct, tmp_path):
     lines = [f"heap/class000{label}/{number}.png,{label}" for label in range(2) for number in range(12)]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]))
     assert "labels.csv: 24 images" in cct("check", "labels.csv").out
+    Path("heap", "all.tar").touch()  # a format that is named is not guessed
+    assert "heap: 24 images" in cct("check", "heap", "--data.dataset", "image_folder").out
     for words in (("digits",), ("-c", "digits"), ("--data.dataset", "digits")):
         outcome = cct("check", *words)
         assert outcome.code == 0, outcome.err

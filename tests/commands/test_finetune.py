@@ -316,6 +316,12 @@ def test_images_of_many_channels_do_as_well(cct, weights, tmp_path):
     assert cct("predict", tmp_path / "out", "bands").out == rows.out
 
 
+def test_a_format_that_is_named_is_not_guessed(photos):
+    """The archive that the photographs came in lay beside their folders: it was read, whatever data.dataset said."""
+    (photos / "photos.tar").touch()
+    assert prepare([str(photos), "--data.dataset", "image_folder"]).keys["data.dataset"] == "image_folder"
+
+
 def test_a_table_of_labels_does_as_well(cct, photos, weights, tmp_path):
     rows = [f"{file.relative_to(tmp_path)},{file.parent.name}" for file in sorted(photos.rglob("*.png"))]
     Path("labels.csv").write_text("\n".join(["path,label", *rows]))

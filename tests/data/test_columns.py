@@ -57,6 +57,15 @@ def test_columns_of_numbers_are_found_or_named(folder):
     assert (named.kind, named.class_names, named.splits["train"].values[0].tolist()) == ("numbers", ["label", "Height"], [3, 1.5])
 
 
+def test_the_numbers_of_rows_that_pandas_writes_are_not_learned(folder):
+    """They were a number to be learned, and made of marks of 0 and 1 a regression."""
+    for index in ("", "Unnamed: 0", "__index_level_0__"):
+        path = write(folder, f"{index},cat,dog", ["0,1,0", "1,0,1", "2,1,1"])
+        assert (read_table(path).kind, read_table(path).class_names) == ("labels", ["cat", "dog"])
+    with pytest.raises(InputError, match="it must have path and label once each"):
+        read_table(write(folder, "", ["0", "1"]))
+
+
 @pytest.mark.parametrize(("header", "cells", "message"), [
     ("labels", [""], "no training image has a label"),
     ("labels", ["cat,dog"], r"line 2: it has more cells than the first line has columns"),
