@@ -5,15 +5,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cct_lightning.data.files import decode
+import numpy as np
+
+from cct_lightning.data.files import Array, decode
 from cct_lightning.evaluation.drawings import draw_classes, draw_confusion, draw_mistakes, draw_reliability
 from cct_lightning.evaluation.outcomes import LABELS, Report
 from cct_lightning.evaluation.tables import write_report as write_tables
 from cct_lightning.evaluation.wrong_labels import FILE as WRONG
 from cct_lightning.evaluation.wrong_labels import WrongLabel, draw_wrong_labels, write_wrong_labels
+from cct_lightning.inference.items import Item
 from cct_lightning.run_folder import ENSEMBLE, replacing
 from cct_lightning.runs.page_parts import TEST_PICTURES, details, document, escape, figure, html_table, interval, picture
-from cct_lightning.studies.folds import FoldsSummary, OutOfFold
+from cct_lightning.studies.folds import FoldsSummary, OutOfFold, options_of
 from cct_lightning.wording import percent, printable, reason, shortened, table
 
 if TYPE_CHECKING:
@@ -80,8 +83,15 @@ def save(root: Path, name: str, draw: Callable[[], "Figure"]) -> Path | None:
 
 
 def images_of(found: OutOfFold, numbers: Sequence[int]) -> list[Any]:
-    """Reads images for a contact sheet, uint8 (H, W, C)."""
-    return [decode(Path(item) if isinstance(item := found.items[number], str) else item, 3) for number in numbers]  # type: ignore[arg-type]
+    """Reads images for a contact sheet as the runs did, uint8 (H, W, C), of other channels than 1 and 3 their mean."""
+    options = options_of(dict(found.runs[0].config))
+
+    def pixels_of(item: Item) -> Array:
+        file: Any = Path(item) if isinstance(item, str) else item
+        pixels = decode(file, options.in_chans or 3, options.max_megapixels, options.value_range)
+        return pixels if pixels.shape[2] in (1, 3) else pixels.mean(axis=2, keepdims=True).astype(np.uint8)
+
+    return [pixels_of(found.items[number]) for number in numbers]
 
 
 def write_report(root: Path, found: OutOfFold, report: Report, wrong: Sequence[WrongLabel], summary: FoldsSummary, about: dict[str, Any]) -> None:

@@ -2,7 +2,9 @@ import csv
 import json
 import signal
 from statistics import mean, stdev
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from cct_lightning.callbacks import Throughput
 from pictures import write_photos
@@ -11,6 +13,7 @@ import cct_lightning
 from cct_lightning import InputError
 from cct_lightning.commands.folds import are_asked, prepare
 from cct_lightning.run_folder import RunFolder
+from cct_lightning.studies.folds_report import images_of
 
 QUICK = (
     "--trainer.max_epochs", 1, "--data.batch_size", 4, "--data.num_workers", 0, "--data.image_size", 16, "--data.val_fraction", 0.3,
@@ -161,3 +164,15 @@ def test_a_fold_that_fails_is_told_and_tried_again(cct, photos, monkeypatch):
     assert "[2/2] fold 2/2, seed 0: FAILED, no 2/2" in outcome.out
     assert "2 of the 2 folds failed" in outcome.err
     assert "cct resume runs/finetune/folds-" in outcome.err
+
+
+def test_the_pictures_of_folds_show_images_as_the_runs_read_them(tmp_path):
+    """Those of five channels could not be drawn, those of 12 bits were nearly black."""
+    bands = np.full((4, 4, 5), 4095, np.uint16)
+    np.save(tmp_path / "a.npy", bands)
+    config = {
+        "data": {"dataset": "image_folder", "root": str(tmp_path), "in_chans": 5, "value_range": [0, 4095], "mean": [0.5] * 5, "std": [0.2] * 5}
+    }
+    found = SimpleNamespace(items=[str(tmp_path / "a.npy")], runs=[SimpleNamespace(config=config)])
+    (seen,) = images_of(found, [0])
+    assert (seen.shape, seen.dtype, seen.min()) == ((4, 4, 1), np.uint8, 255)
