@@ -238,12 +238,14 @@ class RunFolder:
 
     @cached_property
     def tables(self) -> Path | None:
-        """The folder with the tables of the test that ended the run; None where there was none."""
+        """The folder with the tables of the test that ended the run; None where there was none, or a later one with other settings took its place."""
         checkpoint = self.summary.get("best_checkpoint") or self.summary.get("last_checkpoint")
         if all(self.summary.get(name) is None for name in ("test_measure", "test_accuracy")) or not checkpoint:
             return None  # an earlier sitting may have left its tables
         folder = tables_beside(self.checkpoints / Path(checkpoint).name, str(self.key("data.dataset")), "test")
-        return folder if folder.is_dir() else None
+        own, found = self.summary.get("test_measure"), read_json(folder / "measures.json").get(self.summary.get("measure") or "accuracy")
+        other = isinstance(own, float) and isinstance(found, float) and abs(own - found) > 1e-6
+        return folder if folder.is_dir() and not other else None
 
 
 def _lock(folder: int, path: Path, patience: float) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import time
 
@@ -129,3 +130,15 @@ def test_launched_processes_are_told_whose_run_it_is(run):
     with run.told():
         assert (os.environ[VARIABLE], os.environ[PARENT]) == (str(run.path), str(os.getpid()))
     assert not {VARIABLE, PARENT} & set(os.environ)
+
+
+def test_tables_of_another_test_are_not_taken_for_those_of_the_run(run):
+    """`cct test RUN --tta mirror` puts its own in their place; the page told its images, interval and mistakes beside the run's accuracy."""
+    run.checkpoints.mkdir(exist_ok=True)
+    run.write_config("data: {dataset: digits}")
+    run.write_summary({"best_checkpoint": "best.ckpt", "test_accuracy": 0.5, "test_measure": 0.5, "measure": "accuracy"})
+    tables = run.checkpoints / "best-digits-test"
+    tables.mkdir()
+    for accuracy, told in ((0.5 + 1e-9, tables), (0.53, None)):
+        (tables / "measures.json").write_text(json.dumps({"accuracy": accuracy, "n": 100}))
+        assert RunFolder(run.path).tables == told

@@ -130,7 +130,7 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int)
 
 def _tables(run: RunFolder) -> str:
     if run.tables is None:
-        return '<p class="soft">The tables of the test are missing.</p>\n'
+        return '<p class="soft">The tables of the test are missing, or of a later one with other settings.</p>\n'
     if (name := measure_of(run.summary).name) != "accuracy":
         return _tables_of_labels(run.tables) if name == "mAP" else _tables_of_numbers(run.tables)
     classes, mistakes = read_table(run.tables / "classes.csv"), read_table(run.tables / "mistakes.csv")

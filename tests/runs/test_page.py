@@ -176,7 +176,7 @@ def test_tables_are_those_of_the_test(run_dir):
     ("config.yaml", "There is no config.yaml: the command above has nothing to read.", None),
     ("pictures", "Not there or not readable: pictures/confusion.png, pictures/reliability.png, pictures/classes.png, pictures/mistakes.png.", None),
     ("pictures/mistakes.png", "Not there or not readable: pictures/mistakes.png.", None),
-    ("checkpoints/best-image_folder-test", "The tables of the test are missing.", None),
+    ("checkpoints/best-image_folder-test", "The tables of the test are missing, or of a later one with other settings.", None),
     (".", "There is no metrics.csv with values", "test"),
 ])  # fmt: skip
 def test_what_is_missing_is_told(run_dir, missing, words, gone):
