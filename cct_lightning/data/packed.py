@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -62,7 +63,7 @@ def check_packed(root: Path, dataset: str) -> None:
 
 
 def as_table(found: Mapping[str, Labelled], root: Path, names: Sequence[str] | None = None) -> Table:
-    """Numbers the classes.
+    """Numbers the classes. A split for measuring whose labels are hidden, -1 each as on the hub, is left out.
 
     Args:
         found: Of each split, images and labels: text or whole numbers.
@@ -72,6 +73,9 @@ def as_table(found: Mapping[str, Labelled], root: Path, names: Sequence[str] | N
     Raises:
         InputError: Fewer than two classes, no training image, a number that is no class, a label that no training image has.
     """
+    for split in [split for split, part in found.items() if split != "train" and part[1] and all(str(label).strip() == "-1" for label in part[1])]:
+        warnings.warn(f"{root}: the images of {split} have no labels (-1) and are left out", stacklevel=2)
+        found = {name: part for name, part in found.items() if name != split}
     labels = found.get("train", ([], []))[1]
     if names is None:
         numbers = all(re.fullmatch(r"-?\d{1,18}", str(label)) for label in labels)

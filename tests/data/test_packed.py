@@ -75,6 +75,12 @@ def test_named_classes_keep_their_numbers(tmp_path):
     assert (table.class_names, table.splits["train"].targets.tolist()) == (["a", "b", "c"], [2, 0, 2])
 
 
+def test_a_test_whose_labels_are_hidden_is_left_out(tmp_path):
+    with pytest.warns(UserWarning, match=r"the images of test have no labels \(-1\) and are left out"):
+        table = as_table({"train": labelled(2, 0, 1), "test": labelled(-1, -1), "val": labelled(0)}, tmp_path, ["a", "b", "c"])
+    assert set(table.splits) == {"train", "val"}
+
+
 @pytest.mark.parametrize(("found", "names", "said"), [
     ({"train": labelled("a", "a")}, None, r"1 class\(es\): a; at least two"),
     ({"train": labelled("a", "b"), "val": labelled("b", "c")}, None, "1 of val has the label 'c', which no training image has"),
