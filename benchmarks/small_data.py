@@ -175,7 +175,7 @@ def main() -> None:
         views = f", with a mirror {mean_and_deviation(mirrored, 100)} %" if mirrored else ""
         known = all(phase["at_350"] for phases in runs for phase in phases)
         unit = "at_350" if known else "cpu_seconds"
-        cost = " + ".join(f"{statistics.mean(phase[unit] for phase in phases):.0f}" for phases in zip(*runs, strict=True))
+        cost = " + ".join(f"{statistics.mean(phase.get(unit, 0) for phase in phases):.0f}" for phases in zip(*runs, strict=True))
         cost += f" CPU-seconds{' at 350' * known}"
         print(f"{row}: {mean_and_deviation([one['accuracy'] for one in last], 100)} %{views}, {cost}, n = {len(runs)}", flush=True)
 

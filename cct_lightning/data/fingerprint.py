@@ -246,8 +246,12 @@ class Unseen(NamedTuple):
     asked: Mapping[str, Any] = {}
     digest: str | None = None
 
-    def check(self, now: Fingerprint) -> bool:
+    def check(self, now: Fingerprint, draws_test: bool = True) -> bool:
         """Refuses images that are in part the run's, a tenth of them or more. Of the run's own, the same are set aside; others are unseen.
+
+        Args:
+            now: Of the images that shall be measured.
+            draws_test: Whether a test is drawn from the training images.
 
         Returns:
             Whether they are others.
@@ -258,23 +262,18 @@ class Unseen(NamedTuple):
         before, rows = read_rows(self.listing), list(now.rows())
         digest = digest_of(before) if before else self.digest
         if digest == digest_of(rows):
-            self._check_shares(now)
+            self._check_shares(now, draws_test)
         if digest is None or digest == digest_of(rows):
             return False
-        if not before:
-            roots = {os.path.abspath(os.path.expanduser(str(told.get("root")))) for told in (self.asked, self.trained)}
-            if len(roots) > 1:
-                return False  # whether they are others can't be told
-            raise InputError(
-                f"The images in {now.base} are not those that the checkpoint was trained on; which, its run could tell ({self.listing} is missing).\n"
-                f"  {' and '.join(self.splits)} images are drawn from all of them, so that those drawn now would be among those it was trained on.\n"
-                "  Put them back, measure best.ckpt in its run, or give the new ones a folder of their own (--data.root DIR)."
-            )
-        known, there = ([row.content or (row.name.rpartition("/")[2], row.size) for row in some if row.split != "class"] for some in (before, rows))
-        if 10 * sum(map(set(known).__contains__, there)) < len(there):
+        roots = {os.path.abspath(os.path.expanduser(str(told.get("root")))) for told in (self.asked, self.trained)}
+        if not before and len(roots) > 1:
+            return False  # whether they are others can't be told
+        earlier, there = ([row for row in some if row.split != "class"] for some in (before, rows))
+        if before and 10 * _known(earlier, there) < len(there):
             return True  # a data set of its own
+        which = _first(list(differences(before, rows))) if before else f"which, its run could tell ({self.listing} is missing)"
         raise InputError(
-            f"The images in {now.base} are not those that {self.run} was trained on: {_first(list(differences(before, rows)))}.\n"
+            f"The images in {now.base} are not those that {self.run if before else 'the checkpoint'} was trained on: {which}.\n"
             f"  {' and '.join(self.splits)} images are drawn from all of them, so that those drawn now would be among those it was trained on.\n"
             "  Put them back, or give the new ones a folder of their own (--data.root DIR)."
         )
@@ -290,15 +289,17 @@ class Unseen(NamedTuple):
             InputError: As ``check`` does.
         """
         chosen = dict(splits)
-        if any(chosen[name][0] is chosen["train"][0] for name in self.splits if name in chosen) and self.check(take()):
+        drawn = {name for name, part in chosen.items() if part[0] is chosen["train"][0]}
+        if drawn & set(self.splits) and self.check(take(), "test" in drawn):
             typed = any(self.trained.get(name) != self.asked.get(name) for name in ("fold", "test_fraction"))
             if set(self.splits) == {"test"} and not typed:
                 split = chosen["train"][0]
                 chosen["test"] = split, np.flatnonzero(split.targets != UNLABELLED)
         return chosen
 
-    def _check_shares(self, now: Fingerprint) -> None:
-        names = ["fold", "split_seed", "test_fraction", *(["val_fraction"] if "val" in self.splits else [])]
+    def _check_shares(self, now: Fingerprint, draws_test: bool) -> None:
+        names = ["fold", "split_seed", *(["val_fraction"] if "val" in self.splits else [])]
+        names += ["test_fraction"] if draws_test and self.trained.get("fold") is None else []
         for name in names if self.trained else ():
             then, asked = self.trained.get(name), self.asked.get(name)
             if then != asked:
@@ -307,6 +308,17 @@ class Unseen(NamedTuple):
                     f"  {' and '.join(self.splits)} images drawn so would be among those it was trained on. Leave it out, or give images of a\n"
                     "  folder of their own (--data.root DIR); where none were set aside, train with a share that is."
                 )
+
+
+def _known(before: Sequence[Row], rows: Sequence[Row]) -> int:
+    """Counts the images that were there before: by their content, and by name and size where one of both was not read."""
+
+    contents, unread, places = {row.content for row in before}, {_place(row) for row in before if not row.content}, set(map(_place, before))
+    return sum(row.content in contents or _place(row) in unread if row.content else _place(row) in places for row in rows)
+
+
+def _place(row: Row) -> tuple[str, int]:
+    return row.name.rpartition("/")[2], row.size
 
 
 def _size(file: Any) -> int:

@@ -147,13 +147,13 @@ class ImageDataModule(L.LightningDataModule):
 
     def _decode(self, read: Read, stage: str) -> None:
         """Leaves out what can't be read where that is asked for, and decodes what fits into memory; of the rest it tries what time allows."""
-        measured = self.splits if stage == "fit" or self.unseen is None else self.unseen.splits
-        needed = {name: part for name, part in self.splits.items() if name in measured or isinstance(part[0].images, np.ndarray)}
-        images = Readable(used_images(read, needed), self.in_chans, self.max_megapixels, self.source.place, self.value_range)
+        shown = self.splits if stage == "fit" or self.unseen is None else self.unseen.splits
+        needed = {name: part for name, part in self.splits.items() if name in shown or isinstance(part[0].images, np.ndarray)}
+        used = used_images(read, self.splits if self.on_bad_image == "skip" else needed)  # a share of all may be left out
+        images = Readable(used, self.in_chans, self.max_megapixels, self.source.place, self.value_range)
         if self.on_bad_image == "skip":
-            goes_on = self.past is not None and self.fingerprint is not None and self.past.digest == self.fingerprint.digest
-            known = self.past.left_out if self.past is not None and goes_on else None
-            self.splits, self.bad = images.leave_out(self.splits, known)
+            past, now = self.past, self.fingerprint
+            self.splits, self.bad = images.leave_out(self.splits, past.left_out if past and now and past.digest == now.digest else None)
         with images.named_together():
             self._keep(self.cache, needed)
         if stage == "fit" and self.on_bad_image == "stop":

@@ -73,7 +73,8 @@ def as_table(found: Mapping[str, Labelled], root: Path, names: Sequence[str] | N
     Raises:
         InputError: Fewer than two classes, no training image, a number that is no class, a label that no training image has.
     """
-    for split in [split for split, part in found.items() if split != "train" and part[1] and all(str(label).strip() == "-1" for label in part[1])]:
+    unknown = {split: {str(label).strip() == "-1" for label in part[1]} for split, part in found.items()}
+    for split in [split for split, told in unknown.items() if told == {True} and True not in unknown.get("train", {True})]:
         warnings.warn(f"{root}: the images of {split} have no labels (-1) and are left out", stacklevel=2)
         found = {name: part for name, part in found.items() if name != split}
     labels = found.get("train", ([], []))[1]

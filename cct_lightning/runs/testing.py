@@ -147,7 +147,8 @@ def evaluate(
     there = len(data.splits[stage][1])
     limited = f" of {there:,}" if report.n < there else ""  # by trainer.limit_test_batches and its like
     tta = tta_of(module)
-    bad = f"\n  left out: {len(data.bad):,} image(s) that can't be read: {some([printable(str(one.path)) for one in data.bad])}" if data.bad else ""
+    names = some([printable(str(one.path)) for one in data.bad])
+    bad = f"\n  left out of the data set: {len(data.bad):,} image(s) that can't be read: {names}" if data.bad else ""
     told = describe_report(report, f"{NAMES[stage]} of {source}: {report.n:,}{limited} images{cost(tta)}{bad}", str(path), folder, problem)
     splits = {name: data.splits[name] for name in ("val", stage) if name in data.splits}  # no test image is looked at in a validation
     return told + _set(checkpoint, calibrates, rejects, (splits, str(trainer["accelerator"]), data.batch_size, tta, data.max_megapixels))

@@ -212,7 +212,7 @@ class Search:
             InputError: No further one would tell anything: it was trained on other images than those before, or validated nothing.
         """
         states, number = _optuna().trial.TrialState, int(result.job.arm)
-        if result.stopped:
+        if result.stopped and result.job.summary is None:
             return self._outcome(self._frozen(number))
         value, useless = (self._value(result.job), self._useless(result.job)) if result.error is None else (None, None)
         trial = self._open(number)

@@ -32,7 +32,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 def shown_rate(optimizer: torch.optim.Optimizer) -> float:
     """Returns the rate that is told of an optimizer: that of the part which ``optim.lr`` is for, not of a lower layer or of Muon's matrices."""
-    return max(float(group["lr"]) for group in optimizer.param_groups if not group.get("muon"))
+    return max((float(group["lr"]) for group in optimizer.param_groups if not group.get("muon")), default=float(optimizer.param_groups[0]["lr"]))
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

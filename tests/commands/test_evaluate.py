@@ -150,7 +150,7 @@ def test_images_that_were_drawn_from_others_are_not_taken_for_a_test(cct, tmp_pa
         assert len(refused.err.splitlines()) == 3
     refused = cct("test", "model.ckpt")
     assert refused.code == 2
-    assert "are not those that the checkpoint was trained on; which, its run could tell" in refused.err
+    assert "are not those that the checkpoint was trained on: which, its run could tell" in refused.err
     # test images of their own are never drawn, validation images then are; the run's tables stay what they are
     tables = run / "checkpoints/best-image_folder-test"
     before = (tables / "measures.json").read_text()

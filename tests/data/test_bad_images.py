@@ -142,6 +142,10 @@ def test_r07b_a_resumed_run_leaves_out_exactly_the_same_images(cct, photos, tmp_
     assert row["why"].startswith("can't be read as an image")
     assert json.loads((run / "summary.json").read_text())["left_out"] == [f"{photos}/class0001/3.png"]
 
+    tested = cct("test", run)
+    assert tested.code == 0, tested.err  # the share is of all images, not of those of the test
+    assert f"left out of the data set: 1 image(s) that can't be read: {photos}/class0001/3.png\n" in tested.out
+
     monkeypatch.setattr(Sitting, "on_train_batch_start", stop_once)
     assert cct(*words).code == 143
     (stopped,) = set((tmp_path / "runs/digits").iterdir()) - {run}

@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,18 @@ def test_images_are_set_aside_for_a_test_of_all_that_a_run_knows_or_of_none(phot
     assert lines[0] == f"The images in {photos} are not those that {tmp_path / 'run'} was trained on: class0000/1.png is gone, and 1 more differs."
     assert "test and val images are drawn from all of them" in lines[1]
     assert len(lines) == 3
+
+
+def test_a_part_of_a_large_set_is_known_by_names_and_sizes_where_contents_were_not_read(photos, tmp_path, monkeypatch):
+    listing = tmp_path / "images.csv.gz"
+    with monkeypatch.context() as patched, listing.open("wb") as file:
+        patched.setattr(fingerprint, "CONTENT_FILES", 3)
+        patched.setattr(fingerprint, "SAMPLE", 1)
+        of_folder(photos).write(file)
+    shutil.copytree(photos, tmp_path / "some")
+    (tmp_path / "some/class0000/0.png").unlink()
+    with pytest.raises(InputError, match="are not those that"):
+        Unseen(tmp_path / "run", listing, ["test"]).check(of_folder(tmp_path / "some"))
 
 
 @pytest.mark.parametrize(("limit", "value"), [("CONTENT_FILES", 9), ("CONTENT_BYTES", 100)])

@@ -79,6 +79,7 @@ def test_a_test_whose_labels_are_hidden_is_left_out(tmp_path):
     with pytest.warns(UserWarning, match=r"the images of test have no labels \(-1\) and are left out"):
         table = as_table({"train": labelled(2, 0, 1), "test": labelled(-1, -1), "val": labelled(0)}, tmp_path, ["a", "b", "c"])
     assert set(table.splits) == {"train", "val"}
+    assert set(as_table({"train": labelled(-1, 1, -1), "test": labelled(-1)}, tmp_path).splits) == {"train", "test"}  # a class of that name
 
 
 @pytest.mark.parametrize(("found", "names", "said"), [

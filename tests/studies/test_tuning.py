@@ -112,6 +112,12 @@ def test_a_run_that_was_stopped_stays_open_and_is_told_once(search):
     assert not again.watch(other)({"val/loss": 1.0}, 0.6)
 
 
+def test_a_run_that_ended_before_a_signal_could_stop_it_is_told(search):
+    job = next(search.jobs(2))
+    searched.pretend(job, search)
+    assert search.tell(Result(job, None, 1.0, stopped=143)).state == "finished"
+
+
 def test_a_run_that_ended_while_nobody_was_there_is_told(search):
     job = next(search.jobs(2))
     searched.pretend(job, search)
