@@ -163,9 +163,9 @@ def reaches(address: str) -> bool:
     import urllib.request
     from urllib.parse import urlparse
 
-    if urllib.request.getproxies():
-        return True
     about = urlparse(address)
+    if {about.scheme, "all"} & set(urllib.request.getproxies()) and not urllib.request.proxy_bypass(about.hostname or ""):  # type: ignore[attr-defined]
+        return True
     try:
         socket.create_connection((about.hostname or "", about.port or (80 if about.scheme == "http" else 443)), timeout=3).close()
     except OSError:

@@ -80,7 +80,7 @@ def test_the_checkpoint_knows_its_run_and_flags_win(cct, tmp_path):
     assert {name: measures[name] for name in summary["test"]} == pytest.approx(summary["test"])
     assert f"accuracy {100 * measures['accuracy']:.2f} %" in tested.out
 
-    cct("validate", best, "--data.split_seed", 3)  # other images: the flag wins over what the checkpoint says
+    cct("validate", best, "--model.tta", "shift")  # the flag wins over what the checkpoint says
     other = json.loads((best.parent / "best-digits-val" / "measures.json").read_text())
     cct("validate", best)
     assert json.loads((best.parent / "best-digits-val" / "measures.json").read_text()) != other
