@@ -268,7 +268,11 @@ def test_muon_takes_two_matrices_in_one_as_one():
     model = Two()
     optimizer = create_optimizer(model, OptimConfig("muon"))
     model.blocks[0]["qkv"](torch.ones(1, 8)).sum().backward()
+    weight = model.blocks[0]["qkv"].weight
+    assert [group["parts"] for group in optimizer.param_groups if any(p is weight for p in group["params"])] == [1]
+    before = weight.detach().clone()
     optimizer.step()  # a third of 16 rows could not be cut
+    assert not torch.equal(weight, before)
 
 
 @pytest.mark.parametrize(("config", "message"), [
